@@ -1,0 +1,467 @@
+"""Every error that a user can meet, drawn as one tree.
+
+    WegeftError
+    ├── InvalidInput            what was sent is wrong; nothing was changed
+    │   ├── InvalidJob          job.yaml: syntax, fields, types, combinations
+    │   ├── InvalidData         rows of a data set
+    │   ├── InvalidTensors      a safetensors file: header, dtype, shape, NaN
+    │   ├── InvalidReference    ns/name@selector, digests, identifiers
+    │   ├── InvalidSetting      a WEGEFT_… variable or option of a command
+    │   ├── InvalidRequest      any other HTTP request body, query or path
+    │   └── InvalidAdapterConfig  adapter configuration against the model
+    │       └── TargetsNotFound   target modules match no layer of the base model
+    ├── NotFound
+    │   ├── JobNotFound · AdapterNotFound · VersionNotFound · AliasNotFound
+    │   ├── BlobNotFound · FileNotFoundInVersion
+    │   └── BaseModelNotFound
+    ├── Conflict                the state moved on; read it again
+    │   ├── StaleLease          another attempt holds the job
+    │   ├── IllegalTransition   the job's state does not allow this
+    │   ├── AliasMoved          compare-and-set lost
+    │   ├── IdempotencyConflict one key, two different requests
+    │   └── AlreadyRunning      an embedded service holds this home folder
+    ├── Refused
+    │   ├── Unauthenticated     no token, or a wrong, expired or revoked one
+    │   ├── Forbidden           the token's role does not allow this
+    │   ├── PolicyRefused       the server's policy does not allow this
+    │   └── TooLarge            over a limit of the server
+    ├── Broken
+    │   ├── DigestMismatch      bytes are not what their name says
+    │   ├── StorageFull · StorageUnavailable · DatabaseUnavailable
+    │   ├── ServiceUnreachable · ServiceTimeout · PortTaken · StartFailed
+    │   └── UnexpectedAnswer    a peer spoke another protocol
+    └── JobFailure              why an attempt ended without a result
+        ├── LossNotFinite · OutOfMemory · BaseModelUnusable · TrainingCrashed
+        ├── WorkerLost · LeaseExpired · Stalled · DurationExceeded · NoCapacity
+        └── JobFailed · JobCancelled · JobPending   how ``wait`` ended for a script
+
+A class's docstring is its default message; ``code`` is its name on the wire. ``ERROR_KINDS`` maps each code to one HTTP status
+and one exit status, and says whether trying again may help.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+_VALUE_LIMIT = 120
+
+
+def shorten(value: object, limit: int = _VALUE_LIMIT) -> str:
+    """Return a one-line rendering of ``value`` of at most ``limit`` characters, for a message."""
+    text = value if isinstance(value, str) else repr(value)
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+class Problem(BaseModel):
+    """One thing that is wrong: where, what was there, and what would be right."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = ""
+    """Where, as a dotted path: ``datasets[0].path``, ``row 17``, ``q_proj.wegeft_phi``."""
+    message: str
+    value: str | None = None
+    """The offending value, shortened; never a secret."""
+    hint: str | None = None
+    """What would be right, or what to do."""
+    line: int | None = None
+    """1-based line in the file that the user wrote."""
+    column: int | None = None
+
+    def __str__(self) -> str:
+        where = f"line {self.line}: " if self.line is not None else ""
+        path = f"{self.path}: " if self.path else ""
+        value = f" (got {self.value})" if self.value is not None else ""
+        hint = f"; {self.hint}" if self.hint else ""
+        return f"{where}{path}{self.message}{value}{hint}"
+
+
+class ErrorBody(BaseModel):
+    """An error on the wire and in the ledger: RFC 9457 members plus ours."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    code: str
+    title: str
+    detail: str
+    status: int
+    problems: tuple[Problem, ...] = ()
+    request_id: str | None = None
+
+
+class WegeftError(Exception):
+    """Something went wrong."""
+
+    code: ClassVar[str] = "error"
+    http_status: ClassVar[int] = 500
+    exit_status: ClassVar[int] = 1
+    is_retryable: ClassVar[bool] = False
+    """Whether the same call may succeed later without a change by the user."""
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        path: str = "",
+        value: object = None,
+        hint: str | None = None,
+        problems: tuple[Problem, ...] | list[Problem] = (),
+    ) -> None:
+        self.message = message or title_of(type(self))
+        if problems:
+            self.problems = tuple(problems)
+        else:
+            shown = None if value is None else shorten(value)
+            self.problems = (Problem(path=path, message=self.message, value=shown, hint=hint),)
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        return "\n".join(str(p) for p in self.problems)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.message, self.problems)
+
+    def body(self, request_id: str | None = None) -> ErrorBody:
+        """Return the error as it goes over the wire."""
+        return ErrorBody(
+            code=self.code,
+            title=title_of(type(self)),
+            detail=self.message,
+            status=self.http_status,
+            problems=self.problems,
+            request_id=request_id,
+        )
+
+
+def _rebuild(kind: type[WegeftError], message: str, problems: tuple[Problem, ...]) -> WegeftError:
+    return kind(message, problems=problems)
+
+
+def title_of(kind: type[WegeftError]) -> str:
+    """Return the first line of the class's docstring without its full stop."""
+    return (kind.__doc__ or kind.__name__).strip().splitlines()[0].rstrip(".")
+
+
+class InvalidInput(WegeftError):
+    """What was sent is not valid."""
+
+    code, http_status, exit_status = "invalid_input", 422, 2
+
+
+class InvalidJob(InvalidInput):
+    """The job file is not valid."""
+
+    code = "invalid_job"
+
+
+class InvalidData(InvalidInput):
+    """The data set cannot be trained on as it is."""
+
+    code = "invalid_data"
+
+
+class InvalidTensors(InvalidInput):
+    """The tensor file is not acceptable."""
+
+    code = "invalid_tensors"
+
+
+class InvalidReference(InvalidInput):
+    """The name, reference or digest is malformed."""
+
+    code = "invalid_reference"
+
+
+class InvalidSetting(InvalidInput):
+    """A setting or option has an unusable value."""
+
+    code = "invalid_setting"
+
+
+class InvalidRequest(InvalidInput):
+    """The request is malformed."""
+
+    code = "invalid_request"
+
+
+class InvalidAdapterConfig(InvalidInput):
+    """The adapter's configuration does not fit the base model."""
+
+    code = "invalid_adapter_config"
+
+
+class TargetsNotFound(InvalidAdapterConfig):
+    """The target modules match no layer of the base model."""
+
+    code = "targets_not_found"
+
+
+class NotFound(WegeftError):
+    """There is no such thing, or this token may not see it."""
+
+    code, http_status, exit_status = "not_found", 404, 4
+
+
+class JobNotFound(NotFound):
+    """There is no such job."""
+
+    code = "job_not_found"
+
+
+class AdapterNotFound(NotFound):
+    """There is no such adapter."""
+
+    code = "adapter_not_found"
+
+
+class VersionNotFound(NotFound):
+    """The adapter has no such version."""
+
+    code = "version_not_found"
+
+
+class AliasNotFound(NotFound):
+    """The adapter has no such alias."""
+
+    code = "alias_not_found"
+
+
+class BlobNotFound(NotFound):
+    """No bytes are stored under this digest."""
+
+    code = "blob_not_found"
+
+
+class FileNotFoundInVersion(NotFound):
+    """The version has no such file."""
+
+    code = "file_not_found"
+
+
+class BaseModelNotFound(NotFound):
+    """The base model cannot be found."""
+
+    code = "base_model_not_found"
+
+
+class Conflict(WegeftError):
+    """The state has moved on."""
+
+    code, http_status, exit_status = "conflict", 409, 5
+
+
+class StaleLease(Conflict):
+    """Another attempt holds this job; stop."""
+
+    code = "stale_lease"
+
+
+class IllegalTransition(Conflict):
+    """The job's state does not allow this."""
+
+    code = "illegal_transition"
+
+
+class AliasMoved(Conflict):
+    """The alias no longer points where you thought."""
+
+    code = "alias_moved"
+
+
+class IdempotencyConflict(Conflict):
+    """The idempotency key was used for a different request."""
+
+    code = "idempotency_conflict"
+
+
+class AlreadyRunning(Conflict):
+    """A service is already running on this home folder."""
+
+    code = "already_running"
+
+
+class Refused(WegeftError):
+    """The request was understood and refused."""
+
+    code, http_status, exit_status = "refused", 403, 6
+
+
+class Unauthenticated(Refused):
+    """The token is missing, wrong, expired or revoked."""
+
+    code, http_status = "unauthenticated", 401
+
+
+class Forbidden(Refused):
+    """The token's role does not allow this."""
+
+    code = "forbidden"
+
+
+class PolicyRefused(Refused):
+    """The server's policy does not allow this."""
+
+    code = "policy_refused"
+
+
+class TooLarge(Refused):
+    """The request is over a limit of the server."""
+
+    code, http_status = "too_large", 413
+
+
+class Broken(WegeftError):
+    """A part that the service stands on does not work."""
+
+    code, http_status, exit_status, is_retryable = "broken", 503, 7, True
+
+
+class DigestMismatch(Broken):
+    """The bytes do not match their digest."""
+
+    code, http_status, is_retryable = "digest_mismatch", 502, False
+
+
+class StorageFull(Broken):
+    """The storage has no room left."""
+
+    code, http_status = "storage_full", 507
+
+
+class StorageUnavailable(Broken):
+    """The object store does not answer."""
+
+    code = "storage_unavailable"
+
+
+class DatabaseUnavailable(Broken):
+    """The database does not answer."""
+
+    code = "database_unavailable"
+
+
+class ServiceUnreachable(Broken):
+    """The service cannot be reached."""
+
+    code = "service_unreachable"
+
+
+class ServiceTimeout(Broken):
+    """The service did not answer in time."""
+
+    code, http_status = "service_timeout", 504
+
+
+class PortTaken(Broken):
+    """The port is already in use."""
+
+    code, is_retryable = "port_taken", False
+
+
+class StartFailed(Broken):
+    """The service did not start."""
+
+    code, is_retryable = "start_failed", False
+
+
+class UnexpectedAnswer(Broken):
+    """The answer is not one of this protocol."""
+
+    code, http_status, is_retryable = "unexpected_answer", 502, False
+
+
+class JobFailure(WegeftError):
+    """The attempt ended without a result."""
+
+    code, http_status, exit_status = "job_failure", 409, 1
+
+
+class LossNotFinite(JobFailure):
+    """The loss became NaN or infinite."""
+
+    code = "loss_not_finite"
+
+
+class OutOfMemory(JobFailure):
+    """The worker ran out of memory."""
+
+    code = "out_of_memory"
+
+
+class BaseModelUnusable(JobFailure):
+    """The base model was found but cannot be used."""
+
+    code = "base_model_unusable"
+
+
+class TrainingCrashed(JobFailure):
+    """The training code raised an unexpected error."""
+
+    code, is_retryable = "training_crashed", True
+
+
+class WorkerLost(JobFailure):
+    """The worker process ended without a word."""
+
+    code, is_retryable = "worker_lost", True
+
+
+class LeaseExpired(JobFailure):
+    """The worker was not heard from before its lease ran out."""
+
+    code, is_retryable = "lease_expired", True
+
+
+class Stalled(JobFailure):
+    """The worker lives but made no progress for too long."""
+
+    code, is_retryable = "stalled", True
+
+
+class DurationExceeded(JobFailure):
+    """The job ran longer than its max_duration."""
+
+    code = "duration_exceeded"
+
+
+class NoCapacity(JobFailure):
+    """No node can ever satisfy the job's resources."""
+
+    code = "no_capacity"
+
+
+class JobFailed(JobFailure):
+    """The job failed."""
+
+    code, exit_status = "job_failed", 1
+
+
+class JobCancelled(JobFailure):
+    """The job was cancelled."""
+
+    code, exit_status = "job_cancelled", 3
+
+
+class JobPending(JobFailure):
+    """The job has not ended in the time given to wait."""
+
+    code, exit_status, is_retryable = "job_pending", 8, True
+
+
+def _tree(kind: type[WegeftError]) -> list[type[WegeftError]]:
+    return [kind, *(c for sub in kind.__subclasses__() for c in _tree(sub))]
+
+
+ERROR_KINDS: dict[str, type[WegeftError]] = {kind.code: kind for kind in _tree(WegeftError)}
+"""Every code and its class; the one mapping to HTTP and exit statuses."""
+
+
+def error_from_body(body: ErrorBody) -> WegeftError:
+    """Return the error that a body describes; an unknown code becomes the nearest kind by HTTP status."""
+    kind = ERROR_KINDS.get(body.code)
+    if kind is None:
+        kind = next((k for k in ERROR_KINDS.values() if k.http_status == body.status), UnexpectedAnswer)
+    return kind(body.detail, problems=body.problems)
