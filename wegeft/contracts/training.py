@@ -1,0 +1,222 @@
+"""What the orchestrator, a worker and a reader of a job tell each other: tasks, events, checkpoints, results, views."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from wegeft.contracts.adapter import Digest, FileEntry
+from wegeft.contracts.errors import ErrorBody
+from wegeft.contracts.job import JobSpec
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class JobState(StrEnum):
+    """Where a job is; ``succeeded``, ``failed`` and ``cancelled`` are final."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether no event can move the job any more."""
+        return self in {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
+
+
+class Checkpoint(_Frozen):
+    """Everything that training needs to go on as if it had never stopped, by digest."""
+
+    step: int = Field(ge=0)
+    """Optimizer steps done."""
+    files: tuple[FileEntry, ...]
+
+
+class TrainingTask(_Frozen):
+    """One attempt at one job, as the worker receives it; it holds no credentials."""
+
+    job_id: str
+    attempt: int
+    spec: JobSpec
+    resume_from: Checkpoint | None = None
+    heartbeat_seconds: float
+    """How often the worker must say that it lives."""
+    lease_seconds: float
+    """A worker that could not renew for so long stops itself."""
+
+
+class Progress(_Frozen):
+    """An optimizer step is done."""
+
+    type: Literal["progress"] = "progress"
+    step: int
+    total_steps: int
+    epoch: float
+    loss: float
+    """Mean over the answer tokens of the step, in nats."""
+    learning_rate: float
+    gradient_norm: float
+    """Before clipping."""
+    tokens_per_second: float
+    """Tokens of input processed each second, over the step."""
+
+
+class Sample(_Frozen):
+    """One held-out row answered."""
+
+    prompt: str
+    expected: str
+    answer: str
+
+
+class Evaluation(_Frozen):
+    """The held-out split was measured."""
+
+    type: Literal["evaluation"] = "evaluation"
+    step: int
+    total_steps: int
+    loss: float
+    """Mean over the answer tokens of the split, in nats."""
+    rows: int
+    exact_match: float | None = None
+    """Share of generated answers that equal the expected one, 0 to 1; None where not asked for."""
+    samples: tuple[Sample, ...] = ()
+
+
+class CheckpointSaved(_Frozen):
+    """A checkpoint is safe in the store."""
+
+    type: Literal["checkpoint"] = "checkpoint"
+    step: int
+    size: int
+    """Bytes."""
+
+
+class Message(_Frozen):
+    """Something that a person should read."""
+
+    type: Literal["message"] = "message"
+    level: Literal["info", "warning", "error"] = "info"
+    text: str
+
+
+class StateChanged(_Frozen):
+    """The job moved; written by the ledger only."""
+
+    type: Literal["state"] = "state"
+    state: JobState
+    text: str = ""
+
+
+WorkerEvent = Annotated[Progress | Evaluation | CheckpointSaved | Message, Field(discriminator="type")]
+"""What a worker may report."""
+
+JobEvent = Annotated[Progress | Evaluation | CheckpointSaved | Message | StateChanged, Field(discriminator="type")]
+"""What a reader of a job's log may meet."""
+
+
+class EventRecord(_Frozen):
+    """An event in a job's log."""
+
+    sequence: int
+    """Grows within the job; pass the last one seen to read on."""
+    attempt: int
+    at: datetime
+    event: JobEvent
+
+
+class EventBatch(_Frozen):
+    """Events from a worker, in order; sending a batch again is harmless."""
+
+    first_number: int = Field(ge=0)
+    """Number of the first event within the attempt, counted by the worker from 0, so that a repeated batch is recognised."""
+    events: tuple[WorkerEvent, ...]
+
+
+class EventPage(_Frozen):
+    """The next events of a job's log."""
+
+    records: tuple[EventRecord, ...]
+    state: JobState
+    """The job's state when the page was read."""
+
+
+class HeartbeatReply(_Frozen):
+    """What the orchestrator answers to a sign of life."""
+
+    should_stop: bool
+    """The job was cancelled: stop at once, and report it."""
+
+
+class TrainingResult(_Frozen):
+    """A finished attempt; its files are in the store already."""
+
+    files: tuple[FileEntry, ...]
+    metrics: dict[str, float]
+    """Of the held-out split and the run: ``eval_loss``, ``eval_loss_before``, ``exact_match``, ``train_loss``, ``steps``, …"""
+    base_model: str
+    """As pinned by the worker: an id with its commit, a folder, or a file with its digest."""
+    trainable_parameters: int
+
+
+class PublishedVersion(_Frozen):
+    """Where a job's adapter went."""
+
+    adapter: str
+    version: int
+
+    @property
+    def ref(self) -> str:
+        """``namespace/name@version``."""
+        return f"{self.adapter}@{self.version}"
+
+
+class JobView(BaseModel):
+    """A job, as the orchestrator answers."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str
+    name: str
+    state: JobState
+    priority: int
+    labels: dict[str, str]
+    spec: JobSpec
+    attempt: int
+    """Attempts begun so far."""
+    step: int
+    """Optimizer steps done, as last reported."""
+    total_steps: int | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    error: ErrorBody | None
+    result: PublishedVersion | None
+    resume_from: Checkpoint | None
+    waiting_for: str | None = None
+    """Why a queued job does not run yet, in words."""
+
+
+class JobPage(_Frozen):
+    """Jobs, newest first."""
+
+    jobs: tuple[JobView, ...]
+    next_cursor: str | None
+    """Pass it as ``after`` for the next page; None at the end."""
+
+
+class BlobView(_Frozen):
+    """Bytes in the store."""
+
+    digest: Digest
+    size: int
