@@ -1,0 +1,127 @@
+"""The SQL engine, the tables' registry and the way to write: the same on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, TypeDecorator, create_engine, event, text
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from wegeft.contracts.errors import DatabaseUnavailable, StorageFull
+
+METADATA = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+"""Every table of ours registers here; the migrations must produce the same."""
+
+BUSY_SECONDS = 30
+_MIGRATION_LOCK = 7_318_349_394_477_056
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A moment in UTC; a naive datetime is refused, and none is ever returned."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Return the moment in UTC; raise ValueError when it has no time zone."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a moment needs a time zone")
+        moment = value.astimezone(UTC)
+        return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - the base class's signature
+        """Return the moment with its time zone."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def make_engine(url: str) -> Engine:
+    """Return an engine for ``sqlite:///…`` or ``postgresql+psycopg://…``; connect lazily.
+
+    SQLite runs in WAL mode, with foreign keys, and begins every transaction of :func:`writing` as a writer,
+    so that two writers wait for each other instead of failing half way.
+    """
+    if url.startswith("sqlite"):
+        engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    return create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args={"connect_timeout": 10})
+
+
+def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+    connection.isolation_level = None  # type: ignore[attr-defined]  # pysqlite's own BEGIN comes too late to lock
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    is_writer = connection.get_execution_options().get("writer", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writer else "BEGIN")
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """Open one transaction that commits at the end, or rolls back on any error.
+
+    Raises :class:`DatabaseUnavailable` where the database does not answer and :class:`StorageFull` where its disk is full.
+    """
+    with _named_errors(), engine.connect().execution_options(writer=True) as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """Open one read-only view of the database; raise :class:`DatabaseUnavailable` where it does not answer."""
+    with _named_errors(), engine.connect() as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        reason = " ".join(str(error.orig).split())
+        if "disk is full" in reason or "No space left" in reason:
+            raise StorageFull("the database's disk is full", hint="free some space; nothing was changed") from error
+        raise DatabaseUnavailable(f"the database does not answer: {reason}") from error
+
+
+def upgrade(engine: Engine) -> None:
+    """Bring the schema to this version of the code; safe to run from several processes at once."""
+    with _named_errors(), engine.connect().execution_options(writer=True) as connection, connection.begin():
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+        command.upgrade(migration_config(connection), "head")
+
+
+def migration_config(connection: Connection | None = None) -> Config:
+    """Return Alembic's configuration for our migrations, over ``connection`` where one is given."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    attributes: dict[str, Any] = config.attributes
+    attributes["connection"] = connection
+    return config
