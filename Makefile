@@ -1,13 +1,42 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SEED ?= 1
+SECONDS_BOUND ?= 600
 
-.PHONY: install check test soak bench demo clean
-install: $(VENV)/.installed
+.PHONY: help install check test soak bench demo docs clean
+help: ## say what can be made
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed ## make .venv and install everything into it
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,demo]'
 	touch $@
+
+check: install ## lint, types, rooms and arrows
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: install ## pass the tests
+	$(BIN)/python -m pytest -m 'not soak' --durations=15
+
+soak: install ## long, seeded, bounded runs: SEED=1 SECONDS_BOUND=600
+	WEGEFT_SOAK_SEED=$(SEED) WEGEFT_SOAK_SECONDS=$(SECONDS_BOUND) $(BIN)/python -m pytest -m soak --timeout 3600
+
+bench: install ## step time and memory against PEFT LoRA
+	$(BIN)/python -m bench.train_step
+
+demo: install ## train a real model on a real task, publish it, download it, and tell what happened
+	$(BIN)/python -m examples.arithmetic.demo
+
+docs: install ## write the generated pages of docs/
+	$(BIN)/python -m cli.reference
+
+clean: ## remove what make made, except the models
+	rm -rf $(VENV) .demo/home .demo/adapter .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
