@@ -28,8 +28,30 @@ PUBLISHABLE_FILES = frozenset({CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, JOB_FILE, M
 
 LATEST = "latest"
 RESERVED_NAMES = frozenset(
-    "api datasets spaces models kernels buckets settings login v2 docs metrics healthz readyz static resolve tree raw blob refs commit "
-    "revision openapi.json".split()
+    [
+        "api",
+        "datasets",
+        "spaces",
+        "models",
+        "kernels",
+        "buckets",
+        "settings",
+        "login",
+        "v2",
+        "docs",
+        "metrics",
+        "healthz",
+        "readyz",
+        "static",
+        "resolve",
+        "tree",
+        "raw",
+        "blob",
+        "refs",
+        "commit",
+        "revision",
+        "openapi.json",
+    ]
 )
 
 _SEGMENT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?\Z")
@@ -54,7 +76,7 @@ def check_alias(text: str) -> str:
     """Return ``text`` if it can be an alias: it starts with a letter, so that it is never taken for a number."""
     if not _ALIAS.match(text):
         raise InvalidReference(
-            "not a valid alias", path="alias", value=text, hint="a lower-case letter, then up to 63 of a-z 0-9 . _ -, for example 'production'"
+            "not a valid alias", path="alias", value=text, hint="a lower-case letter, then up to 63 of a-z 0-9 . _ -, as in 'production'"
         )
     return text
 
@@ -244,3 +266,33 @@ class AdapterView(BaseModel):
     updated_at: datetime
     size: int
     """Bytes of the latest version."""
+
+
+class AdapterPage(BaseModel):
+    """Adapters, by name."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    adapters: tuple[AdapterView, ...]
+    next_cursor: str | None
+    """Pass it as ``after`` for the next page; None at the end."""
+
+
+class VersionPage(BaseModel):
+    """Versions of one adapter, newest first."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    versions: tuple[VersionView, ...]
+    next_cursor: str | None
+    """Pass it as ``after`` for the next page; None at the end."""
+
+
+class AliasMove(BaseModel):
+    """Let an alias point to a version, by compare-and-set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = Field(ge=1, le=999_999_999)
+    expected: int | None = Field(default=None, ge=0, le=999_999_999)
+    """Where the alias must point now: a version's number, 0 for nowhere yet, None for anywhere."""
