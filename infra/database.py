@@ -12,7 +12,8 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, TypeDecorator, create_engine, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from wegeft.contracts.errors import DatabaseUnavailable, StorageFull
@@ -69,7 +70,7 @@ def make_engine(url: str) -> Engine:
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
-    connection.isolation_level = None  # type: ignore[attr-defined]  # pysqlite's own BEGIN comes too late to lock
+    connection.isolation_level = None  # pysqlite's own BEGIN comes too late to lock
     cursor = connection.cursor()
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
@@ -102,11 +103,20 @@ def reading(engine: Engine) -> Iterator[Connection]:
 def _named_errors() -> Iterator[None]:
     try:
         yield
-    except OperationalError as error:
+    except PoolTimeout as error:
+        raise DatabaseUnavailable("every connection to the database is busy", hint="try again") from error
+    except DBAPIError as error:
+        if not _is_outage(error):
+            raise
         reason = " ".join(str(error.orig).split())
         if "disk is full" in reason or "No space left" in reason:
             raise StorageFull("the database's disk is full", hint="free some space; nothing was changed") from error
         raise DatabaseUnavailable(f"the database does not answer: {reason}") from error
+
+
+def _is_outage(error: DBAPIError) -> bool:
+    # The bare DatabaseError is SQLite's word for a damaged file; its subclasses are bugs of ours or broken constraints.
+    return isinstance(error, OperationalError) or error.connection_invalidated or type(error) is DatabaseError
 
 
 def upgrade(engine: Engine) -> None:

@@ -1,0 +1,194 @@
+"""Who is calling: bearer tokens, hashed at rest, and the three roles."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+from fastapi import Depends
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy import Column, Connection, Engine, Row, String, Table, insert, select, update
+
+from infra.database import METADATA, UtcTime, reading
+from wegeft.contracts.errors import Forbidden, InvalidRequest, NotFound, Unauthenticated
+
+TOKENS = Table(
+    "tokens",
+    METADATA,
+    Column("id", String(12), primary_key=True),
+    Column("name", String(64), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("secret_hash", String(64), nullable=False),
+    Column("created_at", UtcTime(), nullable=False),
+    Column("expires_at", UtcTime(), nullable=True),
+    Column("revoked_at", UtcTime(), nullable=True),
+)
+
+BEARER = HTTPBearer(auto_error=False, description="A token made by `wgctl token create` or by `wgctl up`.")
+"""The security scheme that the API's description names; it never answers by itself."""
+
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
+"""What a request's ``Authorization`` header holds, as a FastAPI parameter."""
+
+_SECRET_BYTES = 32
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._@-]{0,62}[A-Za-z0-9])?\Z")
+_USER_TOKEN = re.compile(r"wgt_([0-9a-f]{12})_([0-9a-f]{64})\Z")
+_ATTEMPT_TOKEN = re.compile(r"wga_[0-9a-f]{64}\Z")
+_NO_HASH = "0" * 64
+
+
+class Role(StrEnum):
+    """What a token may do; each role may do what the ones before it may."""
+
+    READ = "read"
+    WRITE = "write"
+    ADMIN = "admin"
+
+    def covers(self, needed: Role) -> bool:
+        """Return whether this role may do what ``needed`` may."""
+        order = list(Role)
+        return order.index(self) >= order.index(needed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Principal:
+    """The caller of a request."""
+
+    name: str
+    role: Role
+    token_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenInfo:
+    """A token as it may be shown: never its secret."""
+
+    id: str
+    name: str
+    role: Role
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+def hash_secret(secret: str) -> str:
+    """Return the sha256 that is stored for a secret; secrets hold 256 random bits, so no salt or slow hash is needed."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def is_same_secret(secret: str, secret_hash: str) -> bool:
+    """Return whether ``secret`` has this hash, in time that does not tell where they differ."""
+    return hmac.compare_digest(hash_secret(secret), secret_hash)
+
+
+def make_attempt_token() -> str:
+    """Return a new secret for one attempt, ``wga_`` and 256 random bits in hex."""
+    return f"wga_{secrets.token_hex(_SECRET_BYTES)}"
+
+
+def is_attempt_token(text: str) -> bool:
+    """Return whether ``text`` has the form of an attempt's token."""
+    return bool(_ATTEMPT_TOKEN.match(text))
+
+
+def create_token(connection: Connection, name: str, role: Role | str, now: datetime, expires_at: datetime | None = None) -> tuple[str, str]:
+    """Store a new token and return its id and the token itself, which cannot be read again.
+
+    Raises :class:`InvalidRequest` for a name, role or expiry that cannot be.
+    """
+    if not _NAME.match(name):
+        raise InvalidRequest("not a token's name", path="name", value=name, hint="1 to 64 of A-Z a-z 0-9 space . _ @ -")
+    if expires_at is not None and expires_at <= now:
+        raise InvalidRequest("the token would have expired already", path="expires_at", value=expires_at.isoformat())
+    token_id = secrets.token_hex(6)
+    secret = secrets.token_hex(_SECRET_BYTES)
+    row = {"id": token_id, "name": name, "role": parse_role(role).value, "secret_hash": hash_secret(secret)}
+    connection.execute(insert(TOKENS).values(**row, created_at=now, expires_at=expires_at))
+    return token_id, f"wgt_{token_id}_{secret}"
+
+
+def parse_role(text: str) -> Role:
+    """Return the role called ``text``; raise :class:`InvalidRequest` where there is none."""
+    try:
+        return Role(text)
+    except ValueError:
+        raise InvalidRequest("not a role", path="role", value=text, hint="read, write or admin") from None
+
+
+def list_tokens(connection: Connection) -> tuple[TokenInfo, ...]:
+    """Return every token, oldest first, the revoked and expired ones too."""
+    rows = connection.execute(select(TOKENS).order_by(TOKENS.c.created_at, TOKENS.c.id))
+    return tuple(_info(row) for row in rows)
+
+
+def _info(row: Row[tuple[object, ...]]) -> TokenInfo:
+    return TokenInfo(
+        id=row.id,
+        name=row.name,
+        role=Role(row.role),
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+    )
+
+
+def revoke_token(connection: Connection, token_id: str, now: datetime) -> None:
+    """Make the token worthless from now on; harmless when it is already. Raises :class:`NotFound` where there is none."""
+    is_known = connection.execute(select(TOKENS.c.id).where(TOKENS.c.id == token_id)).first() is not None
+    if not is_known:
+        raise NotFound("there is no such token", path="token", value=token_id)
+    connection.execute(update(TOKENS).where(TOKENS.c.id == token_id, TOKENS.c.revoked_at.is_(None)).values(revoked_at=now))
+
+
+def authenticate(connection: Connection, token: str, now: datetime) -> Principal:
+    """Return who holds ``token``; raise :class:`Unauthenticated` where it is malformed, unknown, wrong, expired or revoked."""
+    match = _USER_TOKEN.match(token)
+    if match is None:
+        raise _refuse()
+    row = connection.execute(select(TOKENS).where(TOKENS.c.id == match.group(1))).first()
+    # An unknown id is compared too, so that an answer's time does not tell which ids exist.
+    is_right = is_same_secret(match.group(2), row.secret_hash if row else _NO_HASH)
+    if row is None or not is_right or row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now):
+        raise _refuse()
+    return Principal(name=row.name, role=Role(row.role), token_id=row.id)
+
+
+def _refuse() -> Unauthenticated:
+    return Unauthenticated(
+        "the token is missing, wrong, expired or revoked", hint="send Authorization: Bearer wgt_…; `wgctl up` prints where it is"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """Makes the dependencies that let a request in or refuse it."""
+
+    engine: Engine
+    clock: Callable[[], datetime]
+
+    def require(self, role: Role | str) -> Callable[..., Principal]:
+        """Return a FastAPI dependency that answers who calls, and refuses a caller whose role does not cover ``role``."""
+        needed = parse_role(role)
+
+        def principal(credentials: Credentials) -> Principal:
+            with reading(self.engine) as connection:
+                caller = authenticate(connection, bearer_of(credentials), self.clock())
+            if not caller.role.covers(needed):
+                raise Forbidden(f"this needs the role {needed}", path="role", value=str(caller.role), hint="ask an admin for another token")
+            return caller
+
+        return principal
+
+
+def bearer_of(credentials: HTTPAuthorizationCredentials | None) -> str:
+    """Return the token of an ``Authorization: Bearer`` header; raise :class:`Unauthenticated` where there is none."""
+    if credentials is None:
+        raise _refuse()
+    return credentials.credentials

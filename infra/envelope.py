@@ -1,0 +1,138 @@
+"""What every HTTP exchange is wrapped in: an id, a limit, safe headers, a line in the log, a measure, and no traceback."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from time import perf_counter
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from infra.bodies import limit_body
+from wegeft.contracts.errors import ErrorBody, WegeftError
+
+REQUEST_ID = "wegeft.request_id"
+"""Where in the ASGI scope the request's id is."""
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_QUIET_ROUTES = frozenset({"/healthz", "/readyz", "/metrics"})
+_CLIENT_GONE = 499
+_SAFE_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cache-control", b"no-store"),
+)
+_LOG = structlog.get_logger("http")
+
+
+class Meter:
+    """Counts and times requests; labels are route templates and known methods, so that they stay few whatever is asked."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._count = Counter("wegeft_http_requests", "HTTP requests answered.", ("method", "route", "status"), registry=registry)
+        self._seconds = Histogram("wegeft_http_request_seconds", "Time to answer.", ("method", "route"), registry=registry)
+
+    def note(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count one answered request."""
+        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+        route = route_of(scope)
+        self._count.labels(method, route, str(status)).inc()
+        self._seconds.labels(method, route).observe(seconds)
+
+
+def route_of(scope: Scope) -> str:
+    """Return the template of the route that matched, such as ``/api/v1/jobs/{job_id}``, or ``unmatched``."""
+    return getattr(scope.get("route"), "path", None) or "unmatched"
+
+
+def problem_bytes(body: ErrorBody) -> bytes:
+    """Return an error as RFC 9457 has it."""
+    members = {"type": f"urn:wegeft:error:{body.code}", **body.model_dump(mode="json", exclude_none=True)}
+    return json.dumps(members, ensure_ascii=True).encode()
+
+
+class Envelope:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, *, meter: Meter) -> None:
+        self._app = app
+        self._meter = meter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, wrapped."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = scope[REQUEST_ID] = _request_id(scope)
+        started = perf_counter()
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            status = await _Exchange(scope, send, request_id).run(self._app, limit_body(scope, receive))
+            seconds = perf_counter() - started
+            self._meter.note(scope, status, seconds)
+            _log_line(scope, status, seconds)
+
+
+def _request_id(scope: Scope) -> str:
+    given = next((value for key, value in scope["headers"] if key == b"x-request-id"), b"")
+    return given.decode() if _REQUEST_ID.match(given) else secrets.token_hex(8)
+
+
+def _log_line(scope: Scope, status: int, seconds: float) -> None:
+    # The path without its query: queries hold cursors and labels of users, paths hold identifiers only.
+    log = _LOG.debug if route_of(scope) in _QUIET_ROUTES else _LOG.info
+    log("request", method=scope["method"], path=scope["path"], status=status, milliseconds=round(seconds * 1000, 1))
+
+
+class _Exchange:
+    """One request: remembers whether its answer began, and sees that it gets one."""
+
+    def __init__(self, scope: Scope, send: Send, request_id: str) -> None:
+        self._scope = scope
+        self._send = send
+        self._request_id = request_id
+        self._status: int | None = None
+
+    async def run(self, app: ASGIApp, receive: Receive) -> int:
+        """Run the application; return the status that was answered."""
+        try:
+            await app(self._scope, receive, self._send_wrapped)
+        except ClientDisconnect:
+            return _CLIENT_GONE
+        except Exception as error:  # noqa: BLE001 - the last door: whatever comes is logged, and never shown
+            await self._answer(error)
+        return self._status or _CLIENT_GONE
+
+    async def _send_wrapped(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            headers = list(message.get("headers", []))
+            given = {key.lower() for key, _ in headers}
+            headers += [pair for pair in _SAFE_HEADERS if pair[0] not in given]
+            headers.append((b"x-request-id", self._request_id.encode()))
+            message = {**message, "headers": headers}
+        await self._send(message)
+
+    async def _answer(self, error: Exception) -> None:
+        if self._status is not None:
+            # Too late for another answer: returning without the end of this one makes the server cut the connection,
+            # so that the peer cannot take half a body for the whole.
+            _LOG.error("answer cut short", path=self._scope["path"], reason=str(error), exc_info=_unless_expected(error))
+            return
+        _LOG.error("unexpected error", path=self._scope["path"], exc_info=error)
+        body = WegeftError("an unexpected error; the server's log has more under this request id").body(self._request_id)
+        content = problem_bytes(body)
+        headers = [(b"content-type", PROBLEM_MEDIA_TYPE.encode()), (b"content-length", str(len(content)).encode())]
+        await self._send_wrapped({"type": "http.response.start", "status": body.status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": content})
+
+
+def _unless_expected(error: Exception) -> Exception | None:
+    return None if isinstance(error, WegeftError) or isinstance(error.__cause__, WegeftError) else error
