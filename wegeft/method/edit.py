@@ -1,0 +1,114 @@
+"""The edit of activations, ``x + s·φ(ψx)``, and its gradients with as few passes over memory as the chain rule allows.
+
+For a linear layer with frozen weight W (out×in) and bias b, tokens x (…×in):
+
+    z = x ψᵀ                    (…×r)      the code
+    h = x + s·z φᵀ              (…×in)     the edited input
+    y = h Wᵀ + b                (…×out)
+
+and backwards, with g = ∂L/∂h = (∂L/∂y) W, which the frozen layer computes anyway:
+
+    ∂L/∂φ = s·gᵀ z     ∂L/∂z = s·g φ     ∂L/∂ψ = (∂L/∂z)ᵀ x     ∂L/∂x = g + (∂L/∂z) ψ
+
+Only x and z are kept for the backward pass; W is kept by reference, h never. The step is split in two functions so that layers that
+read one input (q, k and v) compute their codes, and the codes' gradients, in one stacked product.
+
+Products run in the dtype of x; gradients come back in the dtype of the generator.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+
+
+def edit_delta(x: Tensor, phi: Tensor, psi: Tensor, scaling: float) -> Tensor:
+    """Return ``s·φ(ψx)``, differentiable any number of times, under autocast, ``torch.compile`` and ``torch.func``.
+
+    x: …×width; phi: width×rank; psi: rank×width. Source: arXiv 2312.00700, the activation form.
+    """
+    code = linear(x, psi.to(x.dtype))
+    return (scaling * linear(code, phi.to(code.dtype))).to(x.dtype)
+
+
+def read_codes(x: Tensor, psis: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return x again, to be used in place of x, and the code ``x ψᵀ`` of each ψ, all in one product.
+
+    The returned x must be consumed by ``edited_linear`` alone: its gradient is summed there and taken over without a copy.
+    """
+    outputs = _ReadCodes.apply(x, *psis)  # type: ignore[no-untyped-call] # torch leaves it untyped
+    return outputs[0], outputs[1:]
+
+
+def edited_linear(x: Tensor, code: Tensor, phi: Tensor, frozen: tuple[Tensor, Tensor | None], scaling: float) -> Tensor:
+    """Return ``(x + s·z φᵀ) Wᵀ + b`` for a frozen ``frozen = (W, b)`` and the code z from ``read_codes``."""
+    result: Tensor = _EditedLinear.apply(x, code, phi, *frozen, scaling)  # type: ignore[no-untyped-call] # torch leaves it untyped
+    return result
+
+
+class _ReadCodes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *psis: Tensor) -> tuple[Tensor, ...]:
+        stacked = _stack(psis, x.dtype)
+        ctx.set_materialize_grads(False)
+        ctx.ranks = [psi.shape[0] for psi in psis]
+        ctx.dtypes = [psi.dtype for psi in psis]
+        ctx.save_for_backward(x, stacked)
+        codes = _rows(x) @ stacked.t()
+        return x, *torch.split(codes, ctx.ranks, dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor | None, *code_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, stacked = ctx.saved_tensors
+        if all(g is None for g in code_gradients):
+            return gradient, *(None for _ in ctx.ranks)
+        codes = _join(code_gradients, ctx.ranks, x)
+        input_gradient = _input_gradient(gradient, codes, stacked, x) if ctx.needs_input_grad[0] else None
+        psi_gradient = torch.split(codes.t() @ _rows(x), ctx.ranks)
+        return input_gradient, *(g.to(dtype) for g, dtype in zip(psi_gradient, ctx.dtypes, strict=True))
+
+
+class _EditedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, code: Tensor, phi: Tensor, weight: Tensor, bias: Tensor | None, scaling: float) -> Tensor:  # noqa: PLR0913, PLR0917 # autograd functions take their inputs flat
+        own = phi.to(x.dtype)
+        ctx.scaling, ctx.shape, ctx.phi_dtype = scaling, x.shape, phi.dtype
+        ctx.save_for_backward(code, own, weight)
+        edited = torch.addmm(_rows(x), code, own.t(), alpha=scaling)
+        return linear(edited, weight, bias).view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        code, phi, weight = ctx.saved_tensors
+        edited_gradient = _rows(gradient) @ weight
+        code_gradient = (edited_gradient @ phi).mul_(ctx.scaling)
+        phi_gradient = (edited_gradient.t() @ code).mul_(ctx.scaling).to(ctx.phi_dtype) if ctx.needs_input_grad[2] else None
+        return edited_gradient.view(ctx.shape), code_gradient, phi_gradient, None, None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _stack(psis: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    return psis[0].to(dtype) if len(psis) == 1 else torch.cat([psi.to(dtype) for psi in psis])
+
+
+def _join(gradients: Sequence[Tensor | None], ranks: Sequence[int], x: Tensor) -> Tensor:
+    """Return the gradients of all codes side by side; a code that was not used counts as zeros."""
+    if len(gradients) == 1 and gradients[0] is not None:
+        return gradients[0]
+    tokens = x.numel() // x.shape[-1]
+    return torch.cat([x.new_zeros(tokens, rank) if g is None else g for g, rank in zip(gradients, ranks, strict=True)], dim=1)
+
+
+def _input_gradient(gradient: Tensor | None, codes: Tensor, stacked: Tensor, x: Tensor) -> Tensor:
+    """Return ``g + (∂L/∂z) ψ``, in the memory of g: ``edited_linear`` made it, and nothing else sees it."""
+    if gradient is None:
+        return (codes @ stacked).view(x.shape)
+    return _rows(gradient).addmm_(codes, stacked).view(x.shape)
