@@ -3,147 +3,57 @@
 from __future__ import annotations
 
 import json
-import re
-from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from wegeft.contracts.adapter import AdapterName, check_alias
-from wegeft.contracts.errors import InvalidJob, InvalidReference
-from wegeft.contracts.job_fields import explain, rename_aliases
-from wegeft.contracts.yaml_source import Data, Source, parse_yaml
+from wegeft.contracts.adapter import AdapterName
+from wegeft.contracts.errors import InvalidJob, Problem
+from wegeft.contracts.job_fields import rename_aliases
+from wegeft.contracts.job_overrides import override
+from wegeft.contracts.job_problems import Clash, explain, in_file_order, refuse_clashes
+from wegeft.contracts.job_sections import (
+    DatasetSpec,
+    DatasetType,
+    Duration,
+    EvaluationSpec,
+    FileFormat,
+    Frozen,
+    LabelText,
+    OutputSpec,
+    PathText,
+    RecoverySpec,
+    ResourcesSpec,
+    name_clashes,
+)
+from wegeft.contracts.yaml_source import MAX_DEPTH, Data, Source, parse_yaml
+
+__all__ = [
+    "DatasetSpec",
+    "DatasetType",
+    "EvaluationSpec",
+    "FileFormat",
+    "JobSpec",
+    "OutputSpec",
+    "RecoverySpec",
+    "ResourcesSpec",
+    "bytes_of",
+    "check_spec",
+    "inspect_spec",
+    "load_spec",
+    "override",
+    "parse_spec",
+    "seconds_of",
+]
 
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?$")]
-LabelText = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,63}$")]
 MetadataText = Annotated[str, StringConstraints(max_length=512)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Duration = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*(?:s|m|h|d)$")]
-Memory = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*(?:Mi|Gi)$")]
-DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
+StepCount = Annotated[int, Field(ge=1, le=100_000_000)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class DatasetType(StrEnum):
-    """How a row says what to learn."""
-
-    CHAT = "chat"
-    ALPACA = "alpaca"
-    PROMPT_COMPLETION = "prompt_completion"
-    COMPLETION = "completion"
-
-
-class FileFormat(StrEnum):
-    """How rows are written in a file."""
-
-    JSONL = "jsonl"
-    JSON = "json"
-    CSV = "csv"
-    PARQUET = "parquet"
-
-
-class DatasetSpec(_Frozen):
-    """One file of rows."""
-
-    path: Annotated[str, StringConstraints(min_length=1, max_length=4096)]
-    """A file, relative to the job file, or `sha256:…` of one that the server already has."""
-    type: DatasetType | None = None
-    """`chat`, `alpaca`, `prompt_completion` or `completion`; by default told from the columns of the first row."""
-    file_format: FileFormat | None = None
-    """`jsonl`, `json`, `csv` or `parquet`; by default told from the file's ending."""
-    field_messages: str = "messages"
-    """Column of a chat's list of `{role, content}`."""
-    field_instruction: str = "instruction"
-    """Column of an alpaca instruction."""
-    field_input: str = "input"
-    """Column of an alpaca input; may be absent or empty."""
-    field_output: str = "output"
-    """Column of an alpaca answer."""
-    field_prompt: str = "prompt"
-    """Column of a prompt."""
-    field_completion: str = "completion"
-    """Column of a prompt's completion."""
-    field_text: str = "text"
-    """Column of a plain text, all of which is learnt."""
-
-    @property
-    def is_uploaded(self) -> bool:
-        """Whether the path names bytes by digest."""
-        return bool(re.match(DIGEST_PATTERN, self.path))
-
-    def inferred_format(self) -> FileFormat | None:
-        """Return the file's format, said or told by the ending; None where neither tells."""
-        if self.file_format:
-            return self.file_format
-        ending = self.path.rpartition(".")[2].lower()
-        endings = {"jsonl": FileFormat.JSONL, "ndjson": FileFormat.JSONL, "json": FileFormat.JSON, "csv": FileFormat.CSV}
-        return endings.get(ending) or (FileFormat.PARQUET if ending in ("parquet", "pq") else None)
-
-    @model_validator(mode="after")
-    def _has_known_format(self) -> Self:
-        if self.inferred_format() is None:
-            raise ValueError("file_format: cannot be told from the path; say jsonl, json, csv or parquet")
-        return self
-
-
-class ResourcesSpec(_Frozen):
-    """What one worker gets."""
-
-    cpus: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """CPU cores, and torch threads; by default all of the node that runs the job."""
-    gpus: Annotated[int, Field(ge=0, le=1)] = 0
-    """GPUs, 0 or 1."""
-    memory: Memory | None = None
-    """Memory that Ray sets aside, for example `8Gi`; by default none is set aside."""
-
-
-class RecoverySpec(_Frozen):
-    """How often an attempt is made again, from the last checkpoint."""
-
-    max_restarts_on_errors: Annotated[int, Field(ge=0, le=100)] = 1
-    """After an unexpected error of the training code. Wrong input is never tried again."""
-    max_preemptions: Annotated[int, Field(ge=-1, le=10_000)] = -1
-    """After a lost worker, node or lease; -1 is without limit."""
-
-
-class EvaluationSpec(_Frozen):
-    """What is measured on the held-out split, beside its loss."""
-
-    exact_match: bool = False
-    """Generate answers greedily and count those equal to the expected one."""
-    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Tokens to generate at most for one answer."""
-    max_rows: Annotated[int, Field(ge=1, le=100_000)] = 200
-    """Held-out rows to answer at most, the first ones."""
-    samples: Annotated[int, Field(ge=0, le=16)] = 3
-    """Answers to keep in the job's log, to look at."""
-
-
-class OutputSpec(_Frozen):
-    """Where the adapter is published."""
-
-    adapter: str | None = None
-    """`namespace/name` in the hub; by default `local/` and the job's name."""
-    aliases: tuple[str, ...] = ()
-    """Aliases to move to the new version, beside `latest`."""
-
-    @model_validator(mode="after")
-    def _names_are_valid(self) -> Self:
-        try:
-            if self.adapter is not None:
-                AdapterName.parse(self.adapter)
-            for alias in self.aliases:
-                check_alias(alias)
-        except InvalidReference as error:
-            problem = error.problems[0]
-            raise ValueError(f"{'adapter' if self.adapter else 'aliases'}: {problem.message}; {problem.hint}") from error
-        return self
-
-
-class JobSpec(_Frozen):
+class JobSpec(Frozen):
     """One fine-tuning job."""
 
     version: Literal[1] = 1
@@ -152,12 +62,12 @@ class JobSpec(_Frozen):
     """A word for lists and the default name of the adapter."""
     priority: Annotated[int, Field(ge=0, le=100)] = 50
     """Higher goes first."""
-    labels: Annotated[dict[LabelText, LabelText], Field(max_length=16)] = Field(default_factory=dict)
+    labels: Annotated[dict[LabelKey, LabelText], Field(max_length=16)] = Field(default_factory=dict)
     """Words to filter jobs by."""
-    metadata: Annotated[dict[LabelText, MetadataText], Field(max_length=16)] = Field(default_factory=dict)
+    metadata: Annotated[dict[LabelKey, MetadataText], Field(max_length=16)] = Field(default_factory=dict)
     """Anything that you want to find again beside the job."""
 
-    base_model: Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+    base_model: PathText
     """A Hugging Face id, a local folder, or a `.gguf` file."""
     base_model_revision: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
     """Branch, tag or commit of a Hugging Face id; the worker pins the commit."""
@@ -183,7 +93,7 @@ class JobSpec(_Frozen):
     """Rows to train on."""
     test_datasets: Annotated[tuple[DatasetSpec, ...], Field(max_length=64)] = ()
     """Rows held out, to measure."""
-    val_set_size: Annotated[float, Field(ge=0, lt=1)] | Annotated[int, Field(ge=0)] = 0
+    val_set_size: Annotated[float, Field(ge=0, lt=1)] | Annotated[int, Field(ge=0, le=100_000_000)] = 0
     """Share (below 1) or number of training rows to hold out instead."""
     sequence_len: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
     """Tokens of a row at most."""
@@ -194,13 +104,13 @@ class JobSpec(_Frozen):
 
     num_epochs: Annotated[float, Field(gt=0, le=10_000)] = 3
     """Passes over the training rows."""
-    max_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    max_steps: StepCount | None = None
     """Optimizer steps; when given, it decides instead of num_epochs."""
     micro_batch_size: Annotated[int, Field(ge=1, le=65_536)] = 4
     """Rows in one forward and backward pass."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=65_536)] | None = None
     """Passes for one optimizer step; by default global_batch_size / micro_batch_size, or 1."""
-    global_batch_size: Annotated[int, Field(ge=1)] | None = None
+    global_batch_size: StepCount | None = None
     """Rows in one optimizer step; must be micro_batch_size × gradient_accumulation_steps."""
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 4e-4
     """Highest learning rate, after the warm-up."""
@@ -208,7 +118,7 @@ class JobSpec(_Frozen):
     """How the learning rate falls after the warm-up."""
     warmup_ratio: Fraction | None = None
     """Share of the steps in which the learning rate rises; 0.1 where neither this nor warmup_steps is given."""
-    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    warmup_steps: Annotated[int, Field(ge=0, le=100_000_000)] | None = None
     """Number of those steps instead."""
     optimizer: Literal["adamw_torch"] = "adamw_torch"
     """AdamW of torch."""
@@ -227,15 +137,15 @@ class JobSpec(_Frozen):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Decides the initial generator, the held-out rows and the order of rows."""
 
-    logging_steps: Annotated[int, Field(ge=1)] = 1
+    logging_steps: StepCount = 1
     """Optimizer steps between two progress events."""
-    eval_steps: Annotated[int, Field(ge=1)] | None = None
+    eval_steps: StepCount | None = None
     """Optimizer steps between two measurements; there is always one before and one after."""
-    save_steps: Annotated[int, Field(ge=1)] | None = None
+    save_steps: StepCount | None = None
     """Optimizer steps between two checkpoints."""
     save_every: Duration = "60s"
     """Time between two checkpoints, for example `30s` or `5m`; it bounds the work lost with a worker."""
-    early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
+    early_stopping_patience: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Stop after so many measurements without a lower held-out loss, and keep the best; needs eval_steps."""
 
     evaluation: EvaluationSpec = EvaluationSpec()
@@ -250,30 +160,44 @@ class JobSpec(_Frozen):
     """Where the adapter is published."""
 
     @model_validator(mode="after")
-    def _batch_sizes_agree(self) -> Self:
+    def _fields_agree(self) -> Self:
+        refuse_clashes([*self._batch_clashes(), *self._pair_clashes(), *self._measurement_clashes(), *self._default_name_clashes()])
+        return self
+
+    def _batch_clashes(self) -> list[Clash]:
         if self.global_batch_size is None:
-            return self
-        rows, rest = divmod(self.global_batch_size, self.micro_batch_size)
-        if rest or (self.gradient_accumulation_steps not in (None, rows)):
-            raise ValueError("global_batch_size: must be micro_batch_size × gradient_accumulation_steps")
-        return self
+            return []
+        passes, rest = divmod(self.global_batch_size, self.micro_batch_size)
+        if not rest and self.gradient_accumulation_steps in (None, passes):
+            return []
+        message = f"must be micro_batch_size ({self.micro_batch_size}) × gradient_accumulation_steps"
+        involved = frozenset({"micro_batch_size", "gradient_accumulation_steps"})
+        return [Clash(path="global_batch_size", message=message, hint="leave one of the three out", involves=involved)]
 
-    @model_validator(mode="after")
-    def _one_of_each_pair(self) -> Self:
+    def _pair_clashes(self) -> list[Clash]:
+        clashes = []
         if self.warmup_ratio is not None and self.warmup_steps is not None:
-            raise ValueError("warmup_steps: give warmup_ratio or warmup_steps, not both")
+            clashes.append(Clash(path="warmup_steps", message="give warmup_ratio or warmup_steps, not both"))
         if self.test_datasets and self.val_set_size:
-            raise ValueError("val_set_size: give test_datasets or val_set_size, not both")
-        return self
+            clashes.append(Clash(path="val_set_size", message="give test_datasets or val_set_size, not both"))
+        return clashes
 
-    @model_validator(mode="after")
-    def _measures_what_it_needs(self) -> Self:
+    def _measurement_clashes(self) -> list[Clash]:
+        clashes = []
         has_held_out = bool(self.test_datasets or self.val_set_size)
+        held_out = frozenset({"test_datasets", "val_set_size"})
         if self.early_stopping_patience is not None and not (self.eval_steps and has_held_out):
-            raise ValueError("early_stopping_patience: needs eval_steps, and test_datasets or val_set_size")
+            message = "needs eval_steps, and test_datasets or val_set_size"
+            clashes.append(Clash(path="early_stopping_patience", message=message, involves=held_out | {"eval_steps"}))
         if self.evaluation.exact_match and not has_held_out:
-            raise ValueError("evaluation.exact_match: needs test_datasets or val_set_size")
-        return self
+            clashes.append(Clash(path="evaluation.exact_match", message="needs test_datasets or val_set_size", involves=held_out))
+        return clashes
+
+    def _default_name_clashes(self) -> list[Clash]:
+        if self.output.adapter is not None or not name_clashes("name", f"local/{self.name}"):
+            return []
+        message = "cannot be an adapter's name"
+        return [Clash(path="name", message=message, hint="choose another, or give output.adapter", involves=frozenset({"output"}))]
 
     @property
     def accumulation_steps(self) -> int:
@@ -308,61 +232,67 @@ def load_spec(text: str, overrides: tuple[str, ...] = ()) -> JobSpec:
 
     Raises :class:`InvalidJob` with every problem: its line, path, value, and what would be right.
     """
-    source = parse_yaml(text)
-    return check_spec(override(source, overrides))
+    return check_spec(override(parse_yaml(text), overrides))
 
 
-def override(source: Source, overrides: tuple[str, ...]) -> Source:
-    """Return ``source`` with ``key=value`` or ``outer.inner=value`` set; a value is read as YAML."""
-    if not overrides or not isinstance(source.data, dict):
-        return source
-    data: dict[str, Data] = json.loads(json.dumps(source.data))
-    positions = dict(source.positions)
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise InvalidJob("an override must be key=value", path="-o", value=text, hint="for example -o learning_rate=1e-3")
-        steps = key.strip().split(".")
-        _set(data, steps, parse_yaml(value).data, text)
-        for known in [path for path in positions if [str(step) for step in path[: len(steps)]] == steps]:
-            del positions[known]
-    return Source(data=data, positions=positions)
-
-
-def _set(data: Data, steps: list[str], value: Data, text: str) -> None:
-    here = data
-    for step in steps[:-1]:
-        if isinstance(here, list) and step.isdigit() and int(step) < len(here):
-            here = here[int(step)]
-        elif isinstance(here, dict):
-            here = here.setdefault(step, {})
-        else:
-            raise InvalidJob("the override's path leads nowhere", path="-o", value=text)
-    last = steps[-1]
-    if isinstance(here, dict):
-        here[last] = value
-    elif isinstance(here, list) and last.isdigit() and int(last) < len(here):
-        here[int(last)] = value
-    else:
-        raise InvalidJob("the override's path leads nowhere", path="-o", value=text)
+def parse_spec(data: Data) -> JobSpec:
+    """Return the job in plain ``data``, as it comes in a request; raise :class:`InvalidJob` with every problem."""
+    return check_spec(Source(data=data))
 
 
 def check_spec(source: Source) -> JobSpec:
     """Return the job in ``source``; raise :class:`InvalidJob` with every problem found."""
-    if not isinstance(source.data, dict):
-        raise InvalidJob("a job is a mapping of fields", value=source.data, hint="start with name:, base_model: and datasets:")
-    data, problems = rename_aliases(source)
-    try:
-        spec = JobSpec.model_validate_json(json.dumps(data))
-    except ValidationError as error:
-        problems += explain(error, source, JobSpec)
-        spec = None
+    spec, problems = inspect_spec(source)
     if problems or spec is None:
         count = len(problems)
         raise InvalidJob(f"{count} problem{'s' if count != 1 else ''} in the job file", problems=problems)
     return spec
 
 
-def parse_spec(data: Data) -> JobSpec:
-    """Return the job in plain ``data``, as it comes in a request."""
-    return check_spec(Source(data=data))
+def inspect_spec(source: Source) -> tuple[JobSpec | None, list[Problem]]:
+    """Return what can be read of the job, and every problem.
+
+    Where there are problems the job holds the fields that are right and stand-ins for the others, so that the files it names can be
+    checked in the same go; it is None where not even that is possible.
+    """
+    if not isinstance(source.data, dict):
+        return None, [Problem(message="a job is a mapping of fields", hint="start with name:, base_model: and datasets:")]
+    if _is_deep(source.data):
+        return None, [Problem(message="nested too deeply", hint=f"at most {MAX_DEPTH} levels")]
+    renamed = rename_aliases(source.data, source)
+    problems = list(renamed.problems)
+    wrong: set[str] = set()
+    for _ in range(_PASSES):
+        try:
+            spec = _validate(_without(renamed.data, wrong))
+        except ValidationError as error:
+            found = explain(error, renamed, source, JobSpec, frozenset(wrong))
+            problems += found.values()
+            more = {str(path[0]) for path in found if path} - wrong
+            if not more:
+                break
+            wrong |= more
+        else:
+            return spec, in_file_order(problems)
+    return None, in_file_order(problems)
+
+
+_PASSES = 3
+"""Wrong fields show in the first pass, fields that do not go together in the second, and what is left is read in the third."""
+_STAND_INS: dict[str, Data] = {"name": "x", "base_model": "x", "datasets": [{"path": "x.jsonl"}]}
+
+
+def _without(data: dict[str, Data], wrong: set[str]) -> dict[str, Data]:
+    rest = {key: value for key, value in data.items() if key not in wrong}
+    return {key: value for key, value in _STAND_INS.items() if key in wrong} | rest
+
+
+def _validate(data: dict[str, Data]) -> JobSpec:
+    return JobSpec.model_validate_json(json.dumps(data))
+
+
+def _is_deep(data: Data, left: int = MAX_DEPTH) -> bool:
+    if left == 0:
+        return True
+    children = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
+    return any(_is_deep(child, left - 1) for child in children)

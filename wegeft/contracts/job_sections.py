@@ -1,0 +1,159 @@
+"""The nested parts of a job: data sets, resources, recovery, evaluation and output."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from wegeft.contracts.adapter import LATEST, AdapterName, check_alias
+from wegeft.contracts.errors import InvalidReference
+from wegeft.contracts.job_problems import Clash, refuse_clashes
+
+LabelText = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+PathText = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,4096}$")]
+ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+Duration = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}(?:s|m|h|d)$")]
+Memory = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,6}(?:Mi|Gi)$")]
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_ENDINGS = {"jsonl": "jsonl", "ndjson": "jsonl", "json": "json", "csv": "csv", "parquet": "parquet", "pq": "parquet"}
+
+
+class Frozen(BaseModel):
+    """A part of a job: nothing is converted, nothing unknown is taken, nothing changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class DatasetType(StrEnum):
+    """How a row says what to learn."""
+
+    CHAT = "chat"
+    ALPACA = "alpaca"
+    PROMPT_COMPLETION = "prompt_completion"
+    COMPLETION = "completion"
+
+
+class FileFormat(StrEnum):
+    """How rows are written in a file."""
+
+    JSONL = "jsonl"
+    JSON = "json"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+class DatasetSpec(Frozen):
+    """One file of rows."""
+
+    path: PathText
+    """A file, relative to the job file, or `sha256:…` of one that the server already has."""
+    type: DatasetType | None = None
+    """`chat`, `alpaca`, `prompt_completion` or `completion`; by default told from the columns of the first row."""
+    file_format: FileFormat | None = None
+    """`jsonl`, `json`, `csv` or `parquet`; by default told from the file's ending."""
+    field_messages: ColumnName = "messages"
+    """Column of a chat's list of `{role, content}`."""
+    field_instruction: ColumnName = "instruction"
+    """Column of an alpaca instruction."""
+    field_input: ColumnName = "input"
+    """Column of an alpaca input; may be absent or empty."""
+    field_output: ColumnName = "output"
+    """Column of an alpaca answer."""
+    field_prompt: ColumnName = "prompt"
+    """Column of a prompt."""
+    field_completion: ColumnName = "completion"
+    """Column of a prompt's completion."""
+    field_text: ColumnName = "text"
+    """Column of a plain text, all of which is learnt."""
+
+    @property
+    def is_uploaded(self) -> bool:
+        """Whether the path names bytes by digest."""
+        return bool(_DIGEST.fullmatch(self.path))
+
+    def inferred_format(self) -> FileFormat | None:
+        """Return the file's format, said or told by the ending; None where neither tells."""
+        if self.file_format:
+            return self.file_format
+        ending = _ENDINGS.get(self.path.rpartition(".")[2].lower())
+        return FileFormat(ending) if ending else None
+
+    @model_validator(mode="after")
+    def _has_known_format(self) -> Self:
+        if self.inferred_format() is None:
+            message = "cannot be told from the path's ending"
+            refuse_clashes([Clash(path="file_format", message=message, hint="say jsonl, json, csv or parquet")])
+        return self
+
+
+class ResourcesSpec(Frozen):
+    """What one worker gets."""
+
+    cpus: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """CPU cores, and torch threads; by default all of the node that runs the job."""
+    gpus: Annotated[int, Field(ge=0, le=1)] = 0
+    """GPUs, 0 or 1."""
+    memory: Memory | None = None
+    """Memory that Ray sets aside, for example `8Gi`; by default none is set aside."""
+
+
+class RecoverySpec(Frozen):
+    """How often an attempt is made again, from the last checkpoint."""
+
+    max_restarts_on_errors: Annotated[int, Field(ge=0, le=100)] = 1
+    """After an unexpected error of the training code. Wrong input is never tried again."""
+    max_preemptions: Annotated[int, Field(ge=-1, le=10_000)] = -1
+    """After a lost worker, node or lease; -1 is without limit."""
+
+
+class EvaluationSpec(Frozen):
+    """What is measured on the held-out split, beside its loss."""
+
+    exact_match: bool = False
+    """Generate answers greedily and count those equal to the expected one."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Tokens to generate at most for one answer."""
+    max_rows: Annotated[int, Field(ge=1, le=100_000)] = 200
+    """Held-out rows to answer at most, the first ones."""
+    samples: Annotated[int, Field(ge=0, le=16)] = 3
+    """Answers to keep in the job's log, to look at."""
+
+
+class OutputSpec(Frozen):
+    """Where the adapter is published."""
+
+    adapter: str | None = None
+    """`namespace/name` in the hub; by default `local/` and the job's name."""
+    aliases: tuple[str, ...] = ()
+    """Aliases to move to the new version, beside `latest`."""
+
+    @model_validator(mode="after")
+    def _names_are_valid(self) -> Self:
+        refuse_clashes([*name_clashes("adapter", self.adapter), *self._alias_clashes()])
+        return self
+
+    def _alias_clashes(self) -> list[Clash]:
+        clashes = []
+        for index, alias in enumerate(self.aliases):
+            try:
+                check_alias(alias)
+            except InvalidReference as error:
+                clashes.append(Clash(path=f"aliases.{index}", message=error.message, hint=error.problems[0].hint))
+            if alias == LATEST:
+                clashes.append(Clash(path=f"aliases.{index}", message="moves by itself", hint="leave it out"))
+        return clashes
+
+
+def name_clashes(path: str, name: str | None) -> list[Clash]:
+    """Return what is wrong with an adapter's name, if one is given."""
+    if name is None:
+        return []
+    try:
+        AdapterName.parse(name)
+    except InvalidReference as error:
+        problem = error.problems[0]
+        return [Clash(path=path, message=problem.message, hint=problem.hint)]
+    return []
