@@ -14,7 +14,8 @@ from wegeft.contracts.job import JobSpec
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # NaN and infinity are refused, because JSON has neither.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class JobState(StrEnum):
@@ -149,6 +150,13 @@ class EventPage(_Frozen):
     records: tuple[EventRecord, ...]
     state: JobState
     """The job's state when the page was read."""
+
+
+class Heartbeat(_Frozen):
+    """The worker lives."""
+
+    step: int | None = Field(default=None, ge=0)
+    """Optimizer steps done; None before the first."""
 
 
 class HeartbeatReply(_Frozen):

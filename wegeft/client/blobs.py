@@ -1,0 +1,134 @@
+"""Bytes by digest, to and from a server: streamed, verified, whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote
+
+from wegeft.client.transport import Call, Transport
+from wegeft.contracts.errors import BlobNotFound, DigestMismatch, InvalidData, InvalidSetting, ServiceUnreachable, StorageFull
+from wegeft.contracts.training import BlobView
+
+CHUNK_BYTES = 1 << 20
+STORE_SECONDS = 300.0
+"""How long a server may take to store what it has received."""
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes sent so far and the bytes in all."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def upload(transport: Transport, prefix: str, source: Path | bytes, on_progress: Progress | None = None) -> BlobView:
+    """Put a file or bytes under ``<prefix>/<digest>`` unless they are there already; return their digest and size.
+
+    Raises :class:`InvalidData` where the file cannot be read or changes under our hands.
+    """
+    blob = _describe(source)
+    path = f"{prefix}/{quote(blob.digest, safe=':')}"
+    with suppress(BlobNotFound):
+        transport.tell(Call(method="HEAD", path=path))
+        return blob
+    headers = {"Content-Length": str(blob.size), "Content-Type": "application/octet-stream"}
+    put = Call(
+        method="PUT", path=path, headers=headers, content=lambda: _chunks(source, blob.size, on_progress), read_seconds=STORE_SECONDS
+    )
+    transport.tell(put)
+    return blob
+
+
+def _describe(source: Path | bytes) -> BlobView:
+    sha256, size = hashlib.sha256(), 0
+    with _opened(source) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            sha256.update(chunk)
+            size += len(chunk)
+    return BlobView(digest=f"sha256:{sha256.hexdigest()}", size=size)
+
+
+def _chunks(source: Path | bytes, size: int, on_progress: Progress | None) -> Iterator[bytes]:
+    sent = 0
+    with _opened(source) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            sent += len(chunk)
+            if sent > size:
+                break
+            yield chunk
+            if on_progress:
+                on_progress(sent, size)
+    if sent != size:
+        raise InvalidData("the file changed while it was sent", path=str(source) if isinstance(source, Path) else "")
+
+
+@contextmanager
+def _opened(source: Path | bytes) -> Iterator[BinaryIO]:
+    if isinstance(source, bytes):
+        yield io.BytesIO(source)
+        return
+    try:
+        with source.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise InvalidData(f"the file cannot be read: {error.strerror}", path=str(source)) from error
+
+
+def fetch(transport: Transport, path: str, target: Path, digest: str, size: int | None = None) -> int:
+    """Stream what is at ``path`` into the new file ``target``; return its size in bytes.
+
+    The file appears whole and verified, or not at all. Raises :class:`DigestMismatch`, and :class:`StorageFull` where the disk is.
+    """
+
+    def once() -> int:
+        with _whole_file(target) as file, transport.open(Call(method="GET", path=path)) as response:
+            return _verify(response.iter_bytes(CHUNK_BYTES), file, digest, size)
+
+    return transport.retry(once)
+
+
+def _verify(chunks: Iterator[bytes], file: BinaryIO, digest: str, size: int | None) -> int:
+    sha256, seen = hashlib.sha256(), 0
+    for chunk in chunks:
+        sha256.update(chunk)
+        seen += len(chunk)
+        if size is not None and seen > size:
+            raise DigestMismatch("more bytes came than the file has", path=digest, hint=f"{size} bytes were announced")
+        file.write(chunk)
+    if size is not None and seen < size:
+        raise ServiceUnreachable("the connection ended before the file did", path=digest, value=f"{seen} of {size} bytes")
+    if f"sha256:{sha256.hexdigest()}" != digest:
+        raise DigestMismatch(path=digest, value=f"sha256:{sha256.hexdigest()}")
+    return seen
+
+
+@contextmanager
+def _whole_file(target: Path) -> Iterator[BinaryIO]:
+    with local_errors(target.parent):
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def local_errors(folder: Path) -> Iterator[None]:
+    """Name what goes wrong with a local folder: :class:`StorageFull`, or :class:`InvalidSetting` where it cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageFull(f"no room left under {folder}", path=str(folder), hint="free some space; nothing was kept") from error
+        raise InvalidSetting(f"cannot write under {folder}: {error.strerror}", path=str(folder)) from error

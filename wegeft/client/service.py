@@ -1,0 +1,196 @@
+"""The service, for people and scripts: jobs, blobs and adapters."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict
+
+from wegeft.client import downloads
+from wegeft.client.blobs import Progress, upload
+from wegeft.client.transport import Answer, Call, Params, Transport, json_body
+from wegeft.contracts.accounts import Identity
+from wegeft.contracts.adapter import AdapterName, AdapterPage, AdapterRef, AdapterView, AliasMove, VersionPage, VersionView, check_alias
+from wegeft.contracts.errors import JobPending, UnexpectedAnswer
+from wegeft.contracts.job import JobSpec
+from wegeft.contracts.training import BlobView, EventPage, EventRecord, JobPage, JobState, JobView
+
+POLL_SECONDS = 20
+"""How long one question for new events stays open."""
+FOLLOW_PATIENCE_SECONDS = 60.0
+"""How long a reader of a log waits for a service that is gone, a restart for example."""
+
+_JSON = {"Content-Type": "application/json"}
+_BEYOND_EVERY_EVENT = 2**31 - 1
+
+
+class _Submission(BaseModel):
+    spec: JobSpec
+
+
+class _Health(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class Client:
+    """A WeGeFT service; safe to use from several threads, and a context manager that closes its connections.
+
+    Calls that fail in a way that may pass are tried again for ``patience_seconds``; submitting is safe to repeat.
+    """
+
+    def __init__(self, server: str, token: str, *, timeout_seconds: float = 30.0, patience_seconds: float = 5.0) -> None:
+        self._transport = Transport(server, token, timeout_seconds=timeout_seconds, patience_seconds=patience_seconds)
+        self._timeout_seconds = timeout_seconds
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._transport.close()
+
+    # Jobs
+
+    def submit(self, spec: JobSpec, *, idempotency_key: str | None = None) -> JobView:
+        """Queue a job and return it; the same key with the same spec returns the same job, however often.
+
+        Raises :class:`InvalidJob` with every problem that the server sees, a data set that was not uploaded among them.
+        """
+        headers = {**_JSON, "Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return self._transport.ask(Call(method="POST", path="/jobs", headers=headers, content=json_body(_Submission(spec=spec))), JobView)
+
+    def job(self, job_id: str) -> JobView:
+        """Return a job; raise :class:`JobNotFound`."""
+        return self._get(_job_path(job_id), JobView)
+
+    def jobs(self, *, state: JobState | None = None, label: str | None = None, limit: int = 50, after: str | None = None) -> JobPage:
+        """Return jobs, newest first; ``label`` is ``key=value``."""
+        return self._get("/jobs", JobPage, {"state": state, "label": label, "limit": limit, "after": after})
+
+    def cancel(self, job_id: str) -> JobView:
+        """Ask a job to stop and return it; harmless where it was cancelled already.
+
+        Raises :class:`IllegalTransition` where it has succeeded or failed.
+        """
+        return self._transport.ask(Call(method="POST", path=f"{_job_path(job_id)}/cancel"), JobView)
+
+    def events(self, job_id: str, *, after: int = 0, wait_seconds: int = 0, limit: int = 500) -> EventPage:
+        """Return the events of a job's log behind number ``after``; wait for one so long where there is none yet."""
+        return self._events(job_id, {"after": after, "limit": limit, "wait_seconds": wait_seconds}, None)
+
+    def _events(self, job_id: str, params: Params, patience_seconds: float | None) -> EventPage:
+        call = Call(
+            method="GET",
+            path=f"{_job_path(job_id)}/events",
+            params=params,
+            read_seconds=int(params["wait_seconds"]) + self._timeout_seconds,
+        )
+        return self._transport.ask(call, EventPage, patience_seconds=patience_seconds)
+
+    def follow(self, job_id: str, *, after: int = 0) -> Iterator[EventRecord]:
+        """Yield the events of a job's log as they come, until the job has ended; go on after a lost connection."""
+        patience = max(FOLLOW_PATIENCE_SECONDS, self._transport.patience_seconds)
+        while True:
+            page = self._events(job_id, {"after": after, "limit": 500, "wait_seconds": POLL_SECONDS}, patience)
+            for record in page.records:
+                if record.sequence <= after:
+                    raise UnexpectedAnswer("the log's numbers do not grow", path=job_id, value=record.sequence)
+                after = record.sequence
+                yield record
+            if page.state.is_final and not page.records:
+                return
+
+    def wait(self, job_id: str, timeout_seconds: float | None = None) -> JobView:
+        """Return the job once it has ended; raise :class:`JobPending` where it has not within ``timeout_seconds``."""
+        patience = max(FOLLOW_PATIENCE_SECONDS, self._transport.patience_seconds)
+        end = None if timeout_seconds is None else monotonic() + timeout_seconds
+        while True:
+            left = POLL_SECONDS if end is None else min(POLL_SECONDS, int(end - monotonic()) + 1)
+            page = self._events(job_id, {"after": _BEYOND_EVERY_EVENT, "limit": 1, "wait_seconds": max(left, 0)}, patience)
+            if page.state.is_final:
+                return self.job(job_id)
+            if end is not None and monotonic() >= end:
+                raise JobPending(f"the job is {page.state} after {timeout_seconds:g} s", path=job_id, hint="it goes on; wait again")
+
+    # Blobs
+
+    def upload(self, source: Path | bytes, on_progress: Progress | None = None) -> BlobView:
+        """Store a file or bytes unless they are there already; return their digest and size.
+
+        ``on_progress`` is called with the bytes sent and the bytes in all. Raises :class:`InvalidData` where the file cannot be read.
+        """
+        return upload(self._transport, "/blobs", source, on_progress)
+
+    # Adapters
+
+    def adapters(self, *, limit: int = 50, after: str | None = None) -> AdapterPage:
+        """Return adapters, by name."""
+        return self._get("/adapters", AdapterPage, {"limit": limit, "after": after})
+
+    def adapter(self, name: str) -> AdapterView:
+        """Return an adapter by ``namespace/name``; raise :class:`AdapterNotFound`."""
+        return self._get(f"/adapters/{AdapterName.parse(name)}", AdapterView)
+
+    def versions(self, name: str) -> tuple[VersionView, ...]:
+        """Return every version of an adapter, newest first."""
+        found: list[VersionView] = []
+        after: str | None = None
+        while True:
+            page = self._get(f"/adapters/{AdapterName.parse(name)}/versions", VersionPage, {"limit": 100, "after": after})
+            found += page.versions
+            if page.next_cursor is None or page.next_cursor == after:
+                return tuple(found)
+            after = page.next_cursor
+
+    def resolve(self, ref: str) -> VersionView:
+        """Return the version that ``ns/name``, ``ns/name@3`` or ``ns/name@alias`` names now."""
+        parsed = AdapterRef.parse(ref)
+        return self._get(f"/adapters/{parsed.adapter}/versions/{parsed.selector}", VersionView)
+
+    def download(self, ref: str, folder: Path, *, overwrite: bool = False) -> VersionView:
+        """Write a version to ``folder`` as PEFT and others load it; return which version it was.
+
+        Every file is verified, and the folder is whole or not there. Raises :class:`InvalidSetting` where there is something
+        already, :class:`DigestMismatch`, and :class:`StorageFull`.
+        """
+        version = self.resolve(ref)
+        if version.adapter.lower() != str(AdapterRef.parse(ref).adapter).lower():
+            raise UnexpectedAnswer("the server answers with another adapter", path=ref, value=version.adapter)
+        downloads.download(self._transport, version, folder, overwrite=overwrite)
+        return version
+
+    def set_alias(self, name: str, alias: str, version: int, *, expected: int | None = None) -> AdapterView:
+        """Let an alias point to a version, by compare-and-set; return the adapter.
+
+        ``expected`` is where it must point now: a number, 0 for nowhere yet, None for anywhere. Raises :class:`AliasMoved`.
+        """
+        path = f"/adapters/{AdapterName.parse(name)}/aliases/{check_alias(alias)}"
+        move = AliasMove(version=version, expected=expected)
+        return self._transport.ask(Call(method="PUT", path=path, headers=_JSON, content=json_body(move)), AdapterView)
+
+    # The service itself
+
+    def health(self) -> dict[str, Any]:
+        """Return what ``/healthz`` says: that the process answers, and its version."""
+        return self._transport.ask(Call(method="GET", path="//healthz"), _Health).model_dump()
+
+    def whoami(self) -> Identity:
+        """Return who the token belongs to; raise :class:`Unauthenticated`."""
+        return self._get("/whoami", Identity)
+
+    def _get(self, path: str, answer: type[Answer], params: dict[str, str | int | None] | None = None) -> Answer:
+        given = {key: value for key, value in (params or {}).items() if value is not None}
+        return self._transport.ask(Call(method="GET", path=path, params=given), answer)
+
+
+def _job_path(job_id: str) -> str:
+    return f"/jobs/{quote(job_id, safe='')}"

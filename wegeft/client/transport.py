@@ -1,0 +1,229 @@
+"""One authenticated connection to one server: bounded answers, named errors, retries of what may pass."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import httpx2
+from pydantic import BaseModel, ValidationError
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
+
+from wegeft.contracts.errors import (
+    Broken,
+    ErrorBody,
+    InvalidSetting,
+    ServiceTimeout,
+    ServiceUnreachable,
+    StorageFull,
+    UnexpectedAnswer,
+    WegeftError,
+    error_from_body,
+    shorten,
+)
+
+API_PREFIX = "/api/v1"
+CONNECT_SECONDS = 5.0
+MAX_ANSWER_BYTES = 64 << 20
+"""Of an answer that is read at once; blobs are streamed."""
+
+Answer = TypeVar("Answer", bound=BaseModel)
+Result = TypeVar("Result")
+Params = Mapping[str, str | int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One request to make."""
+
+    method: str
+    path: str
+    """Below ``/api/v1``, or from the root where it starts with ``//``; its segments are quoted already."""
+    params: Params = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content: Callable[[], bytes | Iterable[bytes]] | None = None
+    """Makes the body, anew for each try."""
+    read_seconds: float | None = None
+    """How long to wait for the next byte of the answer; None is the transport's own."""
+
+
+def json_body(body: BaseModel) -> Callable[[], bytes]:
+    """Return a maker of ``body`` as JSON."""
+    content = body.model_dump_json().encode()
+    return lambda: content
+
+
+def check_server(server: str) -> httpx2.URL:
+    """Return the base URL of a server; raise :class:`InvalidSetting` where it is none, without showing a password in it."""
+    try:
+        url = httpx2.URL(server)
+    except (httpx2.InvalidURL, TypeError):
+        url = httpx2.URL("")
+    if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query or url.fragment:
+        shown = server if "@" not in server else None
+        raise InvalidSetting("not the URL of a server", path="server", value=shown, hint="for example http://127.0.0.1:8571")
+    return url
+
+
+def _check_token(token: str) -> str:
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise InvalidSetting("the token is empty or has characters that no token has", path="token")
+    return token
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Transport:
+    """Connections to one server with one token; safe to use from several threads."""
+
+    def __init__(self, server: str, token: str, *, timeout_seconds: float, patience_seconds: float) -> None:
+        url = check_server(server)
+        self.server = str(url).rstrip("/")
+        self.patience_seconds = patience_seconds
+        self._timeout_seconds = timeout_seconds
+        self._http = httpx2.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {_check_token(token)}", "Accept": "application/json, application/problem+json"},
+            timeout=self._timeout(None),
+            # A redirect would carry the token to wherever the answer says; a proxy has no business between two local processes.
+            follow_redirects=False,
+            trust_env=not _is_loopback(url.host),
+        )
+
+    def _timeout(self, read_seconds: float | None) -> httpx2.Timeout:
+        seconds = self._timeout_seconds
+        return httpx2.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds), read=read_seconds or seconds)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def ask(self, call: Call, answer: type[Answer], *, patience_seconds: float | None = None) -> Answer:
+        """Make a call and return its answer; try again for ``patience_seconds`` where that may help."""
+
+        def once() -> Answer:
+            with self.open(call) as response:
+                return _parse(self._read(response), answer)
+
+        return self.retry(once, patience_seconds)
+
+    def tell(self, call: Call, *, patience_seconds: float | None = None) -> None:
+        """Make a call whose answer says nothing but that it went well."""
+
+        def once() -> None:
+            with self.open(call) as response:
+                self._read(response)
+
+        self.retry(once, patience_seconds)
+
+    def retry(self, once: Callable[[], Result], patience_seconds: float | None = None) -> Result:
+        """Return what ``once`` does; after an error that may pass, again and again until ``patience_seconds`` are over."""
+        patience = self.patience_seconds if patience_seconds is None else patience_seconds
+        tries = Retrying(
+            retry=retry_if_exception(_may_pass),
+            stop=stop_after_delay(patience),
+            wait=wait_exponential_jitter(initial=0.1, max=3, jitter=0.2),
+            reraise=True,
+        )
+        return tries(once)
+
+    @contextmanager
+    def open(self, call: Call) -> Iterator[httpx2.Response]:
+        """Make a call once and give its answer, unread; raise what the server says where it refuses."""
+        path = call.path[1:] if call.path.startswith("//") else API_PREFIX + call.path
+        with self._named_errors():
+            request = self._http.build_request(
+                call.method,
+                path,
+                params=dict(call.params) or None,
+                headers=dict(call.headers),
+                content=call.content() if call.content else None,
+                timeout=self._timeout(call.read_seconds),
+            )
+            response = self._http.send(request, stream=True)
+            try:
+                if not response.is_success:
+                    raise self._refusal(response)
+                yield response
+            finally:
+                response.close()
+
+    def _read(self, response: httpx2.Response) -> bytes:
+        content = bytearray()
+        for chunk in response.iter_bytes():
+            content += chunk
+            if len(content) > MAX_ANSWER_BYTES:
+                raise UnexpectedAnswer(f"{self.server} answers without an end", path="server")
+        return bytes(content)
+
+    def _refusal(self, response: httpx2.Response) -> WegeftError:
+        status = response.status_code
+        content = self._read(response)
+        if response.has_redirect_location:
+            return UnexpectedAnswer(f"{self.server} redirects elsewhere", path="server", hint="give the address that it redirects to")
+        try:
+            body = ErrorBody.model_validate_json(content)
+        except ValidationError:
+            return self._foreign_refusal(status, content)
+        error = error_from_body(body)
+        if status == 500 and body.request_id:
+            return type(error)(f"{body.detail} ({body.request_id})")
+        return error
+
+    def _foreign_refusal(self, status: int, content: bytes) -> WegeftError:
+        # Not one of our services, or a proxy in front of one.
+        if status == 429 or status in (502, 503, 504):
+            return ServiceUnreachable(f"{self.server} answers {status}", path="server")
+        text = shorten(content[:200].decode(errors="replace"))
+        return UnexpectedAnswer(f"{self.server} answers {status}, but not as a WeGeFT hub would", path="server", value=text or None)
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
+            raise ServiceUnreachable(f"{self.server} cannot be reached: {_reason(error)}", path="server") from error
+        except httpx2.TimeoutException as error:
+            raise ServiceTimeout(f"{self.server} did not answer in time", path="server") from error
+        except httpx2.RemoteProtocolError as error:
+            if _is_cut(error):
+                raise ServiceUnreachable(f"{self.server} closed the connection", path="server") from error
+            raise UnexpectedAnswer(f"{self.server} does not speak HTTP: {_reason(error)}", path="server") from error
+        except (httpx2.DecodingError, httpx2.LocalProtocolError) as error:
+            raise UnexpectedAnswer(f"{self.server} cannot be understood: {_reason(error)}", path="server") from error
+        except httpx2.RequestError as error:
+            raise ServiceUnreachable(
+                f"{self.server} cannot be reached: {_reason(error)}", path="server", hint="is it running? `wgctl up` starts one here"
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    return shorten(str(error) or type(error).__name__)
+
+
+def _is_cut(error: httpx2.RemoteProtocolError) -> bool:
+    text = str(error).lower()
+    return "disconnected" in text or "closed connection" in text
+
+
+def _may_pass(error: BaseException) -> bool:
+    # The bare WegeftError is the server's own 500.
+    return type(error) is WegeftError or (isinstance(error, Broken) and error.is_retryable and not isinstance(error, StorageFull))
+
+
+def _parse(content: bytes, answer: type[Answer]) -> Answer:
+    try:
+        return answer.model_validate_json(content)
+    except ValidationError as error:
+        shown = shorten(content[:200].decode(errors="replace"))
+        raise UnexpectedAnswer("the answer is not one of this protocol", path="server", value=shown) from error
