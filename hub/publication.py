@@ -12,6 +12,7 @@ from wegeft.contracts.errors import InvalidInput, Problem, shorten
 
 _MAX_TEXT = {"base_model": 500, "method": 40, "source": 200, "created_by": 200}
 _MAX_METRICS = 500
+_MAX_FILES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +59,23 @@ def _problems(publication: Publication) -> Iterator[Problem]:
     if not 1 <= publication.rank < 2**31:
         yield Problem(path="rank", message="not a rank", value=shorten(publication.rank))
     yield from _file_problems(publication.files)
-    if len(publication.metrics) > _MAX_METRICS:
-        yield Problem(path="metrics", message="too many metrics", value=str(len(publication.metrics)), hint=f"at most {_MAX_METRICS}")
-    for name, value in publication.metrics.items():
+    yield from _metric_problems(publication.metrics)
+
+
+def _metric_problems(metrics: dict[str, float]) -> Iterator[Problem]:
+    if len(metrics) > _MAX_METRICS:
+        yield Problem(path="metrics", message="too many metrics", value=str(len(metrics)), hint=f"at most {_MAX_METRICS}")
+        return
+    for name, value in metrics.items():
         if not math.isfinite(value) or not name.isprintable() or not 0 < len(name) <= 100:
             yield Problem(path=f"metrics.{shorten(name)}", message="not a finite number under a printable name", value=str(value))
 
 
 def _file_problems(files: tuple[FileEntry, ...]) -> Iterator[Problem]:
     paths = [entry.path for entry in files]
+    if len(paths) > _MAX_FILES:
+        yield Problem(path="files", message="too many files", value=str(len(paths)), hint=f"at most {_MAX_FILES}")
+        return
     for path in (CONFIG_FILE, WEIGHTS_FILE):
         if path not in paths:
             yield Problem(path=path, message="the file is missing")

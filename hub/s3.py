@@ -1,0 +1,214 @@
+"""Blobs in an S3 store, through the MinIO SDK; and ``open_store``, which makes a store of a URL.
+
+Needs only what every S3 server has: put, get with a range, head, delete, multipart uploads and presigned GETs. No conditional
+write is needed, because a key holds the digest of what it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
+
+import urllib3
+from minio import Minio
+from minio.error import MinioException, S3Error
+from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
+
+from hub.objects import CHUNK_BYTES, FolderStore, MemoryStore, ObjectStore, VerifiedSource, check_span
+from wegeft.contracts.adapter import check_digest
+from wegeft.contracts.errors import BlobNotFound, InvalidSetting, StorageFull, StorageUnavailable, WegeftError
+
+CONNECT_SECONDS = 5
+READ_SECONDS = 60
+_RETRIES = 3
+_PART_BYTES = 8 << 20
+"""An upload holds two parts in memory; ten thousand parts make 80 GiB."""
+_REFUSALS = {"AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "InvalidToken", "ExpiredToken", "RequestTimeTooSkewed"}
+_FULL = {"EntityTooLarge", "QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class S3Access:
+    """How to reach an S3 server; the secret is never shown."""
+
+    endpoint: str
+    """``http://host:port`` or ``https://host``."""
+    access_key: str
+    secret_key: str = field(repr=False)
+    region: str = "us-east-1"
+
+
+def open_store(url: str, access: S3Access | None = None) -> ObjectStore:
+    """Return the store that a URL names: ``memory:``, ``file:///path`` or ``s3://bucket/prefix``, made ready where need be.
+
+    Raises :class:`InvalidSetting` for any other URL, and :class:`StorageUnavailable` where the store does not work.
+    """
+    parts = urlsplit(url)
+    match parts.scheme:
+        case "memory" if url == "memory:":
+            return MemoryStore()
+        case "file" if parts.path.startswith("/") and not parts.netloc:
+            return FolderStore(Path(unquote(parts.path)))
+        case "s3" if parts.netloc and access is not None:
+            return _open_bucket(parts.netloc, parts.path.strip("/"), access)
+        case "s3" if parts.netloc:
+            raise InvalidSetting("an S3 store needs an endpoint, an access key and a secret key", path="store", value=url)
+        case _:
+            raise InvalidSetting("not a store", path="store", value=url, hint="memory:, file:///folder or s3://bucket/prefix")
+
+
+def _open_bucket(bucket: str, prefix: str, access: S3Access) -> S3Store:
+    endpoint = urlsplit(access.endpoint)
+    if endpoint.scheme not in {"http", "https"} or not endpoint.netloc or endpoint.path.strip("/") or "@" in endpoint.netloc:
+        raise InvalidSetting(
+            "not an S3 endpoint", path="s3_endpoint", value=endpoint.hostname or "", hint="http://host:port or https://host"
+        )
+    timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
+    retries = urllib3.Retry(total=_RETRIES, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504), raise_on_status=False)
+    try:
+        client = Minio(
+            endpoint=endpoint.netloc,
+            access_key=access.access_key,
+            secret_key=access.secret_key,
+            secure=endpoint.scheme == "https",
+            region=access.region,
+            http_client=urllib3.PoolManager(timeout=timeout, retries=retries, maxsize=16),
+        )
+        store = S3Store(client, bucket, prefix)
+        store.make_bucket()
+    except ValueError as error:
+        raise InvalidSetting(f"not usable for S3: {error}", path="store", value=f"s3://{bucket}/{prefix}") from error
+    return store
+
+
+class S3Store:
+    """Blobs in a bucket, as ``prefix/sha256/ab/cd/abcd…``.
+
+    An upload is hashed while it is sent. S3 shows an object only when its upload is completed, and the SDK completes it only after
+    it has read the end of the source, which :class:`VerifiedSource` lets it reach by the right bytes alone; otherwise it aborts.
+    So nothing is spooled to disk, and no wrong byte is ever visible. An upload cut off by a crash leaves parts that nobody sees:
+    let the bucket's lifecycle abort incomplete multipart uploads.
+    """
+
+    def __init__(self, client: Minio, bucket: str, prefix: str = "") -> None:
+        self._client, self._bucket, self._prefix = client, bucket, f"{prefix}/" if prefix else ""
+
+    def make_bucket(self) -> None:
+        """Create the bucket unless it is there; raise :class:`StorageUnavailable` where that fails."""
+        with self._named_errors():
+            if self._client.bucket_exists(bucket_name=self._bucket):
+                return
+            try:
+                self._client.make_bucket(bucket_name=self._bucket)
+            except S3Error as error:
+                if error.code not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
+                    raise
+
+    def put(self, digest: str, source: BinaryIO, size: int | None = None) -> int:
+        """See :meth:`ObjectStore.put`."""
+        verified, key = VerifiedSource(source, digest, size), self._key(digest)
+        with self._named_errors():
+            self._client.put_object(
+                bucket_name=self._bucket, object_name=key, data=verified, length=-1, part_size=_PART_BYTES, num_parallel_uploads=1
+            )
+        return verified.size
+
+    def get(self, digest: str) -> Iterator[bytes]:
+        """See :meth:`ObjectStore.get`; a broken connection is taken up again where it broke."""
+        received, tries = 0, _RETRIES
+        with self._named_errors(digest):
+            while True:
+                try:
+                    for chunk in self._stream(digest, received):
+                        received += len(chunk)
+                        yield chunk
+                except (ProtocolError, ReadTimeoutError):
+                    if not tries:
+                        raise
+                    tries -= 1
+                else:
+                    return
+
+    def range(self, digest: str, start: int, length: int) -> bytes:
+        """See :meth:`ObjectStore.range`."""
+        check_span(start, length)
+        with self._named_errors(digest):
+            try:
+                # S3 cannot be asked for no bytes
+                return b"".join(self._stream(digest, start, max(length, 1)))[:length]
+            except S3Error as error:
+                if error.code != "InvalidRange":
+                    raise
+                return b""
+
+    def has(self, digest: str) -> int | None:
+        """See :meth:`ObjectStore.has`."""
+        with self._named_errors():
+            try:
+                found = self._client.stat_object(bucket_name=self._bucket, object_name=self._key(digest))
+            except S3Error as error:
+                if error.code != "NoSuchKey":
+                    raise
+                self._check_bucket()
+                return None
+        size: int = found.size
+        return size
+
+    def delete(self, digest: str) -> None:
+        """See :meth:`ObjectStore.delete`."""
+        with self._named_errors():
+            self._client.remove_object(bucket_name=self._bucket, object_name=self._key(digest))
+
+    def presign(self, digest: str, seconds: int) -> str | None:
+        """See :meth:`ObjectStore.presign`."""
+        with self._named_errors():
+            url: str = self._client.presigned_get_object(
+                bucket_name=self._bucket, object_name=self._key(digest), expires=timedelta(seconds=seconds)
+            )
+        return url
+
+    def _key(self, digest: str) -> str:
+        name = check_digest(digest).removeprefix("sha256:")
+        return f"{self._prefix}sha256/{name[:2]}/{name[2:4]}/{name}"
+
+    def _stream(self, digest: str, start: int, length: int = 0) -> Iterator[bytes]:
+        """Yield ``length`` bytes from ``start`` on; all of them where it is 0."""
+        response = self._client.get_object(bucket_name=self._bucket, object_name=self._key(digest), offset=start, length=length)
+        try:
+            yield from response.stream(CHUNK_BYTES)
+        finally:
+            response.close()
+            response.release_conn()
+
+    def _check_bucket(self) -> None:
+        """The answer to a HEAD has no body, so there a missing bucket looks like a missing key."""
+        if not self._client.bucket_exists(bucket_name=self._bucket):
+            raise StorageUnavailable("the bucket does not exist", value=self._bucket, hint="create it, or set the store's URL")
+
+    @contextmanager
+    def _named_errors(self, digest: str | None = None) -> Iterator[None]:
+        try:
+            yield
+        except S3Error as error:
+            raise _explain(error, digest) from error
+        except HTTPError as error:
+            raise StorageUnavailable(f"the S3 server does not answer: {type(error).__name__}") from error
+        except MinioException as error:
+            raise StorageUnavailable(f"the S3 server's answer makes no sense: {type(error).__name__}") from error
+
+
+def _explain(error: S3Error, digest: str | None) -> WegeftError:
+    if error.code == "NoSuchKey" and digest is not None:
+        return BlobNotFound(path=digest)
+    if error.code in _FULL:
+        return StorageFull("the S3 server has no room left", hint=f"it answers {error.code}; nothing was stored")
+    if error.code in _REFUSALS:
+        return StorageUnavailable(
+            f"the S3 server refuses our credentials: {error.code}", hint="check the access key, the secret key and what they may do"
+        )
+    return StorageUnavailable(f"the S3 server answers {error.code}", hint=error.message)
