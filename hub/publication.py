@@ -68,7 +68,8 @@ def _metric_problems(metrics: dict[str, float]) -> Iterator[Problem]:
         return
     for name, value in metrics.items():
         if not math.isfinite(value) or not name.isprintable() or not 0 < len(name) <= 100:
-            yield Problem(path=f"metrics.{shorten(name)}", message="not a finite number under a printable name", value=str(value))
+            shown = shorten(name if name.isprintable() else ascii(name))
+            yield Problem(path=f"metrics.{shown}", message="not a finite number under a printable name", value=str(value))
 
 
 def _file_problems(files: tuple[FileEntry, ...]) -> Iterator[Problem]:
