@@ -159,6 +159,20 @@ class Heartbeat(_Frozen):
     """Optimizer steps done; None before the first."""
 
 
+class MetricPoint(_Frozen):
+    """A metric's value at a step."""
+
+    step: int
+    value: float
+
+
+class MetricPage(_Frozen):
+    """The next values of one of a job's metrics, one a step: where steps were made again, the last attempt's."""
+
+    name: str
+    points: tuple[MetricPoint, ...]
+
+
 class HeartbeatReply(_Frozen):
     """What the orchestrator answers to a sign of life."""
 
