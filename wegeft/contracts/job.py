@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -212,6 +213,16 @@ class JobSpec(Frozen):
     def effective_alpha(self) -> float:
         """alpha, or twice the rank."""
         return self.alpha if self.alpha is not None else 2.0 * self.rank
+
+    def count_held_out(self, rows: int) -> int:
+        """Return how many of ``rows`` training rows ``val_set_size`` holds out; a share holds out at least one."""
+        return max(1, round(rows * self.val_set_size)) if 0 < self.val_set_size < 1 else int(self.val_set_size)
+
+    def count_steps(self, rows: int) -> int:
+        """Return the optimizer steps over ``rows`` rows that are left to train on; the last step of an epoch may hold fewer."""
+        batches = math.ceil(rows / self.micro_batch_size)
+        steps_per_epoch = math.ceil(batches / self.accumulation_steps)
+        return self.max_steps or max(1, math.ceil(self.num_epochs * steps_per_epoch - 1e-9))
 
     @property
     def adapter(self) -> AdapterName:
