@@ -82,7 +82,7 @@ VERSIONS = Table(
     Column("source", String(200), nullable=False, unique=True),
     Column("manifest", Text, nullable=False),  # the bytes that manifest_digest names, so never JSON that a database may reorder
     Column("manifest_digest", String(71), nullable=False),
-    Column("base_model", String(500), nullable=False),
+    Column("base_model", String(4200), nullable=False),
     Column("method", String(40), nullable=False),
     Column("rank", Integer, nullable=False),
     Column("size", BigInteger, nullable=False),

@@ -10,7 +10,7 @@ from datetime import datetime
 from wegeft.contracts.adapter import CONFIG_FILE, PUBLISHABLE_FILES, WEIGHTS_FILE, AdapterName, FileEntry, Manifest, make_manifest
 from wegeft.contracts.errors import InvalidInput, Problem, shorten
 
-_MAX_TEXT = {"base_model": 500, "method": 40, "source": 200, "created_by": 200}
+_MAX_TEXT = {"base_model": 4200, "method": 40, "source": 200, "created_by": 200}
 _MAX_METRICS = 500
 _MAX_FILES = 100
 
