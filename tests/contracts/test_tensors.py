@@ -44,7 +44,7 @@ def check(content: bytes) -> None:
 
 
 def test_what_numpy_saved_is_read_back() -> None:
-    tensors = {
+    tensors: dict[str, Any] = {
         "a.phi": np.arange(6, dtype=np.float32).reshape(2, 3),
         "b": np.ones(5, np.float16),
         "c": np.full((1, 1, 2), -0.5, np.float64),
@@ -334,8 +334,28 @@ def mutated_files(draw: st.DrawFn) -> bytes:
     return bytes(content)
 
 
-@settings(max_examples=600)
-@given(mutated_files())
+@st.composite
+def odd_headers(draw: st.DrawFn) -> bytes:
+    """Headers that say sensible things in odd ways: spaces, escapes, orders, repetitions, other shapes of the same bytes."""
+    count = draw(st.integers(1, 3))
+    space = st.sampled_from(["", "", " ", "\n", "\t "])
+    parts = []
+    for number in range(count):
+        dtype, shape = draw(
+            st.sampled_from([("F32", [2, 3]), ("F32", [6]), ("BF16", [3, 4]), ("F64", [1, 3]), ("F16", [12]), ("F32", [5])])
+        )
+        start = 24 * number + draw(st.sampled_from([0, 0, 0, 0, 0, 0, 1, -24]))
+        fields = [f'"dtype":{draw(space)}"{dtype}"', f'"shape":{draw(space)}{shape}', f'"data_offsets":[{start},{draw(space)}{start + 24}]']
+        fields += draw(st.sampled_from([[], [], [], [], ['"extra":1'], ['"dtype":"F32"']]))
+        name = draw(st.sampled_from([*[f"t{number}", f"\\u0074{number}", f"t{number}\\/x"] * 3, "same", f"a{number}..", "__metadata__"]))
+        parts.append(f'{draw(space)}"{name}"{draw(space)}:{{{",".join(draw(st.permutations(fields)))}}}')
+    parts += draw(st.sampled_from([[], ['"__metadata__":{}'], ['"__metadata__":{"a":"b"}'], ['"__metadata__":null']]))
+    header = f"{draw(space)}{{{','.join(draw(st.permutations(parts)))}}}{draw(space)}"
+    return file_of(header, np.arange(6 * count, dtype="<f4").tobytes())
+
+
+@settings(max_examples=500)
+@given(mutated_files() | odd_headers())
 def test_what_we_accept_the_library_reads_alike(content: bytes) -> None:
     try:
         found = read_tensors(content)
@@ -345,8 +365,9 @@ def test_what_we_accept_the_library_reads_alike(content: bytes) -> None:
     header = parse_header(content, len(content))
     ours = {s.name: (s.dtype, list(s.shape), content[header.size + s.start : header.size + s.end]) for s in header.tensors}
     assert ours == described
-    theirs = load(content)
-    assert all(np.array_equal(found[name], theirs[name]) for name in theirs)
+    if all(spec.dtype != "BF16" for spec in header.tensors):  # the library cannot give those to numpy
+        theirs = load(content)
+        assert all(np.array_equal(found[name], theirs[name]) for name in theirs)
 
 
 @settings(max_examples=300)
