@@ -58,7 +58,7 @@ def _problems(publication: Publication) -> Iterator[Problem]:
             yield Problem(path=name, message="not a printable text of a fitting length", value=shorten(text), hint=f"1 to {limit} long")
     if not 1 <= publication.rank < 2**31:
         yield Problem(path="rank", message="not a rank", value=shorten(publication.rank))
-    yield from _file_problems(publication.files)
+    yield from file_problems(publication.files)
     yield from _metric_problems(publication.metrics)
 
 
@@ -72,7 +72,8 @@ def _metric_problems(metrics: dict[str, float]) -> Iterator[Problem]:
             yield Problem(path=f"metrics.{shown}", message="not a finite number under a printable name", value=str(value))
 
 
-def _file_problems(files: tuple[FileEntry, ...]) -> Iterator[Problem]:
+def file_problems(files: tuple[FileEntry, ...]) -> Iterator[Problem]:
+    """Yield what is wrong with the list of a version's files, without looking at their bytes."""
     paths = [entry.path for entry in files]
     if len(paths) > _MAX_FILES:
         yield Problem(path="files", message="too many files", value=str(len(paths)), hint=f"at most {_MAX_FILES}")
