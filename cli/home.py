@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Literal
+from typing import Literal, Self
 
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -31,13 +31,31 @@ class ServiceRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     pid: int
-    process_started: float
-    """When the process began, in seconds since 1970; tells it from a later one with the same number."""
     server: str
     """URL at which it answers."""
     pool: Literal["ray", "inline"]
     version: str
     since: datetime
+
+
+class _Holder(BaseModel):
+    """A process, told from a later one with the same number by the time it began."""
+
+    pid: int
+    began: float
+    """Seconds since 1970."""
+
+    @classmethod
+    def of(cls, process: psutil.Process) -> Self:
+        return cls(pid=process.pid, began=process.create_time())
+
+    def find(self) -> psutil.Process | None:
+        try:
+            process = psutil.Process(self.pid)
+            is_same = abs(process.create_time() - self.began) < CLOCK_SLACK_SECONDS
+            return process if is_same and process.status() != psutil.STATUS_ZOMBIE else None
+        except psutil.Error:
+            return None
 
 
 @dataclass(frozen=True)
@@ -50,6 +68,11 @@ class Home:
     def record_file(self) -> Path:
         """Where the running service says who it is."""
         return self.folder / "service.json"
+
+    @property
+    def holder_file(self) -> Path:
+        """Which process holds the home, from before it answers."""
+        return self.folder / "holder.json"
 
     @property
     def token_file(self) -> Path:
@@ -90,6 +113,7 @@ class Home:
                     where = f"at {record.server} (pid {record.pid})" if record else "and is still starting"
                     raise AlreadyRunning(f"a service runs in this home already, {where}", path=str(self.folder), hint="wgctl down stops it")
                 sleep(0.05)
+            self._write(self.holder_file, _Holder.of(psutil.Process()).model_dump_json() + "\n")
             yield
 
     def is_held(self) -> bool:
@@ -107,10 +131,19 @@ class Home:
         finally:
             os.close(descriptor)
 
+    def holder(self) -> psutil.Process | None:
+        """Return the process that holds the home; None where none does, whatever a killed one left behind."""
+        if not self.is_held():
+            return None
+        try:
+            return _Holder.model_validate_json(self.holder_file.read_bytes()).find()
+        except (OSError, ValidationError):
+            return None
+
     def running(self) -> ServiceRecord | None:
-        """Return the service that runs here and answers; None where none does, whatever a killed one left behind."""
-        record = self.read_record()
-        return record if record and self.is_held() and find_process(record) else None
+        """Return the service that runs here and has said where it answers; None where there is none, or none yet."""
+        record, holder = self.read_record(), self.holder()
+        return record if record and holder and record.pid == holder.pid else None
 
     def read_record(self) -> ServiceRecord | None:
         """Return what the last service wrote, which may be gone since."""
@@ -158,13 +191,3 @@ def _try_lock(descriptor: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def find_process(record: ServiceRecord) -> psutil.Process | None:
-    """Return the process of a record, if it still is that process and not a later one with its number."""
-    try:
-        process = psutil.Process(record.pid)
-        is_same = abs(process.create_time() - record.process_started) < CLOCK_SLACK_SECONDS
-    except psutil.Error:
-        return None
-    return process if is_same and process.status() != psutil.STATUS_ZOMBIE else None

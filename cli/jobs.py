@@ -24,7 +24,7 @@ def jobs() -> None:
 @jobs.command("ls", epilog=example("wgctl jobs ls --state running --label team=support\nwgctl jobs ls -q | xargs wgctl jobs wait"))
 @click.option("--state", type=click.Choice([state.value for state in JobState]), help="Only jobs in this state.")
 @click.option("-l", "--label", metavar="KEY=VALUE", help="Only jobs with this label.")
-@click.option("-n", "--limit", type=click.IntRange(1, 500), default=50, show_default=True, help="Jobs to show at most, newest first.")
+@click.option("-n", "--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="Jobs to show at most, newest first.")
 @click.option("--after", metavar="CURSOR", help="Go on behind an earlier page: its next_cursor.")
 @click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print ids only.")
 @json_option

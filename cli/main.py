@@ -69,7 +69,7 @@ def load_command(name: str) -> click.Command:
 
 _HELP = RichHelpConfiguration(
     command_groups={"*": [{"name": panel, "commands": list(names)} for panel, names in PANELS.items()]},
-    use_markdown=False,
+    text_markup="ansi",
     max_width=100,
     commands_panel_title="Commands",
 )

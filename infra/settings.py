@@ -124,6 +124,8 @@ class Settings(BaseSettings):
         if self.store and self.store.startswith("s3:"):
             missing = [name for name in ("s3_access_key", "s3_secret_key") if getattr(self, name) is None]
             clashes += [(name, "needed for a store in S3") for name in missing]
+        if self.ray_address and not self.public_url:
+            clashes.append(("public_url", "needed with ray_address: the cluster's workers must reach the service"))
         if clashes:
             raise PydanticCustomError("clash", "settings do not go together", {"clashes": clashes})
         return self
