@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from wegeft.contracts.adapter import LATEST
 from wegeft.contracts.errors import InvalidJob, PolicyRefused, Problem, shorten
 from wegeft.contracts.job import JobSpec
 
@@ -31,7 +32,7 @@ def check_submission(spec: JobSpec, policy: Policy, size_of: Callable[[str], int
     ``size_of`` tells the bytes of a stored blob, or None. Raises :class:`InvalidJob` for what the job's author must change,
     and :class:`PolicyRefused` where nothing else is wrong but the server's policy does not allow it.
     """
-    problems = [*_label_problems(spec), *_path_problems(spec), *_dataset_problems(spec, size_of)]
+    problems = [*_label_problems(spec), *_output_problems(spec), *_path_problems(spec), *_dataset_problems(spec, size_of)]
     refusals = list(_refusals(spec, policy))
     count = len(problems) + len(refusals)
     if problems:
@@ -83,6 +84,11 @@ def _label_problems(spec: JobSpec) -> Iterator[Problem]:
                 value=shorten(value),
                 hint="no line breaks, and no = in a key",
             )
+
+
+def _output_problems(spec: JobSpec) -> Iterator[Problem]:
+    if LATEST in spec.output.aliases:
+        yield Problem(path="output.aliases", message="this alias follows the newest version by itself", value=LATEST, hint="leave it out")
 
 
 def _dataset_problems(spec: JobSpec, size_of: Callable[[str], int | None]) -> Iterator[Problem]:

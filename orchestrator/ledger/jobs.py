@@ -164,9 +164,8 @@ def _reason_to_wait(row: Row[Any], turn: int, running: int, now: datetime) -> st
         return "a worker to start"
     if row.state != JobState.QUEUED:
         return None
-    if row.run_after > now:
-        seconds = (row.run_after - now).total_seconds()
-        return f"{row.waiting_for or 'its time'}; tried again in {seconds:.0f} s"
+    if row.waiting_for and row.run_after > now:
+        return f"{row.waiting_for}; tried again in {(row.run_after - now).total_seconds():.0f} s"
     if turn:
         return f"its turn: {turn} {'jobs are' if turn > 1 else 'job is'} before it"
     if running:
