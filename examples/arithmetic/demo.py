@@ -56,11 +56,9 @@ def main() -> int:
         console.print(f"[red]The step above ended with exit status {error.returncode}.[/red]")
         return int(error.returncode)
     finally:
-        subprocess.run([*_wgctl(), "down"], env=ENVIRONMENT, check=False, stdout=subprocess.DEVNULL)
-    console.print(
-        f"\nDone in {time.monotonic() - began:.0f} s. The hub's files are in {os.path.relpath(FOLDER / 'home')}; look around with:"
-    )
-    console.print(f"  WEGEFT_HOME={os.path.relpath(FOLDER / 'home')} .venv/bin/wgctl up --detach")
+        subprocess.run([*WGCTL, "down"], env=ENVIRONMENT, check=False, stdout=subprocess.DEVNULL)
+    console.print(f"\nDone in {time.monotonic() - began:.0f} s. To look around:")
+    console.print("  export WEGEFT_HOME=.demo/home; .venv/bin/wgctl up --detach; .venv/bin/wgctl adapters versions demo/arithmetic")
     return 0
 
 
