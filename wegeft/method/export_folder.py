@@ -1,0 +1,52 @@
+"""What every export leaves behind: a folder that appears whole or not at all, and how far it is from the adapter."""
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """A written export and its distance from the adapter, measured on what was written."""
+
+    path: Path
+    """The folder."""
+    dtype: str
+    """How the numbers are stored."""
+    errors: Mapping[str, float]
+    """By layer: ``‖ΔW_written − ΔW‖_F / ‖ΔW‖_F`` against ΔW in float64."""
+
+    @property
+    def largest_error(self) -> float:
+        """The error of the worst layer."""
+        return max(self.errors.values())
+
+
+def write_folder(out: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a new folder beside ``out``, then give it that name; a crash or an error leaves nothing under it.
+
+    Raises ``FileExistsError`` if ``out`` exists and is not an empty folder.
+    """
+    check_free(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        folder = Path(scratch) / out.name
+        folder.mkdir()
+        write(folder)
+        _sync(folder)
+        folder.rename(out)
+
+
+def check_free(out: Path) -> None:
+    """Raise ``FileExistsError`` unless ``out`` is absent or an empty folder: before the work, not after it."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise FileExistsError(f"{out} exists and is not an empty folder")
+
+
+def _sync(folder: Path) -> None:
+    """Make the files durable before the rename that makes them visible."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
