@@ -20,11 +20,10 @@ from wegeft.contracts.errors import ErrorBody, WegeftError
 USAGE = 2
 INTERNAL = 70
 INTERRUPTED = 130
-BROKEN_PIPE = 141
 
 MEANINGS: dict[int, str] = {
     0: "it went well",
-    1: "the job failed, or something else went wrong",
+    1: "the job failed, something else went wrong, or the reader of the output went away",
     2: "the input, an option or a setting is not valid",
     3: "the job was cancelled",
     4: "there is no such thing",
@@ -34,7 +33,6 @@ MEANINGS: dict[int, str] = {
     8: "the job has not ended yet",
     INTERNAL: "a fault of wgctl itself; it writes a file to report it with",
     INTERRUPTED: "interrupted by Ctrl-C",
-    BROKEN_PIPE: "the reader of the output went away",
 }
 """What each exit status of ``wgctl`` means."""
 
@@ -57,7 +55,7 @@ def report(error: BaseException, *, is_json: bool = False) -> int:
             return INTERRUPTED
         case BrokenPipeError():
             _close_output()
-            return BROKEN_PIPE
+            return 1
         case SystemExit():
             return error.code if isinstance(error.code, int) else 1
         case _:

@@ -23,7 +23,7 @@ def adapters() -> None:
 
 
 @adapters.command("ls", epilog=example("wgctl adapters ls"))
-@click.option("-n", "--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="Adapters to show at most, by name.")
+@click.option("-n", "--limit", type=click.IntRange(1, 100), default=50, show_default=True, help="Adapters to show at most, by name.")
 @click.option("--after", metavar="CURSOR", help="Go on behind an earlier page: its next_cursor.")
 @json_option
 def list_adapters(limit: int, after: str | None, is_json: bool) -> None:
@@ -145,12 +145,17 @@ def download(ref: str, folder: Path, overwrite: bool, layout: Literal["native", 
         say(f"{version.ref} is in {folder}")
 
 
-@adapters.command("alias", epilog=example("wgctl adapters alias demo/arithmetic@3 production"))
+@adapters.group("alias", no_args_is_help=True)
+def alias_group() -> None:
+    """Name versions: set an alias, or remove one."""
+
+
+@alias_group.command("set", epilog=example("wgctl adapters alias set demo/arithmetic@3 production"))
 @click.argument("ref")
 @click.argument("alias")
 @click.option("--expected", type=click.IntRange(0), metavar="NUMBER", help="Move it only from this version; 0: only if it is new.")
 @json_option
-def move_alias(ref: str, alias: str, expected: int | None, is_json: bool) -> None:
+def set_alias(ref: str, alias: str, expected: int | None, is_json: bool) -> None:
     """Let an alias point to a version; latest moves by itself."""
     with connect() as client:
         version = client.resolve(ref)
@@ -159,3 +164,17 @@ def move_alias(ref: str, alias: str, expected: int | None, is_json: bool) -> Non
         print_json(view)
     else:
         say(f"{view.adapter}@{alias} is version {version.version}")
+
+
+@alias_group.command("rm", epilog=example("wgctl adapters alias rm demo/arithmetic production"))
+@click.argument("name")
+@click.argument("alias")
+@json_option
+def remove_alias(name: str, alias: str, is_json: bool) -> None:
+    """Forget an alias; the version that it points to stays."""
+    with connect() as client:
+        client.delete_alias(name, alias)
+    if is_json:
+        print_json({"adapter": name, "removed": alias})
+    else:
+        say(f"{name} has no alias {alias} any more")

@@ -42,9 +42,10 @@ Part = Literal["hub", "orchestrator"]
 @click.option("--only", type=click.Choice(["hub", "orchestrator"]), help="Serve one part alone; by default both.")
 @json_option
 def serve(host: str | None, port: int | None, pool: str | None, only: Part | None, is_json: bool) -> None:
-    """Run the service as the settings say, in the foreground, until SIGTERM or Ctrl-C.
+    """Run the service as the settings say, in the foreground.
 
-    The first start makes the database's tables and an administrator's token, which is kept in the home folder.
+    It ends at SIGTERM or Ctrl-C. The first start makes the database's tables, and an administrator's token that is kept in the home
+    folder.
     """
     run_service(load_settings(host=host, port=port, pool=pool), only=only, is_json=is_json)
 
@@ -63,6 +64,7 @@ def gateway(ray_address: str | None) -> None:
 
 def run_service(settings: Settings, *, only: Part | None = None, is_json: bool = False) -> None:
     """Serve until SIGTERM or SIGINT; raise where the service cannot start."""
+    os.umask(0o077)
     home = Home(settings.home)
     home.prepare()
     with home.locked(), ended_by_signals(), listening(settings.host, settings.port, _last_port(home)) as listener:
@@ -233,15 +235,14 @@ def _check_store(store: ObjectStore) -> None:
 
 def _routers(parts: _Parts, only: Part | None) -> list[APIRouter]:
     import hub.api
-    from hub.services import HubServices
-
     import orchestrator.api
+    from hub.services import HubServices
     from infra import accounts
     from orchestrator.services import OrchestratorServices
 
     routers = [accounts.make_router(parts.engine, parts.guard, now)]
     if only != "orchestrator":
-        services = HubServices(engine=parts.engine, store=parts.store, clock=now)
+        services = HubServices(engine=parts.engine, store=parts.store, clock=now, max_blob_bytes=parts.settings.max_upload_bytes)
         routers.append(hub.api.make_router(services, parts.guard))
     if only != "hub":
         jobs = OrchestratorServices(
