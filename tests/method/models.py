@@ -75,7 +75,8 @@ def logits(model: nn.Module, ids: Tensor = IDS) -> Tensor:
 
 def error(found: Tensor, expected: Tensor) -> float:
     """Return the largest difference, relative to the largest expected magnitude."""
-    return float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
+    found, expected = found.detach().double(), expected.detach().double()
+    return float((found - expected).abs().max() / expected.abs().max())
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
