@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from wegeft.contracts.adapter import LATEST
 from wegeft.contracts.errors import InvalidJob, PolicyRefused, Problem, shorten
 from wegeft.contracts.job import JobSpec
 
@@ -32,7 +31,7 @@ def check_submission(spec: JobSpec, policy: Policy, size_of: Callable[[str], int
     ``size_of`` tells the bytes of a stored blob, or None. Raises :class:`InvalidJob` for what the job's author must change,
     and :class:`PolicyRefused` where nothing else is wrong but the server's policy does not allow it.
     """
-    problems = [*_label_problems(spec), *_output_problems(spec), *_path_problems(spec), *_dataset_problems(spec, size_of)]
+    problems = [*_label_problems(spec), *_path_problems(spec), *_dataset_problems(spec, size_of)]
     refusals = list(_refusals(spec, policy))
     count = len(problems) + len(refusals)
     if problems:
@@ -43,7 +42,7 @@ def check_submission(spec: JobSpec, policy: Policy, size_of: Callable[[str], int
 
 def is_local_model(base_model: str) -> bool:
     """Return whether a base model is named by a path on a disk, and not by an id in a model hub."""
-    return base_model.endswith(".gguf") or not _HUB_ID.match(base_model)
+    return base_model.lower().endswith(".gguf") or not _HUB_ID.match(base_model)
 
 
 def _refusals(spec: JobSpec, policy: Policy) -> Iterator[Problem]:
@@ -77,18 +76,8 @@ def _path_problems(spec: JobSpec) -> Iterator[Problem]:
 
 def _label_problems(spec: JobSpec) -> Iterator[Problem]:
     for key, value in spec.labels.items():
-        if not (key.isprintable() and value.isprintable()) or "=" in key:
-            yield Problem(
-                path=f"labels.{shorten(key)}",
-                message="not a printable word",
-                value=shorten(value),
-                hint="no line breaks, and no = in a key",
-            )
-
-
-def _output_problems(spec: JobSpec) -> Iterator[Problem]:
-    if LATEST in spec.output.aliases:
-        yield Problem(path="output.aliases", message="this alias follows the newest version by itself", value=LATEST, hint="leave it out")
+        if not value.isprintable():
+            yield Problem(path=f"labels.{key}", message="not printable", value=shorten(value), hint="leave out line breaks and the like")
 
 
 def _dataset_problems(spec: JobSpec, size_of: Callable[[str], int | None]) -> Iterator[Problem]:

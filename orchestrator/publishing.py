@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from sqlalchemy import Connection
 
 from hub import catalog
@@ -39,11 +41,11 @@ def publish_result(services: OrchestratorServices, lease: ledger.Lease, result: 
     Nothing is changed where the files are not an adapter (:class:`InvalidInput`) or the attempt is stale (:class:`StaleLease`).
     """
     with writing(services.engine) as connection:
-        published = ledger.was_published(connection, lease)
-        if published is not None:
-            return published
-        # Renewed now, because reading every byte may take a while.
-        row = ledger.contact(connection, lease, services.clock(), services.limits.lease_seconds)
+        try:
+            # Renewed now, because reading every byte may take a while.
+            row = ledger.contact(connection, lease, services.clock(), services.limits.lease_seconds)
+        except StaleLease as error:
+            return _published_before(connection, lease, error)
     spec = JobSpec.model_validate_json(row.spec)
     facts = check_version(services.store, result.files)
     publication = Publication(
@@ -57,23 +59,26 @@ def publish_result(services: OrchestratorServices, lease: ledger.Lease, result: 
         metrics=result.metrics,
     )
     with writing(services.engine) as connection:
-        return _commit(connection, services, lease, spec, publication)
+        try:
+            ledger.hold(connection, lease)
+        except StaleLease as error:
+            return _published_before(connection, lease, error)
+        return _commit(connection, lease, publication, spec.output.aliases, services.clock())
+
+
+def _published_before(connection: Connection, lease: ledger.Lease, error: StaleLease) -> PublishedVersion:
+    """Return what a copy of this very report has published; raise ``error`` where there is none."""
+    published = ledger.was_published(connection, lease)
+    if published is None:
+        raise error
+    return published
 
 
 def _commit(
-    connection: Connection, services: OrchestratorServices, lease: ledger.Lease, spec: JobSpec, publication: Publication
+    connection: Connection, lease: ledger.Lease, publication: Publication, aliases: tuple[str, ...], now: datetime
 ) -> PublishedVersion:
-    now = services.clock()
-    try:
-        ledger.hold(connection, lease)
-    except StaleLease:
-        # A copy of this very request may have been faster.
-        published = ledger.was_published(connection, lease)
-        if published is None:
-            raise
-        return published
     published = catalog.publish(connection, publication, now)
-    for alias in spec.output.aliases:
+    for alias in aliases:
         catalog.set_alias(connection, publication.adapter, alias, AliasMove(version=published.version), now)
     ledger.succeed(connection, lease, published, now)
     return published
