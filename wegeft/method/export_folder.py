@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from wegeft.contracts.errors import InvalidTensors, Problem
+
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
@@ -43,6 +45,17 @@ def check_free(out: Path) -> None:
     """Raise ``FileExistsError`` unless ``out`` is absent or an empty folder: before the work, not after it."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not an empty folder")
+
+
+def check_errors(errors: Mapping[str, float], limit: float) -> None:
+    """Raise ``InvalidTensors`` with every layer whose error exceeds what rounding to the storage type explains."""
+    problems = [
+        Problem(path=name, message=f"the storage type cannot hold the change: its error is {error:.3g}, more than {limit:g}")
+        for name, error in errors.items()
+        if not error <= limit
+    ]
+    if problems:
+        raise InvalidTensors("the adapter cannot be stored in this type", problems=problems)
 
 
 def _sync(folder: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Literal, get_args
 import gguf
 from torch import nn
 
-from wegeft.contracts.errors import InvalidAdapterConfig, InvalidTensors, Problem
-from wegeft.method.export_folder import Export, check_free, write_folder
+from wegeft.contracts.errors import InvalidAdapterConfig
+from wegeft.method.export_folder import Export, check_errors, check_free, write_folder
 from wegeft.method.gguf_layout import Place, architecture_of, dequantise, places_of, quantise
 from wegeft.method.low_rank import Array, Factors, balanced, relative_error
 from wegeft.method.native_adapter import AdapterSource, NativeAdapter, low_rank_factors, read_adapter
@@ -70,7 +70,8 @@ def to_gguf(
     def write(folder: Path) -> None:
         _write_file(folder / ADAPTER_FILE, adapter, places, dtype)
         (folder / MODELFILE).write_text(modelfile, encoding="utf-8")
-        errors.update(_measure(folder / ADAPTER_FILE, adapter, places, _ERROR_LIMITS[dtype]))
+        errors.update(_measure(folder / ADAPTER_FILE, adapter, places))
+        check_errors(errors, _ERROR_LIMITS[dtype])
 
     write_folder(out, write)
     return Export(path=out, dtype=dtype, errors=errors)
@@ -114,20 +115,13 @@ def read_gguf_adapter(path: str | os.PathLike[str]) -> Iterator[tuple[str, Facto
         yield name, Factors(up=up * (alpha / rank if alpha else 1.0), down=down)
 
 
-def _measure(path: Path, adapter: NativeAdapter, places: Mapping[str, Place], limit: float) -> dict[str, float]:
+def _measure(path: Path, adapter: NativeAdapter, places: Mapping[str, Place]) -> dict[str, float]:
     written = dict(read_gguf_adapter(path))
     errors = {}
     for edit in adapter.edits():
         place = places[edit.name]
         found = written[place.tensor]
         errors[edit.name] = relative_error(Factors(up=place.from_stored(found.up), down=found.down), edit.factors())
-    problems = [
-        Problem(path=name, message=f"the storage type cannot hold the change: its error is {error:.3g}, more than {limit:g}")
-        for name, error in errors.items()
-        if not error <= limit
-    ]
-    if problems:
-        raise InvalidTensors("the adapter cannot be stored in this type", problems=problems)
     return errors
 
 
