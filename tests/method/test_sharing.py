@@ -36,12 +36,15 @@ def test_each_layer_its_own() -> None:
     assert all(group.members == (group.key,) for group in groups)
 
 
-@pytest.mark.parametrize("tied", [*(tied for tied, _ in GROUPS), "layer"])
-@pytest.mark.parametrize("transform", ["input", "output"])
-def test_every_sharing_equals_the_dense_reference(tied: Any, transform: str) -> None:
-    if transform == "output" and isinstance(tied, list) and len(keys(llama(), tied_modules=tied)) < 7:
-        tied = [["q_proj", "o_proj"], ["gate_proj", "up_proj"]]
-    model = adapted(llama(bias=True), tied_modules=tied, transform=transform)
+EVERY_SHARING = [*({"tied_modules": tied} for tied, _ in GROUPS), {"tied_modules": "layer"}]
+OUTPUT_SHARING = [
+    {"tied_modules": tied, "transform": "output"} for tied in ("type", "width", "layer", [["q_proj", "o_proj"], ["gate_proj", "up_proj"]])
+]
+
+
+@pytest.mark.parametrize("options", [*EVERY_SHARING, *OUTPUT_SHARING])
+def test_every_sharing_equals_the_dense_reference(options: dict[str, Any]) -> None:
+    model = adapted(llama(bias=True), **options)
     expected = logits(dense_reference(llama(bias=True), [model]))
     assert error(logits(model), expected) < 1e-5
     assert error(model(input_ids=IDS).logits, expected) < 1e-5
@@ -53,12 +56,12 @@ def unfused(model: PeftModel, monkeypatch: pytest.MonkeyPatch) -> dict[str, torc
         return gradients(model)
 
 
-@pytest.mark.parametrize("tied", [*(tied for tied, _ in GROUPS), "layer"])
-def test_gradients_equal_those_of_plain_operations(tied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = adapted(llama(bias=True), tied_modules=tied)
+@pytest.mark.parametrize("options", EVERY_SHARING)
+def test_gradients_equal_those_of_plain_operations(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted(llama(bias=True, dtype=torch.float64), **options)
     found, expected = gradients(model), unfused(model, monkeypatch)
     assert found.keys() == expected.keys() == trainable(model).keys()
-    assert max(error(found[name], expected[name]) for name in expected) < 1e-4
+    assert max(error(found[name], expected[name]) for name in expected) < 1e-9
 
 
 @pytest.mark.parametrize(("tied", "readings", "edits"), [("type", 8, 0), ("width", 8, 4), ("layer", 8, 0)])

@@ -163,8 +163,11 @@ class WeGeFTLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc] # PEFT is u
 
     def _check_weight_readable(self, purpose: str) -> None:
         backend = self.quantization_backend
-        if backend is not None and not backend.supports_merge:
-            raise InvalidAdapterConfig(f"cannot {purpose} {self.name}: {backend.backend_name} weights cannot be rewritten", path=self.name)
+        if backend is None and isinstance(getattr(self.get_base_layer(), "weight", None), Tensor):
+            return
+        if backend is None or not backend.supports_merge:
+            kind = type(self.get_base_layer()).__name__ if backend is None else backend.backend_name
+            raise InvalidAdapterConfig(f"cannot {purpose} {self.name}: {kind} weights cannot be rewritten", path=self.name)
 
     @torch.no_grad()
     def _edit(self, adapter_name: str) -> Edit:
