@@ -65,7 +65,7 @@ def scaled() -> Any:
 
 
 MODELS = {
-    "plain": make_model,
+    "plain": lambda: make_model(initializer_range=0.02),
     "capped": lambda: capped(final_logit_softcapping=5.0),
     "uncapped": lambda: capped(final_logit_softcapping=None),
     "scaled": scaled,
