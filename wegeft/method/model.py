@@ -12,7 +12,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from wegeft.contracts.errors import InvalidAdapterConfig, InvalidTensors, Problem
-from wegeft.method.combination import Combination, Part, combined_config, combined_generators
+from wegeft.method.combination import Combination, Part, combine
 from wegeft.method.config import WeGeFTConfig
 from wegeft.method.generator import Generator
 from wegeft.method.layer import BASE_ROWS, WeGeFTLinear
@@ -113,10 +113,11 @@ class WeGeFTModel(BaseTuner):  # type: ignore[misc] # PEFT is untyped
 
     def generators(self, adapter_name: str) -> dict[str, Generator[Tensor]]:
         """Return an adapter's generators by group, detached, for the algebra of ``wegeft.method.generator``; they share its memory."""
-        weights = {
-            _decoded(key): module for key, module in self.generators_of(adapter_name).items() if isinstance(module, GeneratorWeights)
+        return {
+            _decoded(key): Generator(phi=weights.phi.detach(), psi=weights.psi.detach(), scale=weights.scaling)
+            for key, weights in self.generators_of(adapter_name).items()
+            if isinstance(weights, GeneratorWeights)
         }
-        return {key: Generator(phi=w.phi.detach(), psi=w.psi.detach(), scale=w.scaling) for key, w in weights.items()}
 
     def add_weighted_adapter(
         self,
@@ -144,8 +145,8 @@ class WeGeFTModel(BaseTuner):  # type: ignore[misc] # PEFT is untyped
             )
             for name, weight in zip(adapters, weights, strict=True)
         ]
-        combined = combined_generators(parts, combination_type, svd_rank)
-        self.peft_config[adapter_name] = combined_config(parts, combined, self.model)
+        config, combined = combine(parts, self.model, combination_type, svd_rank)
+        self.peft_config[adapter_name] = config
         self.inject_adapter(self.model, adapter_name)
         for key, module in self.generators_of(adapter_name).items():
             if isinstance(module, GeneratorWeights):
