@@ -33,7 +33,7 @@ HANG_SECONDS = 120.0
 """A child that says nothing for so long is killed; starting Ray may take a good part of it."""
 
 _RESTART_SECONDS = (0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
-_GOOD_LIFE_SECONDS = 60.0
+_GOOD_LIFE_SECONDS = 10.0
 """A child that lived so long does not count as failing again and again."""
 _CLOSE_SECONDS = 15.0
 _EXIT_SECONDS = 3.0

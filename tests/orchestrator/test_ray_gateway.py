@@ -157,6 +157,7 @@ def test_a_child_that_dies_of_an_order(gateway: GatewayPool) -> None:
         assert (end.handle, code_of(end)) == (f"die-{number}.1", "worker_lost")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["sleeping", "stopped"])
 def test_a_child_that_hangs_is_killed(log: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """After a while without a word; meanwhile nobody who calls the pool is blocked."""
