@@ -50,7 +50,9 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         middleware=[Middleware(Envelope, meter=Meter(metrics))],
-        responses={"default": {"description": "RFC 9457", "content": {PROBLEM_MEDIA_TYPE: {"schema": ErrorBody.model_json_schema()}}}},
+        responses={
+            "default": {"description": "Any error, as RFC 9457 has it", "content": {PROBLEM_MEDIA_TYPE: {"schema": _error_schema()}}}
+        },
     )
     app.add_exception_handler(WegeftError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_validation)
@@ -59,6 +61,13 @@ def create_app(
         app.include_router(router)
     app.include_router(_plain_router(version, checks or {}, metrics))
     return app
+
+
+def _error_schema() -> dict[str, object]:
+    """Return the schema of an error, whole in itself: references into it would lead nowhere from within the API's description."""
+    schema = ErrorBody.model_json_schema()
+    schema["properties"]["problems"]["items"] = schema.pop("$defs")["Problem"]
+    return schema
 
 
 def problem_response(error: WegeftError, request: Request, status: int | None = None) -> Response:

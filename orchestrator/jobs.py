@@ -123,6 +123,8 @@ def decide_retry(error: ErrorBody, counters: Counters, recovery: RecoverySpec) -
     so that a cluster that loses its nodes does not use up a job's patience with its own code.
     """
     kind = ERROR_KINDS.get(error.code, TrainingCrashed)
+    if kind is WegeftError:
+        kind = TrainingCrashed  # whoever could not say more met a bug, ours perhaps
     if not kind.is_retryable:
         return Fail()
     if issubclass(kind, TrainingCrashed):

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.testclient import TestClient
 
 from infra.bodies import MAX_BODY_BYTES, BodyReader, streams_body
+from infra.envelope import template_of
 from infra.http import API_PREFIX, create_app
 from tests.orchestrator.serving import listening
 from wegeft.contracts.errors import (
@@ -236,6 +237,57 @@ def test_the_api_describes_itself(http: TestClient) -> None:
     assert described["info"] == {"title": "test", "version": "9.9"}
     assert "application/problem+json" in described["paths"]["/api/v1/notes"]["post"]["responses"]["default"]["content"]
     assert http.get("/docs").status_code == 404
+
+
+def test_nested_routers_are_told_apart() -> None:
+    """By their whole path, whatever the values of its parameters look like."""
+    leaf = APIRouter(prefix="/{kind}")
+    leaf.add_api_route("/items/{item}", lambda item: item, methods=["GET"])
+    leaf.add_api_route("/deep/{rest:path}", lambda rest: rest, methods=["GET"])
+    branches = [APIRouter(prefix=prefix) for prefix in ("/a", "/b")]
+    for branch in branches:
+        branch.include_router(leaf)
+    with TestClient(create_app(branches, title="t", version="1")) as http:
+        for path in ("/a/i/items/items", "/b/items/items/i", "/a/a/deep/a/b/a", "/a/1/deep/12/1", "/a/x/items/y"):
+            assert http.get(path).status_code == 200
+        lines = [line for line in http.get("/metrics").text.splitlines() if line.startswith("wegeft_http_requests_total")]
+    routes = sorted(line.partition('route="')[2].partition('"')[0] for line in lines)
+    assert routes == ["/a/{kind}/deep/{rest}", "/a/{kind}/items/{item}"]
+
+
+@pytest.mark.parametrize(
+    ("path", "params", "template"),
+    [
+        ("/a/b/c", {}, "/a/b/c"),
+        ("/jobs/jobs", {"id": "jobs"}, "/jobs/{id}"),
+        ("/x/e/events", {"id": "e"}, "/x/{id}/events"),
+        ("/x/1/10/1", {"a": "1", "b": "10", "c": "1"}, "/x/{a}/{b}/{c}"),
+        ("/x/a/b/c", {"rest": "a/b/c"}, "/x/{rest}"),
+        ("/x/", {"rest": ""}, "/x/{rest}"),
+        ("/x/7", {"n": 7}, "/x/{n}"),
+    ],
+)
+def test_templates(path: str, params: dict[str, Any], template: str) -> None:
+    """Values give way to names, from the right."""
+    assert template_of({"path": path, "path_params": params}) == template
+
+
+def test_every_reference_of_the_description_leads_somewhere(http: TestClient) -> None:
+    """Tools that read it stumble otherwise."""
+    document = http.get("/api/v1/openapi.json").json()
+
+    def references(node: Any) -> Iterator[str]:
+        if isinstance(node, dict):
+            yield from (value for key, value in node.items() if key == "$ref")
+            node = list(node.values())
+        if isinstance(node, list):
+            for item in node:
+                yield from references(item)
+
+    for reference in references(document):
+        node = document
+        for step in reference.removeprefix("#/").split("/"):
+            node = node[step]
 
 
 @pytest.fixture(scope="module")

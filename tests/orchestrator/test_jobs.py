@@ -22,6 +22,7 @@ from wegeft.contracts.errors import (
     Stalled,
     StorageUnavailable,
     TrainingCrashed,
+    WegeftError,
     WorkerLost,
 )
 from wegeft.contracts.job import RecoverySpec
@@ -95,8 +96,9 @@ def test_losses_of_the_machinery_do_not_use_up_the_jobs_own_budget(kind: type[Wo
     assert decide(kind().body(), preemptions=3, max_preemptions=3) == Fail()
 
 
-def test_an_unknown_error_counts_as_a_crash() -> None:
-    """A newer worker may name an error that this server does not know."""
+def test_an_error_without_a_name_counts_as_a_crash() -> None:
+    """A bug of a server that a worker met, or an error that only newer workers know."""
+    assert decide(WegeftError().body()) == Requeue(after_seconds=2, budget=Budget.RESTARTS)
     unknown = ErrorBody(code="cosmic_ray", title="x", detail="x", status=500)
     assert decide(unknown) == Requeue(after_seconds=2, budget=Budget.RESTARTS)
 
