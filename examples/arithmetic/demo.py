@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ ENVIRONMENT = {
 
 WGCTL = (sys.executable, "-m", "cli.main")
 
+os.environ["TQDM_DISABLE"] = "1"  # read when the libraries that load the model are imported
 console = Console()
 
 
@@ -170,6 +172,7 @@ def ask_both_models(folder: Path) -> None:
     import wegeft.method  # noqa: F401 - importing it teaches PEFT the method
 
     heading("Load the downloaded folder in PEFT, and ask both models a new question")
+    warnings.simplefilter("ignore", FutureWarning)  # PEFT 0.21 still asks transformers under an old name
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     source = {"pretrained_model_name_or_path": str(FOLDER), "gguf_file": MODEL_FILE.name}
