@@ -138,3 +138,4 @@ def test_what_is_not_in_a_closed_set_is_refused(fields: dict[str, object]) -> No
 
 def test_poisson_sampling_has_a_rate() -> None:
     assert parse(sampling={"name": "poisson", "rate": 0.5}).sampling == PoissonSampling(rate=0.5)
+    assert "lower" not in clashes(sampling={"name": "poisson", "rate": 0.5}, target_sites=3)["target_sites"]

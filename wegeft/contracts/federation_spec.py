@@ -71,6 +71,9 @@ class FederationSpec(Frozen):
         clashes = []
         if self.target_sites is not None and self.target_sites < self.min_sites:
             clashes.append(Clash(path="target_sites", message=f"must be min_sites ({self.min_sites}) or more"))
+        if self.target_sites is not None and self.sampling.name == "poisson":
+            message = "cannot bound poisson sampling, where each site is drawn by itself"
+            clashes.append(Clash(path="target_sites", message=message, hint="lower the rate"))
         needed = least_sites(self.defence)
         if self.min_sites < needed:
             message = f"must be {needed} or more for {self.defence.name}"
