@@ -63,7 +63,9 @@ def test_sql_is_built_only_in_its_files() -> None:
     assert strays == []
 
 
-@pytest.mark.parametrize("module", ["wegeft", "wegeft.client", "cli.main", "cli.serve", "hub.api", "orchestrator.api", "orchestrator.ray_gateway"])
+@pytest.mark.parametrize(
+    "module", ["wegeft", "wegeft.client", "cli.main", "cli.serve", "hub.api", "orchestrator.api", "orchestrator.ray_gateway"]
+)
 def test_services_start_without_torch_and_ray(module: str) -> None:
     """Importing a service or the client loads neither torch nor ray."""
     code = f"import sys, {module}; print([m for m in ('torch', 'ray', 'transformers', 'peft', 'datasets') if m in sys.modules])"

@@ -62,6 +62,13 @@ def test_a_generator_of_lower_rank_is_aligned_by_its_balanced_gauge() -> None:
     assert np.linalg.norm(aligned.p) == pytest.approx(np.linalg.norm(aligned.q))
 
 
+def test_a_site_that_changed_nothing_yet_keeps_the_reference() -> None:
+    reference = Generator(p=np.zeros((3, 20)), q=draw(1, 3, 20).q)
+    aligned = algebra.align(in_another_gauge(reference, 4), reference)
+    np.testing.assert_array_equal(aligned.q, reference.q)
+    assert not aligned.p.any()
+
+
 @given(SEEDS)
 def test_rotation_is_the_nearest_of_all_rotations(seed: int) -> None:
     reference, generator = draw(seed, 3, 8), draw(seed + 1, 3, 8)

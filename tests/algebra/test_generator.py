@@ -46,6 +46,7 @@ def test_linear_operations(left: Generator, right: Generator, share: float) -> N
         (algebra.interpolate(left, right, share), (1 - share) * a + share * b),
         (algebra.scale(left, share), share * a),
         (algebra.rescale(left, -4.0), a),
+        (algebra.rescale_evenly(left, -4.0), a),
     ):
         np.testing.assert_allclose(dense(found), expected, atol=1e-10 * (1 + abs(a).max() + abs(b).max()))
 

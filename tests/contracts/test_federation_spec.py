@@ -6,7 +6,6 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from wegeft.contracts.federation_rules import (
-    LINEAR_RULES,
     PRODUCT_RULES,
     Defence,
     FedAdagrad,
@@ -16,7 +15,9 @@ from wegeft.contracts.federation_rules import (
     PoissonSampling,
     Rule,
     TrimmedMean,
+    is_linear,
     least_sites,
+    sent_parts,
 )
 from wegeft.contracts.federation_spec import FederationSpec
 
@@ -46,10 +47,21 @@ def test_a_rule_is_named_by_one_word(name: str) -> None:
     assert spec == parse(rule={"name": name})
 
 
-def test_every_rule_is_linear_or_works_on_products() -> None:
+def test_a_rule_says_what_is_sent_and_whether_it_is_linear_in_that() -> None:
     names = set(TypeAdapter(Rule).json_schema()["discriminator"]["mapping"])
-    assert names == set(RULES) == LINEAR_RULES | PRODUCT_RULES
-    assert not LINEAR_RULES & PRODUCT_RULES
+    assert names == set(RULES)
+    linear = {name for name in RULES if is_linear(parse(rule=name).rule)}
+    assert linear == {"freeze_psi", "freeze_phi", "alternate", "core"}
+    assert not linear & PRODUCT_RULES
+    assert is_linear(parse(rule={"name": "factor_mean", "align": False}).rule)
+    sent = {name: (sent_parts(parse(rule=name).rule, 1), sent_parts(parse(rule=name).rule, 2)) for name in RULES}
+    assert sent["alternate"] == (("phi",), ("psi",))
+    assert (sent["freeze_psi"][0], sent["freeze_phi"][0], sent["core"][0], sent["stack"][0]) == (
+        ("phi",),
+        ("psi",),
+        ("core",),
+        ("phi", "psi"),
+    )
 
 
 def test_the_defaults_are_flowers() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from wegeft.algebra.generator import Array, Generator, namespace_of, rescale
+from wegeft.algebra.generator import Array, Generator, namespace_of, rescale_evenly
 from wegeft.algebra.truncation import balance
 from wegeft.contracts.errors import InvalidTensors
 
@@ -29,20 +27,21 @@ def align(generator: Generator, reference: Generator) -> Generator:
 
     Of three gauges the nearest is taken: the one whose Q is nearest to the reference's Q among all invertible changes (least squares), the
     same for P, and the balanced one, rotated. All three are functions of M, so factors sent in a hostile gauge come out
-    as honest ones would, and factors that are near the reference stay near it.
+    as honest ones would, and factors that are near the reference stay near it. A generator that is zero keeps the reference's Q.
     """
     _check_same_shape(generator, reference)
-    level = rescale(generator, reference.scale)
-    candidates = [_by_right(level, reference), _by_left(level, reference), _balanced(level, reference)]
+    even = _balanced(generator, reference)
+    if not bool((even.p != 0).any()):
+        return Generator(p=even.p, q=reference.q, scale=reference.scale)
+    candidates = [_by_right(even, reference), _by_left(even, reference), rotate(even, reference)]
     found = [candidate for candidate in candidates if candidate is not None]
     return min(found, key=lambda candidate: _distance(candidate, reference))
 
 
 def _balanced(generator: Generator, reference: Generator) -> Generator:
-    even = rescale(balance(generator), 1.0)
-    root = math.sqrt(abs(reference.scale))
-    p = even.p / math.copysign(root, reference.scale)
-    return rotate(Generator(p=_pad(p, reference.rank), q=_pad(even.q / root, reference.rank), scale=reference.scale), reference)
+    """Return the same M balanced, at the rank and scale of ``reference``: from here on the gauge it came in is forgotten."""
+    even = rescale_evenly(balance(generator), reference.scale)
+    return Generator(p=_pad(even.p, reference.rank), q=_pad(even.q, reference.rank), scale=reference.scale)
 
 
 def _by_right(generator: Generator, reference: Generator) -> Generator | None:

@@ -77,6 +77,15 @@ def rescale(generator: Generator, target: float = 1.0) -> Generator:
     return Generator(p=generator.p * (generator.scale / target), q=generator.q, scale=target)
 
 
+def rescale_evenly(generator: Generator, target: float = 1.0) -> Generator:
+    """Return the same M with scale ``target``, the rest folded into both factors alike, so that a balanced pair stays balanced."""
+    if target == 0:
+        raise InvalidTensors("a generator cannot be brought to scale 0", value=target)
+    ratio = generator.scale / target
+    root = math.sqrt(abs(ratio))
+    return Generator(p=generator.p * math.copysign(root, ratio), q=generator.q * root, scale=target)
+
+
 def sum_weighted(generators: Sequence[Generator], weights: Sequence[float]) -> Generator:
     """Return ``Σ wₖMₖ`` exactly, its factors one above the other: rank Σrₖ, scale 1.
 

@@ -58,6 +58,8 @@ class FactorMean(Frozen):
     """The mean of each factor (FedIT); misses the covariance of the factors."""
 
     name: Literal["factor_mean"] = "factor_mean"
+    align: bool = True
+    """Bring every pair into the gauge nearest to the old pair's first; without it one hostile gauge can ruin the mean."""
 
 
 class FreezePsi(Frozen):
@@ -98,10 +100,34 @@ Rule = Annotated[
     BeforeValidator(_named),
 ]
 
-LINEAR_RULES = frozenset({"factor_mean", "freeze_psi", "freeze_phi", "alternate", "core"})
-"""Rules whose result is a fixed linear function of what sites send, so that sums of masked or noisy updates would do."""
 PRODUCT_RULES = frozenset({"generator_exact", "generator_truncate", "stack"})
 """Rules that work on the generators themselves, whatever their factors and ranks."""
+
+
+def is_linear(rule: Rule) -> bool:
+    """Return whether the aggregate is a fixed linear function of what sites send, so that sums of masked or noisy updates would do."""
+    match rule:
+        case FreezePsi() | FreezePhi() | Alternate() | Core():
+            return True
+        case FactorMean():
+            return not rule.align
+        case GeneratorExact() | GeneratorTruncate() | Stack():
+            return False
+
+
+def sent_parts(rule: Rule, round_number: int) -> tuple[str, ...]:
+    """Return what sites train and send for each generator in a round: of ``phi``, ``psi`` and ``core``."""
+    match rule:
+        case FreezePsi():
+            return ("phi",)
+        case FreezePhi():
+            return ("psi",)
+        case Alternate():
+            return ("phi",) if round_number % 2 else ("psi",)
+        case Core():
+            return ("core",)
+        case GeneratorExact() | GeneratorTruncate() | FactorMean() | Stack():
+            return ("phi", "psi")
 
 
 class FedAvg(Frozen):
