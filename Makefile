@@ -27,7 +27,7 @@ test: install ## pass the tests
 	$(BIN)/python -m pytest -m 'not soak' --durations=15
 
 soak: install ## long, seeded, bounded runs: SEED=1 SECONDS_BOUND=600
-	WEGEFT_SOAK_SEED=$(SEED) WEGEFT_SOAK_SECONDS=$(SECONDS_BOUND) $(BIN)/python -m pytest -m soak --timeout 3600
+	SOAK_SEED=$(SEED) SOAK_SECONDS=$(SECONDS_BOUND) $(BIN)/python -m pytest -m soak --timeout 3600
 
 bench: install ## step time and memory against PEFT LoRA
 	$(BIN)/python -m bench.train_step

@@ -82,7 +82,7 @@ VERSIONS = Table(
     Column("source", String(200), nullable=False, unique=True),
     Column("manifest", Text, nullable=False),  # the bytes that manifest_digest names, so never JSON that a database may reorder
     Column("manifest_digest", String(71), nullable=False),
-    Column("base_model", String(500), nullable=False),
+    Column("base_model", String(4200), nullable=False),
     Column("method", String(40), nullable=False),
     Column("rank", Integer, nullable=False),
     Column("size", BigInteger, nullable=False),
@@ -119,7 +119,7 @@ def publish(connection: Connection, publication: Publication, now: datetime) -> 
         return PublishedVersion(adapter=name, version=made.number)
     number: int = adapter.next_number
     try:
-        connection.execute(insert(VERSIONS).values(_version_row(publication, now), adapter_id=adapter.id, number=number))
+        connection.execute(insert(VERSIONS).values(adapter_id=adapter.id, number=number, **_version_row(publication, now)))
     except IntegrityError as error:
         raise Conflict("this source is being published to another adapter", path="source", value=publication.source) from error
     grown = {"latest_number": number, "next_number": number + 1, "updated_at": now}
@@ -130,7 +130,7 @@ def publish(connection: Connection, publication: Publication, now: datetime) -> 
 def _lock_adapter(connection: Connection, adapter: AdapterName, now: datetime) -> Row[Any]:
     """Return the adapter's row, made where need be, and hold it until the transaction ends."""
     row = {"key": _key(adapter), "namespace": adapter.namespace, "name": adapter.name, "latest_number": 0, "next_number": 1}
-    added = _upsert(connection, ADAPTERS).values(row, created_at=now, updated_at=now)
+    added = _upsert(connection, ADAPTERS).values({**row, "created_at": now, "updated_at": now})
     locked = added.on_conflict_do_update(index_elements=[ADAPTERS.c.key], set_={"key": ADAPTERS.c.key})
     return connection.execute(locked.returning(*ADAPTERS.c)).one()
 

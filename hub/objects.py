@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from wegeft.contracts.adapter import check_digest
 from wegeft.contracts.errors import BlobNotFound, DigestMismatch, StorageFull, StorageUnavailable, TooLarge
@@ -24,13 +24,21 @@ CHUNK_BYTES = 1 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+class Readable(Protocol):
+    """What bytes are read from: a file, a request's body."""
+
+    def read(self, length: int = ..., /) -> bytes:
+        """Return the next bytes, at most ``length``, and b"" at the end."""
+        ...
+
+
 class ObjectStore(Protocol):
     """Bytes by digest; every method may be called from many threads and processes at once.
 
     Every method raises :class:`InvalidReference` for a malformed digest and :class:`StorageUnavailable` where the store does not work.
     """
 
-    def put(self, digest: str, source: BinaryIO, size: int | None = None) -> int:
+    def put(self, digest: str, source: Readable, size: int | None = None) -> int:
         """Stream ``source`` into the store and return how many bytes it had; a blob appears whole and verified, or not at all.
 
         Putting a blob again is harmless, and mends one that rotted. ``size`` is what the caller expects, if it knows.
@@ -63,7 +71,7 @@ class ObjectStore(Protocol):
 class VerifiedSource:
     """A stream that raises :class:`DigestMismatch` at its end, unless its bytes were those that ``digest`` names."""
 
-    def __init__(self, source: BinaryIO, digest: str, size: int | None = None) -> None:
+    def __init__(self, source: Readable, digest: str, size: int | None = None) -> None:
         self._source, self._digest, self._expected = source, check_digest(digest), size
         self._hash = hashlib.sha256()
         self.size = 0
@@ -138,7 +146,7 @@ class MemoryStore:
         self._blobs: dict[str, bytes] = {}
         self._lock = threading.Lock()
 
-    def put(self, digest: str, source: BinaryIO, size: int | None = None) -> int:
+    def put(self, digest: str, source: Readable, size: int | None = None) -> int:
         """See :meth:`ObjectStore.put`."""
         content = b"".join(VerifiedSource(source, digest, size))
         with self._lock:
@@ -191,7 +199,7 @@ class FolderStore:
             self._temporary.mkdir(parents=True, exist_ok=True)
             self._sweep()
 
-    def put(self, digest: str, source: BinaryIO, size: int | None = None) -> int:
+    def put(self, digest: str, source: Readable, size: int | None = None) -> int:
         """See :meth:`ObjectStore.put`."""
         verified, target = VerifiedSource(source, digest, size), self._path(digest)
         with self._temporary_file() as (descriptor, path):
@@ -215,8 +223,9 @@ class FolderStore:
         """See :meth:`ObjectStore.range`."""
         check_span(start, length)
         with self._named_errors(digest), self._path(digest).open("rb") as file:
+            rest = os.fstat(file.fileno()).st_size - start
             file.seek(start)
-            return file.read(length)
+            return file.read(max(0, min(length, rest)))
 
     def has(self, digest: str) -> int | None:
         """See :meth:`ObjectStore.has`."""

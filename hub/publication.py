@@ -10,7 +10,7 @@ from datetime import datetime
 from wegeft.contracts.adapter import CONFIG_FILE, PUBLISHABLE_FILES, WEIGHTS_FILE, AdapterName, FileEntry, Manifest, make_manifest
 from wegeft.contracts.errors import InvalidInput, Problem, shorten
 
-_MAX_TEXT = {"base_model": 500, "method": 40, "source": 200, "created_by": 200}
+_MAX_TEXT = {"base_model": 4200, "method": 40, "source": 200, "created_by": 200}
 _MAX_METRICS = 500
 _MAX_FILES = 100
 
@@ -58,7 +58,7 @@ def _problems(publication: Publication) -> Iterator[Problem]:
             yield Problem(path=name, message="not a printable text of a fitting length", value=shorten(text), hint=f"1 to {limit} long")
     if not 1 <= publication.rank < 2**31:
         yield Problem(path="rank", message="not a rank", value=shorten(publication.rank))
-    yield from _file_problems(publication.files)
+    yield from file_problems(publication.files)
     yield from _metric_problems(publication.metrics)
 
 
@@ -68,10 +68,12 @@ def _metric_problems(metrics: dict[str, float]) -> Iterator[Problem]:
         return
     for name, value in metrics.items():
         if not math.isfinite(value) or not name.isprintable() or not 0 < len(name) <= 100:
-            yield Problem(path=f"metrics.{shorten(name)}", message="not a finite number under a printable name", value=str(value))
+            shown = shorten(name if name.isprintable() else ascii(name))
+            yield Problem(path=f"metrics.{shown}", message="not a finite number under a printable name", value=str(value))
 
 
-def _file_problems(files: tuple[FileEntry, ...]) -> Iterator[Problem]:
+def file_problems(files: tuple[FileEntry, ...]) -> Iterator[Problem]:
+    """Yield what is wrong with the list of a version's files, without looking at their bytes."""
     paths = [entry.path for entry in files]
     if len(paths) > _MAX_FILES:
         yield Problem(path="files", message="too many files", value=str(len(paths)), hint=f"at most {_MAX_FILES}")

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import urllib3
@@ -19,7 +18,7 @@ from minio import Minio
 from minio.error import MinioException, S3Error
 from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 
-from hub.objects import CHUNK_BYTES, FolderStore, MemoryStore, ObjectStore, VerifiedSource, check_span
+from hub.objects import CHUNK_BYTES, FolderStore, MemoryStore, ObjectStore, Readable, VerifiedSource, check_span
 from wegeft.contracts.adapter import check_digest
 from wegeft.contracts.errors import BlobNotFound, InvalidSetting, StorageFull, StorageUnavailable, WegeftError
 
@@ -109,7 +108,7 @@ class S3Store:
                 if error.code not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
                     raise
 
-    def put(self, digest: str, source: BinaryIO, size: int | None = None) -> int:
+    def put(self, digest: str, source: Readable, size: int | None = None) -> int:
         """See :meth:`ObjectStore.put`."""
         verified, key = VerifiedSource(source, digest, size), self._key(digest)
         with self._named_errors():

@@ -139,13 +139,14 @@ def _spawn_s3(folder: Path) -> S3Server:
         *_DYING_WITH_PARENT, str(Path(sys.executable).with_name("weed")), "-logtostderr=true", "server", f"-dir={folder / 'volumes'}",
         "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false",
         f"-master.port={master}", f"-master.port.grpc={master_grpc}", "-master.volumeSizeLimitMB=64", "-master.volumePreallocate=false",
-        f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.max=200", "-volume.minFreeSpace=100MiB",
+        f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.max=5000", "-volume.minFreeSpace=100MiB",
         "-filer", f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}", f"-filer.localSocket={folder / 'filer.sock'}",
         "-s3", f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", "-s3.port.iceberg=0", "-s3.port.lance=0",
         f"-s3.localSocket={folder / 's3.sock'}", f"-s3.config={folder / 's3.json'}", "-s3.autoCreateBucket=false",
     ]  # fmt: skip
+    environment = os.environ | {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}  # each bucket has volumes of its own, else seven at once
     with (folder / "weed.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=folder)
+        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=folder, env=environment)
     return S3Server(f"http://127.0.0.1:{s3}", access_key, secret_key, process, ports, folder)
 
 

@@ -192,10 +192,10 @@ def test_every_override_that_cannot_be_set_is_reported() -> None:
 
 
 def test_what_is_right_can_be_read_though_something_is_wrong() -> None:
-    spec, problems = inspect_spec(parse_yaml("rank: x\ndatasets: [{path: rows.csv}]\nseed: 3"))
-    assert {problem.path for problem in problems} == {"rank", "name", "base_model"}
-    assert spec is not None
-    assert (spec.datasets[0].path, spec.seed) == ("rows.csv", 3)
+    found = inspect_spec(parse_yaml("rank: x\ndatasets: [{path: rows.csv}]\nseed: 3"))
+    assert {problem.path for problem in found.problems} == {"rank", "name", "base_model"} == found.wrong
+    assert found.spec is not None
+    assert (found.spec.datasets[0].path, found.spec.seed) == ("rows.csv", 3)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("12h", 43_200), ("2d", 172_800)])

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from urllib.parse import quote
 
 from wegeft.client.transport import Call, Transport
-from wegeft.contracts.errors import BlobNotFound, DigestMismatch, InvalidData, InvalidSetting, ServiceUnreachable, StorageFull
+from wegeft.contracts.errors import DigestMismatch, InvalidData, InvalidSetting, NotFound, ServiceUnreachable, StorageFull
 from wegeft.contracts.training import BlobView
 
 CHUNK_BYTES = 1 << 20
@@ -34,7 +34,7 @@ def upload(transport: Transport, prefix: str, source: Path | bytes, on_progress:
     """
     blob = _describe(source)
     path = f"{prefix}/{quote(blob.digest, safe=':')}"
-    with suppress(BlobNotFound):
+    with suppress(NotFound):
         transport.tell(Call(method="HEAD", path=path))
         return blob
     headers = {"Content-Length": str(blob.size), "Content-Type": "application/octet-stream"}

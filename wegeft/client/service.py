@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, RootModel
 
 from wegeft.client import downloads
 from wegeft.client.blobs import Progress, upload
 from wegeft.client.transport import Answer, Call, Params, Transport, json_body
-from wegeft.contracts.accounts import Identity
+from wegeft.contracts.accounts import Identity, NewToken, RoleName, TokenRequest, TokenView
 from wegeft.contracts.adapter import AdapterName, AdapterPage, AdapterRef, AdapterView, AliasMove, VersionPage, VersionView, check_alias
 from wegeft.contracts.errors import JobPending, UnexpectedAnswer
 from wegeft.contracts.job import JobSpec
@@ -32,6 +33,10 @@ _BEYOND_EVERY_EVENT = 2**31 - 1
 
 class _Submission(BaseModel):
     spec: JobSpec
+
+
+class _Tokens(RootModel[tuple[TokenView, ...]]):
+    pass
 
 
 class _Health(BaseModel):
@@ -168,6 +173,11 @@ class Client:
         downloads.download(self._transport, version, folder, overwrite=overwrite)
         return version
 
+    def delete_alias(self, name: str, alias: str) -> None:
+        """Forget an alias; the version that it pointed to stays. Raises :class:`AliasNotFound`."""
+        path = f"/adapters/{AdapterName.parse(name)}/aliases/{check_alias(alias)}"
+        self._transport.tell(Call(method="DELETE", path=path))
+
     def set_alias(self, name: str, alias: str, version: int, *, expected: int | None = None) -> AdapterView:
         """Let an alias point to a version, by compare-and-set; return the adapter.
 
@@ -186,6 +196,22 @@ class Client:
     def whoami(self) -> Identity:
         """Return who the token belongs to; raise :class:`Unauthenticated`."""
         return self._get("/whoami", Identity)
+
+    # Tokens, for an administrator
+
+    def tokens(self) -> tuple[TokenView, ...]:
+        """Return every token, oldest first, without its secret."""
+        return self._get("/tokens", _Tokens).root
+
+    def create_token(self, name: str, role: RoleName, *, expires_at: datetime | None = None) -> NewToken:
+        """Make a token and return it; its secret is told this once, so the call is not repeated by itself."""
+        request = TokenRequest(name=name, role=role, expires_at=expires_at)
+        call = Call(method="POST", path="/tokens", headers=_JSON, content=json_body(request))
+        return self._transport.ask(call, NewToken, patience_seconds=0)
+
+    def revoke_token(self, token_id: str) -> None:
+        """Make a token worthless; harmless where it is already. Raises :class:`NotFound`."""
+        self._transport.tell(Call(method="DELETE", path=f"/tokens/{quote(token_id, safe='')}"))
 
     def _get(self, path: str, answer: type[Answer], params: dict[str, str | int | None] | None = None) -> Answer:
         given = {key: value for key, value in (params or {}).items() if value is not None}

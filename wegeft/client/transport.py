@@ -171,6 +171,9 @@ class Transport:
         content = self._read(response)
         if response.has_redirect_location:
             return UnexpectedAnswer(f"{self.server} redirects elsewhere", path="server", hint="give the address that it redirects to")
+        if response.request.method == "HEAD":
+            # It never has a body, so the status is all there is.
+            return error_from_body(ErrorBody(code="", title="", detail=f"{self.server} answers {status}", status=status))
         try:
             body = ErrorBody.model_validate_json(content)
         except ValidationError:

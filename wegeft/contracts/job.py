@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
@@ -33,6 +35,7 @@ __all__ = [
     "DatasetType",
     "EvaluationSpec",
     "FileFormat",
+    "Inspection",
     "JobSpec",
     "OutputSpec",
     "RecoverySpec",
@@ -211,6 +214,16 @@ class JobSpec(Frozen):
         """alpha, or twice the rank."""
         return self.alpha if self.alpha is not None else 2.0 * self.rank
 
+    def count_held_out(self, rows: int) -> int:
+        """Return how many of ``rows`` training rows ``val_set_size`` holds out; a share holds out at least one."""
+        return max(1, round(rows * self.val_set_size)) if 0 < self.val_set_size < 1 else int(self.val_set_size)
+
+    def count_steps(self, rows: int) -> int:
+        """Return the optimizer steps over ``rows`` rows that are left to train on; the last step of an epoch may hold fewer."""
+        batches = math.ceil(rows / self.micro_batch_size)
+        steps_per_epoch = math.ceil(batches / self.accumulation_steps)
+        return self.max_steps or max(1, math.ceil(self.num_epochs * steps_per_epoch - 1e-9))
+
     @property
     def adapter(self) -> AdapterName:
         """The adapter that the job publishes."""
@@ -242,39 +255,47 @@ def parse_spec(data: Data) -> JobSpec:
 
 def check_spec(source: Source) -> JobSpec:
     """Return the job in ``source``; raise :class:`InvalidJob` with every problem found."""
-    spec, problems = inspect_spec(source)
-    if problems or spec is None:
-        count = len(problems)
-        raise InvalidJob(f"{count} problem{'s' if count != 1 else ''} in the job file", problems=problems)
-    return spec
+    found = inspect_spec(source)
+    if found.problems or found.spec is None:
+        count = len(found.problems)
+        raise InvalidJob(f"{count} problem{'s' if count != 1 else ''} in the job file", problems=found.problems)
+    return found.spec
 
 
-def inspect_spec(source: Source) -> tuple[JobSpec | None, list[Problem]]:
-    """Return what can be read of the job, and every problem.
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What could be read of a job, and what is wrong with it."""
 
-    Where there are problems the job holds the fields that are right and stand-ins for the others, so that the files it names can be
-    checked in the same go; it is None where not even that is possible.
-    """
+    spec: JobSpec | None
+    """The job; where there are problems, with stand-ins for the ``wrong`` fields, or None where not even that is possible."""
+    problems: tuple[Problem, ...]
+    """In the order of the file."""
+    wrong: frozenset[str] = frozenset()
+    """The top-level fields, under our names, that hold a problem."""
+
+
+def inspect_spec(source: Source) -> Inspection:
+    """Return what can be read of the job, and every problem, so that the files that it names can be checked in the same go."""
     if not isinstance(source.data, dict):
-        return None, [Problem(message="a job is a mapping of fields", hint="start with name:, base_model: and datasets:")]
+        problem = Problem(message="a job is a mapping of fields", hint="start with name:, base_model: and datasets:")
+        return Inspection(spec=None, problems=(problem,))
     if _is_deep(source.data):
-        return None, [Problem(message="nested too deeply", hint=f"at most {MAX_DEPTH} levels")]
+        return Inspection(spec=None, problems=(Problem(message="nested too deeply", hint=f"at most {MAX_DEPTH} levels"),))
     renamed = rename_aliases(source.data, source)
     problems = list(renamed.problems)
     wrong: set[str] = set()
+    spec = None
     for _ in range(_PASSES):
         try:
             spec = _validate(_without(renamed.data, wrong))
+            break
         except ValidationError as error:
             found = explain(error, renamed, source, JobSpec, frozenset(wrong))
             problems += found.values()
-            more = {str(path[0]) for path in found if path} - wrong
-            if not more:
+            if not {path[0] for path in found if path} - wrong:
                 break
-            wrong |= more
-        else:
-            return spec, in_file_order(problems)
-    return None, in_file_order(problems)
+            wrong |= {str(path[0]) for path in found if path}
+    return Inspection(spec=spec, problems=tuple(in_file_order(problems)), wrong=frozenset(wrong))
 
 
 _PASSES = 3

@@ -18,6 +18,10 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+"""Of steps or rows; what every database keeps as an integer."""
+
+
 class JobState(StrEnum):
     """Where a job is; ``succeeded``, ``failed`` and ``cancelled`` are final."""
 
@@ -38,7 +42,7 @@ class JobState(StrEnum):
 class Checkpoint(_Frozen):
     """Everything that training needs to go on as if it had never stopped, by digest."""
 
-    step: int = Field(ge=0)
+    step: Count
     """Optimizer steps done."""
     files: tuple[FileEntry, ...]
 
@@ -60,8 +64,8 @@ class Progress(_Frozen):
     """An optimizer step is done."""
 
     type: Literal["progress"] = "progress"
-    step: int
-    total_steps: int
+    step: Count
+    total_steps: Count
     epoch: float
     loss: float
     """Mean over the answer tokens of the step, in nats."""
@@ -84,8 +88,8 @@ class Evaluation(_Frozen):
     """The held-out split was measured."""
 
     type: Literal["evaluation"] = "evaluation"
-    step: int
-    total_steps: int
+    step: Count
+    total_steps: Count
     loss: float
     """Mean over the answer tokens of the split, in nats."""
     rows: int
@@ -98,7 +102,7 @@ class CheckpointSaved(_Frozen):
     """A checkpoint is safe in the store."""
 
     type: Literal["checkpoint"] = "checkpoint"
-    step: int
+    step: Count
     size: int
     """Bytes."""
 
@@ -139,7 +143,7 @@ class EventRecord(_Frozen):
 class EventBatch(_Frozen):
     """Events from a worker, in order; sending a batch again is harmless."""
 
-    first_number: int = Field(ge=0)
+    first_number: Count
     """Number of the first event within the attempt, counted by the worker from 0, so that a repeated batch is recognised."""
     events: tuple[WorkerEvent, ...]
 
@@ -155,8 +159,22 @@ class EventPage(_Frozen):
 class Heartbeat(_Frozen):
     """The worker lives."""
 
-    step: int | None = Field(default=None, ge=0)
+    step: Count | None = None
     """Optimizer steps done; None before the first."""
+
+
+class MetricPoint(_Frozen):
+    """A metric's value at a step."""
+
+    step: int
+    value: float
+
+
+class MetricPage(_Frozen):
+    """The next values of one of a job's metrics, one a step: where steps were made again, the last attempt's."""
+
+    name: str
+    points: tuple[MetricPoint, ...]
 
 
 class HeartbeatReply(_Frozen):

@@ -1,19 +1,21 @@
-"""The edit of activations, ``x + s·φ(ψx)``, and its gradients with as few passes over memory as the chain rule allows.
+"""The edit of activations, ``x + s·φ(ψx)``, and its gradients with as few products and passes over memory as the chain rule allows.
 
-For a linear layer with frozen weight W (out×in) and bias b, tokens x (…×in):
+For a linear layer with frozen weight W (out×in) and bias b, and tokens x (T×in), z = x ψᵀ (T×r) is the code, made once and kept.
+Then there are two ways to the same y and the same gradients. Through the edited input:
 
-    z = x ψᵀ                    (…×r)      the code
-    h = x + s·z φᵀ              (…×in)     the edited input
-    y = h Wᵀ + b                (…×out)
+    h = x + s·z φᵀ       y = h Wᵀ + b             with g = ∂L/∂h = (∂L/∂y) W:   ∂L/∂φ = s·gᵀ z            ∂L/∂z = s·g φ
 
-and backwards, with g = ∂L/∂h = (∂L/∂y) W, which the frozen layer computes anyway:
+and, for layers that narrow, through the generated weight C = s·W φ (out×r), LoRA's B:
 
-    ∂L/∂φ = s·gᵀ z     ∂L/∂z = s·g φ     ∂L/∂ψ = (∂L/∂z)ᵀ x     ∂L/∂x = g + (∂L/∂z) ψ
+    y = x Wᵀ + b + z Cᵀ                           with G = ∂L/∂y:               ∂L/∂φ = s·Wᵀ (Gᵀ z)        ∂L/∂z = G C
 
-Only x and z are kept for the backward pass; W is kept by reference, h never. The step is split in two functions so that layers that
-read one input (q, k and v) compute their codes, and the codes' gradients, in one stacked product.
+and either way, in the place where the code was made:
 
-Products run in the dtype of x; gradients come back in the dtype of the generator.
+    ∂L/∂ψ = (∂L/∂z)ᵀ x       ∂L/∂x = (∂L/∂y) W + (∂L/∂z) ψ
+
+Kept for the backward pass are x, z and the small factors; W by reference, h never. Layers that read one input (q, k and v) make
+their codes, and the codes' gradients, in one stacked product. Products run in the dtype of x; gradients come back in the
+generator's.
 """
 
 from collections.abc import Sequence
@@ -44,9 +46,20 @@ def read_codes(x: Tensor, psis: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor,
 
 
 def edited_linear(x: Tensor, code: Tensor, phi: Tensor, frozen: tuple[Tensor, Tensor | None], scaling: float) -> Tensor:
-    """Return ``(x + s·z φᵀ) Wᵀ + b`` for a frozen ``frozen = (W, b)`` and the code z from ``read_codes``."""
-    result: Tensor = _EditedLinear.apply(x, code, phi, *frozen, scaling)  # type: ignore[no-untyped-call] # torch leaves it untyped
+    """Return ``(x + s·z φᵀ) Wᵀ + b`` for a frozen ``frozen = (W, b)`` and the code z from ``read_codes``, the cheaper way."""
+    narrows = is_cheaper_by_weight(tokens=x.numel() // x.shape[-1], width=x.shape[-1], out_features=frozen[0].shape[0])
+    function = _ByWeight if narrows else _ByInput
+    result: Tensor = function.apply(x, code, phi, *frozen, scaling)  # type: ignore[no-untyped-call] # torch leaves it untyped
     return result
+
+
+def is_cheaper_by_weight(*, tokens: int, width: int, out_features: int) -> bool:
+    """Say whether going through the generated weight takes fewer multiplications than going through the edited input.
+
+    Forward and backward, in units of the rank, beside what both ways share: ``3·tokens·width`` through the input;
+    ``3·tokens·out + 2·width·out`` through the weight, the last to generate it and to bring its gradient back to φ.
+    """
+    return 3 * tokens * out_features + 2 * width * out_features < 3 * tokens * width
 
 
 class _ReadCodes(torch.autograd.Function):
@@ -72,7 +85,7 @@ class _ReadCodes(torch.autograd.Function):
         return input_gradient, *(g.to(dtype) for g, dtype in zip(psi_gradient, ctx.dtypes, strict=True))
 
 
-class _EditedLinear(torch.autograd.Function):
+class _ByInput(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, code: Tensor, phi: Tensor, weight: Tensor, bias: Tensor | None, scaling: float) -> Tensor:  # noqa: PLR0913, PLR0917 # autograd functions take their inputs flat
         own = phi.to(x.dtype)
@@ -89,6 +102,27 @@ class _EditedLinear(torch.autograd.Function):
         code_gradient = (edited_gradient @ phi).mul_(ctx.scaling)
         phi_gradient = (edited_gradient.t() @ code).mul_(ctx.scaling).to(ctx.phi_dtype) if ctx.needs_input_grad[2] else None
         return edited_gradient.view(ctx.shape), code_gradient, phi_gradient, None, None, None
+
+
+class _ByWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, code: Tensor, phi: Tensor, weight: Tensor, bias: Tensor | None, scaling: float) -> Tensor:  # noqa: PLR0913, PLR0917 # autograd functions take their inputs flat
+        generated = (weight @ phi.to(x.dtype)).mul_(scaling)
+        ctx.scaling, ctx.shape, ctx.phi_dtype = scaling, x.shape, phi.dtype
+        ctx.save_for_backward(code, generated, weight)
+        written = linear(_rows(x), weight, bias).addmm_(code, generated.t())
+        return written.view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        code, generated, weight = ctx.saved_tensors
+        written_gradient = _rows(gradient)
+        code_gradient = written_gradient @ generated
+        phi_gradient = None
+        if ctx.needs_input_grad[2]:
+            phi_gradient = (weight.t() @ (written_gradient.t() @ code)).mul_(ctx.scaling).to(ctx.phi_dtype)
+        return (written_gradient @ weight).view(ctx.shape), code_gradient, phi_gradient, None, None, None
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ class WeGeFTLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc] # PEFT is u
                 raise InvalidAdapterConfig(
                     "a merge of input and output forms together cannot be undone without a copy", hint="merge with keep_copy=True"
                 )
-            self._set_base_parameters(*unmerge(*self.base_parameters(), join(edits)))
+            self._set_base_parameters(*unmerge(*self.base_parameters(), join(edits), self.get_base_weight().dtype))
         self.unmerged_copy = None
         self.merged_adapters = []
 

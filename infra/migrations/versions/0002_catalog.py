@@ -47,7 +47,7 @@ def _create_versions() -> None:
         sa.Column("source", sa.String(200), nullable=False),
         sa.Column("manifest", sa.Text(), nullable=False),
         sa.Column("manifest_digest", sa.String(71), nullable=False),
-        sa.Column("base_model", sa.String(500), nullable=False),
+        sa.Column("base_model", sa.String(4200), nullable=False),
         sa.Column("method", sa.String(40), nullable=False),
         sa.Column("rank", sa.Integer(), nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),

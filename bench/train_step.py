@@ -1,0 +1,223 @@
+"""Step time and peak memory of WeGeFT against PEFT LoRA, the reference's W-form and the frozen base.
+
+    python -m bench.train_step                      SmolLM2-135M shapes, seeded random weights, 4×256 tokens, float32
+    python -m bench.train_step --gguf model.gguf    the same with real weights
+
+A step is forward and backward of the causal loss. All forms stand on one set of frozen weights and take turns, in an order that
+rotates; ratios are paired within a turn. A turn counts only if everything else on the machine used little of it meanwhile, so the
+figures can be taken on a machine that others use. Peak memory is that of a process that runs nothing but three steps of one form.
+"""
+
+import argparse
+import copy
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from wegeft.method import WeGeFTConfig
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+SMOLLM2_135M = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
+}
+
+
+class ReferenceLinear(nn.Module):
+    """``y = base(x) + s·(ψx)(φW)ᵀ`` as the authors compute it: φ reads the weight in every forward pass."""
+
+    def __init__(self, base: nn.Linear, phi: nn.Linear, psi: nn.Linear, scaling: float) -> None:
+        super().__init__()
+        self.base, self.phi, self.psi, self.scaling = base, phi, psi, scaling
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.scaling * linear(self.psi(x), self.phi(self.base.weight))
+
+
+def frozen_base(base: nn.Module) -> nn.Module:
+    base.enable_input_require_grads()
+    return base
+
+
+def lora(base: nn.Module, rank: int) -> nn.Module:
+    return get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS))
+
+
+def wegeft(base: nn.Module, rank: int) -> nn.Module:
+    return get_peft_model(base, WeGeFTConfig(r=rank, wegeft_alpha=2 * rank, target_modules=TARGETS))
+
+
+def w_form(base: nn.Module, rank: int) -> nn.Module:
+    pairs: dict[str, tuple[nn.Linear, nn.Linear]] = {}
+    for name, module in list(base.named_modules()):
+        parent, _, last = name.rpartition(".")
+        if last in TARGETS and isinstance(module, nn.Linear):
+            if last not in pairs:
+                pairs[last] = nn.Linear(module.in_features, rank, bias=False), nn.Linear(module.in_features, rank, bias=False)
+                nn.init.zeros_(pairs[last][0].weight)
+            setattr(base.get_submodule(parent), last, ReferenceLinear(module, *pairs[last], 2.0))
+    return base
+
+
+FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "base": frozen_base,
+    "lora_r16": lambda base: lora(base, 16),
+    "wegeft_r16": lambda base: wegeft(base, 16),
+    "wegeft_r64": lambda base: wegeft(base, 64),
+    "w_form_r64": lambda base: w_form(base, 64),
+}
+RATIOS = (
+    ("wegeft_r16", "lora_r16", 0.93),
+    ("wegeft_r64", "lora_r16", 1.00),
+    ("wegeft_r64", "w_form_r64", 0.86),
+    ("wegeft_r16", "base", 1.08),
+    ("lora_r16", "base", None),
+    ("w_form_r64", "lora_r16", None),
+)
+"""Pairs whose step times are compared, and the target that the first should not exceed."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    seconds: dict[str, float]
+    others: float
+    """Largest share of the cores that everything else used during any of the steps."""
+
+
+def base_model(gguf: Path | None) -> nn.Module:
+    if gguf is not None:
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    else:
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**SMOLLM2_135M))
+    model.config.use_cache = False
+    return model.requires_grad_(False).train()
+
+
+def over(model: nn.Module, form: str) -> nn.Module:
+    """Return the form on a copy of the model that shares its frozen weights."""
+    twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    return FORMS[form](twin)
+
+
+def step(model: nn.Module, ids: Tensor) -> float:
+    started = time.perf_counter()
+    model(input_ids=ids, labels=ids).loss.backward()
+    seconds = time.perf_counter() - started
+    model.zero_grad(set_to_none=True)
+    return seconds
+
+
+def busy() -> tuple[float, float]:
+    """Return (seconds that the machine's cores were busy, seconds that this process was)."""
+    fields = [int(n) for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    idle = fields[3] + fields[4]
+    return (sum(fields[:8]) - idle) / os.sysconf("SC_CLK_TCK"), time.process_time()
+
+
+def measured_step(model: nn.Module, ids: Tensor) -> tuple[float, float]:
+    """Return (seconds of one step, share of the cores that everything else used meanwhile)."""
+    machine, own = busy()
+    seconds = step(model, ids)
+    machine_after, own_after = busy()
+    others = (machine_after - machine) - (own_after - own)
+    return seconds, max(0.0, others) / (seconds * (os.cpu_count() or 1))
+
+
+def take_turns(models: dict[str, nn.Module], ids: Tensor, wanted: int, limit: float) -> list[Turn]:
+    """Return all turns, counted or not, until ``wanted`` of them stayed under the limit or three times as many were tried."""
+    names = list(models)
+    for name in names:
+        step(models[name], ids)
+    turns: list[Turn] = []
+    while sum(turn.others <= limit for turn in turns) < wanted and len(turns) < 3 * wanted:
+        shift = len(turns) % len(names)
+        taken = {name: measured_step(models[name], ids) for name in names[shift:] + names[:shift]}
+        turns.append(Turn({name: taken[name][0] for name in names}, max(share for _, share in taken.values())))
+        print(f"turn {len(turns)}: others used {turns[-1].others:.0%}", file=sys.stderr)
+    return turns
+
+
+def peak_mebibytes(form: str, arguments: argparse.Namespace) -> float:
+    """Return the peak resident memory of a fresh process that runs three steps of one form."""
+    command = [sys.executable, "-m", "bench.train_step", "--peak-of", form, "--threads", str(arguments.threads)]
+    command += ["--batch", str(arguments.batch), "--length", str(arguments.length)]
+    command += ["--gguf", str(arguments.gguf)] if arguments.gguf else []
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def report(turns: list[Turn], peaks: dict[str, float]) -> str:
+    lines = ["| form | median s | × base | peak MiB |", "|---|---:|---:|---:|"]
+    for name in turns[0].seconds:
+        seconds = [turn.seconds[name] for turn in turns]
+        ratio = statistics.median(turn.seconds[name] / turn.seconds["base"] for turn in turns)
+        lines.append(f"| {name} | {statistics.median(seconds):.3f} | {ratio:.3f} | {peaks.get(name, float('nan')):.0f} |")
+    lines += ["", "| ratio | median | quartiles | min-max | target |", "|---|---:|---:|---:|---:|"]
+    for first, second, target in RATIOS:
+        ratios = sorted(turn.seconds[first] / turn.seconds[second] for turn in turns)
+        low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios * 3)
+        spread = f"{low:.3f}-{high:.3f} | {ratios[0]:.3f}-{ratios[-1]:.3f}"
+        lines.append(f"| {first} / {second} | {statistics.median(ratios):.3f} | {spread} | {'' if target is None else f'≤ {target:.2f}'} |")
+    return "\n".join(lines)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gguf", type=Path, help="a GGUF file with real weights; default: seeded random weights of SmolLM2-135M's shape")
+    parser.add_argument("--batch", type=int, default=4, help="rows")
+    parser.add_argument("--length", type=int, default=256, help="tokens a row")
+    parser.add_argument("--turns", type=int, default=9, help="counted turns")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch")
+    parser.add_argument("--others", type=float, default=0.06, help="largest share of the cores used by others in a turn that counts")
+    parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS))
+    parser.add_argument("--json", type=Path, help="write all turns here")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
+    parser.add_argument("--peak-of", choices=list(FORMS), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parsed()
+    torch.set_num_threads(arguments.threads)
+    base = base_model(arguments.gguf)
+    ids = torch.randint(0, base.config.vocab_size, (arguments.batch, arguments.length), generator=torch.Generator().manual_seed(1))
+    if arguments.peak_of:
+        model = over(base, arguments.peak_of)
+        del base
+        for _ in range(3):
+            step(model, ids)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    turns = take_turns({form: over(base, form) for form in arguments.forms}, ids, arguments.turns, arguments.others)
+    peaks = {} if arguments.no_memory else {form: peak_mebibytes(form, arguments) for form in arguments.forms}
+    counted = [turn for turn in turns if turn.others <= arguments.others]
+    print(f"{len(counted)} of {len(turns)} turns counted (others used at most {arguments.others:.0%}); torch {torch.__version__}\n")
+    print(report(counted or turns, peaks))
+    if not counted:
+        print("\nNo turn was quiet enough: the figures above include the others' load.")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"turns": [vars(turn) for turn in turns], "peaks": peaks}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

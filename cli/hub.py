@@ -1,0 +1,180 @@
+"""``wgctl adapters``: list, look at and download what was published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import rich_click as click
+
+from cli.connection import connect
+from cli.options import example, json_option
+from cli.output import note, print_fields, print_json, print_table, say, show_age, show_bytes, show_time
+from wegeft.contracts.adapter import AdapterRef, AdapterView, VersionView
+from wegeft.contracts.errors import InvalidSetting
+
+
+@click.group(no_args_is_help=True)
+def adapters() -> None:
+    """List and download published adapters.
+
+    An adapter is namespace/name; a version of it is namespace/name@3, or @alias, and the latest where neither is said.
+    """
+
+
+@adapters.command("ls", epilog=example("wgctl adapters ls"))
+@click.option("-n", "--limit", type=click.IntRange(1, 100), default=50, show_default=True, help="Adapters to show at most, by name.")
+@click.option("--after", metavar="CURSOR", help="Go on behind an earlier page: its next_cursor.")
+@json_option
+def list_adapters(limit: int, after: str | None, is_json: bool) -> None:
+    """List adapters, by name."""
+    with connect() as client:
+        page = client.adapters(limit=limit, after=after)
+    if is_json:
+        print_json(page)
+        return
+    if not page.adapters:
+        note("no adapters")
+        return
+    rows = [
+        (view.adapter, str(view.latest_version), view.base_model, str(view.rank), show_bytes(view.size), show_age(view.updated_at))
+        for view in page.adapters
+    ]
+    print_table(["adapter", "#latest", "base model", "#rank", "#size", "updated"], rows)
+    if page.next_cursor:
+        note(f"there are more: --after {page.next_cursor}")
+
+
+@adapters.command("show", epilog=example("wgctl adapters show demo/arithmetic\nwgctl adapters show demo/arithmetic@3"))
+@click.argument("ref")
+@json_option
+def show_adapter(ref: str, is_json: bool) -> None:
+    """Show an adapter, or with @ one version of it."""
+    with connect() as client:
+        view = client.resolve(ref) if "@" in ref else client.adapter(ref)
+    if is_json:
+        print_json(view)
+    else:
+        print_fields(_version_fields(view) if isinstance(view, VersionView) else _adapter_fields(view))
+
+
+def _adapter_fields(view: AdapterView) -> list[tuple[str, str | None]]:
+    return [
+        ("adapter", view.adapter),
+        ("latest", str(view.latest_version)),
+        ("aliases", ", ".join(f"{alias}={number}" for alias, number in sorted(view.aliases.items()))),
+        ("base model", view.base_model),
+        ("method", f"{view.method}, rank {view.rank}"),
+        ("size", show_bytes(view.size)),
+        ("created", show_time(view.created_at)),
+        ("updated", show_time(view.updated_at)),
+    ]
+
+
+def _version_fields(view: VersionView) -> list[tuple[str, str | None]]:
+    return [
+        ("version", view.ref),
+        ("aliases", ", ".join(sorted(view.aliases)) or None),
+        ("base model", view.base_model),
+        ("method", f"{view.method}, rank {view.rank}"),
+        ("source", view.source),
+        ("published", show_time(view.created_at)),
+        ("size", show_bytes(view.size)),
+        ("manifest", view.manifest_digest),
+        ("files", "\n".join(f"{file.path}  {show_bytes(file.size)}  {file.digest}" for file in view.manifest.files)),
+        ("metrics", "\n".join(f"{name}  {value:.6g}" for name, value in sorted(view.metrics.items())) or None),
+    ]
+
+
+@adapters.command("versions", epilog=example("wgctl adapters versions demo/arithmetic"))
+@click.argument("name")
+@json_option
+def list_versions(name: str, is_json: bool) -> None:
+    """List an adapter's versions, newest first."""
+    with connect() as client:
+        versions = client.versions(name)
+    if is_json:
+        print_json(versions)
+        return
+    rows = [
+        (str(view.version), ", ".join(sorted(view.aliases)) or "-", view.source, show_bytes(view.size), show_age(view.created_at))
+        for view in versions
+    ]
+    print_table(["#version", "aliases", "source", "#size", "published"], rows)
+
+
+@adapters.command(
+    "download",
+    epilog=example(
+        "wgctl adapters download demo/arithmetic@3 -o adapter\n"
+        "wgctl adapters download demo/arithmetic -o lora --format lora --base-model HuggingFaceTB/SmolLM2-135M-Instruct"
+    ),
+)
+@click.argument("ref")
+@click.option("-o", "--output", "folder", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--overwrite", is_flag=True, help="Replace the adapter that is in the folder.")
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["native", "lora"]),
+    default="native",
+    show_default=True,
+    help="native: as published, for PEFT with wegeft. lora: an equal standard LoRA, for everything else.",
+)
+@click.option(
+    "--base-model", metavar="MODEL", help="For lora: id, folder or .gguf of the base model; by default the one it was trained on."
+)
+@json_option
+def download(ref: str, folder: Path, overwrite: bool, layout: Literal["native", "lora"], base_model: str | None, is_json: bool) -> None:
+    """Download a version into a folder that PEFT and engines load; every byte is verified."""
+    if base_model is not None and layout == "native":
+        raise InvalidSetting("only used to convert", path="--base-model", value=base_model, hint="add --format lora, or leave it out")
+    if overwrite and layout == "lora":
+        raise InvalidSetting("a LoRA folder is not overwritten", path="--overwrite", hint="give another folder")
+    AdapterRef.parse(ref)
+    with connect() as client:
+        if layout == "native":
+            version = client.download(ref, folder, overwrite=overwrite)
+        else:
+            from cli.lora import download_lora
+
+            version = download_lora(client, ref, folder, base_model)
+    if is_json:
+        print_json({"ref": version.ref, "folder": str(folder.absolute()), "format": layout, "manifest_digest": version.manifest_digest})
+    else:
+        say(f"{version.ref} is in {folder}")
+
+
+@adapters.group("alias", no_args_is_help=True)
+def alias_group() -> None:
+    """Name versions: set an alias, or remove one."""
+
+
+@alias_group.command("set", epilog=example("wgctl adapters alias set demo/arithmetic@3 production"))
+@click.argument("ref")
+@click.argument("alias")
+@click.option("--expected", type=click.IntRange(0), metavar="NUMBER", help="Move it only from this version; 0: only if it is new.")
+@json_option
+def set_alias(ref: str, alias: str, expected: int | None, is_json: bool) -> None:
+    """Let an alias point to a version; latest moves by itself."""
+    with connect() as client:
+        version = client.resolve(ref)
+        view = client.set_alias(version.adapter, alias, version.version, expected=expected)
+    if is_json:
+        print_json(view)
+    else:
+        say(f"{view.adapter}@{alias} is version {version.version}")
+
+
+@alias_group.command("rm", epilog=example("wgctl adapters alias rm demo/arithmetic production"))
+@click.argument("name")
+@click.argument("alias")
+@json_option
+def remove_alias(name: str, alias: str, is_json: bool) -> None:
+    """Forget an alias; the version that it points to stays."""
+    with connect() as client:
+        client.delete_alias(name, alias)
+    if is_json:
+        print_json({"adapter": name, "removed": alias})
+    else:
+        say(f"{name} has no alias {alias} any more")

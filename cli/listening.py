@@ -1,0 +1,100 @@
+"""A socket to listen on, and HTTP on it until a signal says that it is enough."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from wegeft.contracts.errors import InvalidSetting, PortTaken, StartFailed
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+GRACE_SECONDS = 5
+"""How long requests that are under way may take once the service is told to end."""
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def listening(host: str, port: int, preferred: int = 0) -> Iterator[socket.socket]:
+    """Give a bound socket: on ``port``, or where that is 0, on ``preferred`` if it is free and on any free one otherwise.
+
+    Raises :class:`PortTaken`, and :class:`InvalidSetting` where ``host`` is no address of this machine.
+    """
+    listener = _bind(host, port) if port else _bind_any(host, preferred)
+    try:
+        yield listener
+    finally:
+        listener.close()
+
+
+def _bind_any(host: str, preferred: int) -> socket.socket:
+    try:
+        return _bind(host, preferred)
+    except PortTaken:
+        return _bind(host, 0)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except (socket.gaierror, UnicodeError) as error:
+        raise InvalidSetting("not an address of this machine", path="host", value=host) from error
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            message = f"port {port} of {host} cannot be used: {error.strerror}"
+            raise PortTaken(message, path="port", value=port, hint="give another one, or 0 for a free one") from error
+        raise InvalidSetting(f"cannot listen there: {error.strerror}", path="host", value=host) from error
+    return listener
+
+
+def url_of(host: str, listener: socket.socket) -> str:
+    """Return the URL at which this machine reaches the socket."""
+    port = listener.getsockname()[1]
+    loopback = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - the names of every address
+    return f"http://{loopback.get(host, f'[{host}]' if ':' in host else host)}:{port}"
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGINT end the block as Ctrl-C would, so that everything in it is closed; the block then ends quietly."""
+    before = {number: signal.signal(number, _interrupt) for number in _SIGNALS}
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def run_http(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None]) -> None:
+    """Serve ``app`` until SIGTERM or SIGINT, then let requests finish for a moment; ``on_ready`` is called once it answers."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                on_ready()
+
+    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_SECONDS)
+    # uvicorn handles both signals while it runs, and raises them again when it is done.
+    server = Server(config)
+    server.run(sockets=[listener])
+    if not server.started:
+        raise StartFailed("the HTTP server did not start", hint="its log says why")

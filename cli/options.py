@@ -1,0 +1,34 @@
+"""Options that many commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import rich_click as click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def json_option(command: Command) -> Command:
+    """Add ``--json``, which the command receives as ``is_json``."""
+    text = "Print JSON on standard output, and errors as JSON on standard error."
+    return click.option("--json", "is_json", is_flag=True, help=text)(command)
+
+
+def override_option(command: Command) -> Command:
+    """Add ``-o key=value``, which the command receives as ``overrides``."""
+    text = "Set a field of the job file, for example -o learning_rate=1e-3 or -o datasets.0.path=other.jsonl; may be given again."
+    return click.option("-o", "--override", "overrides", multiple=True, metavar="KEY=VALUE", help=text)(command)
+
+
+def job_file_argument(command: Command) -> Command:
+    """Add the job file as an argument, ``-`` being standard input; the command receives it as ``job_file``."""
+    return click.argument("job_file", type=click.Path(path_type=Path, allow_dash=True))(command)
+
+
+def example(text: str) -> str:
+    """Return an epilog that shows how a command is called."""
+    lines = [line.strip() for line in text.strip().splitlines()]
+    return "\n\n".join(["Examples:", *(f"$ {line}" for line in lines)])

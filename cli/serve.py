@@ -1,0 +1,252 @@
+"""``wgctl serve``: the composition root, where settings, clock, database, store, pool and HTTP come together."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Literal
+
+import rich_click as click
+
+from cli.home import Home, ServiceRecord
+from cli.listening import ended_by_signals, listening, run_http, url_of
+from cli.options import example, json_option
+from cli.output import print_json_line, say
+from infra.settings import Settings, load_settings
+from infra.telemetry import configure_logging
+from wegeft.contracts.errors import Unauthenticated
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter, FastAPI
+    from sqlalchemy import Connection, Engine
+
+    from hub.objects import ObjectStore
+    from infra.auth import Guard
+    from orchestrator.admission import Policy
+    from orchestrator.jobs import Limits
+    from orchestrator.scheduler import Pool
+
+Part = Literal["hub", "orchestrator"]
+
+
+@click.command(epilog=example("wgctl serve --host 0.0.0.0 --port 8400\nwgctl serve --only hub"))
+@click.option("--host", help="Address to listen on; before WEGEFT_HOST.")
+@click.option("--port", type=int, help="TCP port to listen on; before WEGEFT_PORT.")
+@click.option("--pool", type=click.Choice(["ray", "inline"]), help="Where jobs run; before WEGEFT_POOL.")
+@click.option("--only", type=click.Choice(["hub", "orchestrator"]), help="Serve one part alone; by default both.")
+@json_option
+def serve(host: str | None, port: int | None, pool: str | None, only: Part | None, is_json: bool) -> None:
+    """Run the service as the settings say, in the foreground.
+
+    It ends at SIGTERM or Ctrl-C. The first start makes the database's tables, and an administrator's token that is kept in the home
+    folder.
+    """
+    run_service(load_settings(host=host, port=port, pool=pool), only=only, is_json=is_json)
+
+
+@click.command(hidden=True)
+@click.option("--ray-address", help="Cluster to drive; a local one by default.")
+def gateway(ray_address: str | None) -> None:
+    """Drive Ray for the service that started it: orders on standard input, ends on standard output, as JSON lines."""
+    from workers.pool import RayPool
+
+    from orchestrator.ray_gateway import serve_pool
+
+    home = Home(load_settings().home)
+    serve_pool(RayPool(address=ray_address, folder=home.folder / "ray"), sys.stdin.buffer, sys.stdout.buffer)
+
+
+def run_service(settings: Settings, *, only: Part | None = None, is_json: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT; raise where the service cannot start."""
+    os.umask(0o077)
+    home = Home(settings.home)
+    home.prepare()
+    with home.locked(), ended_by_signals(), listening(settings.host, settings.port, _last_port(home)) as listener:
+        configure_logging(settings.log_format, settings.log_level)
+        server = url_of(settings.host, listener)
+        with _assembled(settings, home, settings.public_url or server, only) as app:
+            run_http(app, listener, lambda: _announce(home, server, settings, is_json=is_json))
+
+
+def _last_port(home: Home) -> int:
+    """Return the port of last time: whoever follows a job through a restart asks there again."""
+    record = home.read_record()
+    port = record.server.rpartition(":")[2] if record else ""
+    return int(port) if port.isdigit() else 0
+
+
+def _announce(home: Home, server: str, settings: Settings, *, is_json: bool) -> None:
+    record = ServiceRecord(pid=os.getpid(), server=server, pool=settings.pool, version=version("wegeft-hub"), since=now())
+    home.write_record(record)
+    if is_json:
+        print_json_line(record)
+    else:
+        say(f"serving at {server}; an administrator's token is in {home.token_file}")
+        sys.stdout.flush()
+
+
+def now() -> datetime:
+    """Return the time; the one clock of the service."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """What every router stands on."""
+
+    engine: Engine
+    store: ObjectStore
+    guard: Guard
+    settings: Settings
+
+
+@contextmanager
+def _assembled(settings: Settings, home: Home, server: str, only: Part | None) -> Iterator[FastAPI]:
+    """Give the application, its scheduler ticking; stop it and close everything at the end."""
+    from infra.auth import Guard
+    from infra.database import make_engine, upgrade
+
+    engine = make_engine(settings.database)
+    try:
+        upgrade(engine)
+        _keep_token(engine, home)
+        parts = _Parts(engine=engine, store=_open_store(settings), guard=Guard(engine=engine, clock=now), settings=settings)
+        with _scheduling(parts, home, server) if only != "hub" else nullcontext():
+            yield _make_app(parts, only)
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _scheduling(parts: _Parts, home: Home, server: str) -> Iterator[None]:
+    """Give queued jobs to the pool meanwhile; at the end kill what runs, its jobs back in the queue."""
+    from orchestrator.scheduler import Scheduler, SchedulerThread
+
+    pool = _make_pool(parts.settings, home)
+    thread = SchedulerThread(Scheduler(parts.engine, pool, _limits(parts.settings), server), now)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.close()
+
+
+def _make_pool(settings: Settings, home: Home) -> Pool:
+    if settings.pool == "inline":
+        from workers.pool import InlinePool
+
+        return InlinePool()
+    from orchestrator.ray_gateway import GatewayPool
+
+    command = [sys.executable, "-P", "-m", "cli.main", "gateway"]
+    return GatewayPool([*command, "--ray-address", settings.ray_address] if settings.ray_address else command, home.gateway_log_file)
+
+
+def _limits(settings: Settings) -> Limits:
+    from orchestrator.jobs import Limits
+
+    return Limits(
+        max_concurrent_jobs=settings.jobs_at_once, lease_seconds=settings.lease_seconds, heartbeat_seconds=settings.heartbeat_seconds
+    )
+
+
+def _policy(settings: Settings) -> Policy:
+    from orchestrator.admission import Policy
+
+    return Policy(
+        allow_local_models=settings.allow_local_models,
+        allow_remote_code=settings.allow_remote_code,
+        max_blob_bytes=settings.max_upload_bytes,
+    )
+
+
+def _keep_token(engine: Engine, home: Home) -> None:
+    """Make an administrator's token and keep it in the home, unless the one there is good."""
+    from infra.auth import authenticate, create_token
+    from infra.database import reading, writing
+
+    kept = home.read_token()
+    if kept:
+        try:
+            with reading(engine) as connection:
+                authenticate(connection, kept, now())
+        except Unauthenticated:
+            pass
+        else:
+            return
+    with writing(engine) as connection:
+        _, token = create_token(connection, f"home of {socket.gethostname()}"[:64], "admin", now())
+        home.write_token(token)
+
+
+@contextmanager
+def local_accounts() -> Iterator[Connection]:
+    """Open one transaction on the accounts of the database that the settings name; its tables are made where need be."""
+    from infra.database import make_engine, upgrade, writing
+
+    settings = load_settings()
+    Home(settings.home).prepare()
+    engine = make_engine(settings.database)
+    try:
+        upgrade(engine)
+        with writing(engine) as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def _open_store(settings: Settings) -> ObjectStore:
+    from hub.s3 import S3Access, open_store
+
+    access = None
+    if settings.s3_access_key and settings.s3_secret_key:
+        access = S3Access(
+            endpoint=settings.s3_endpoint,
+            access_key=settings.s3_access_key,
+            secret_key=settings.s3_secret_key.get_secret_value(),
+            region=settings.s3_region,
+        )
+    return open_store(settings.store_url, access)
+
+
+def _make_app(parts: _Parts, only: Part | None) -> FastAPI:
+    from infra.http import create_app
+
+    checks = {"database": lambda: _check_database(parts.engine), "store": lambda: _check_store(parts.store)}
+    return create_app(_routers(parts, only), title="WeGeFT hub", version=version("wegeft-hub"), checks=checks)
+
+
+def _check_database(engine: Engine) -> None:
+    from infra.database import reading
+
+    with reading(engine) as connection:
+        connection.exec_driver_sql("SELECT 1")
+
+
+def _check_store(store: ObjectStore) -> None:
+    store.has(f"sha256:{'0' * 64}")
+
+
+def _routers(parts: _Parts, only: Part | None) -> list[APIRouter]:
+    import hub.api
+    import orchestrator.api
+    from hub.services import HubServices
+    from infra import accounts
+    from orchestrator.services import OrchestratorServices
+
+    routers = [accounts.make_router(parts.engine, parts.guard, now)]
+    if only != "orchestrator":
+        services = HubServices(engine=parts.engine, store=parts.store, clock=now, max_blob_bytes=parts.settings.max_upload_bytes)
+        routers.append(hub.api.make_router(services, parts.guard))
+    if only != "hub":
+        jobs = OrchestratorServices(
+            engine=parts.engine, store=parts.store, clock=now, policy=_policy(parts.settings), limits=_limits(parts.settings)
+        )
+        routers.append(orchestrator.api.make_router(jobs, parts.guard))
+    return routers

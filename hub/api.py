@@ -1,0 +1,150 @@
+"""The hub's own HTTP API: blobs going in; adapters, their versions, files and aliases coming out."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+
+from hub import catalog
+from hub.services import HubServices
+from hub.serving import ServedBlob, answer_blob, answer_head
+from infra.auth import Guard, Role
+from infra.bodies import BodyReader, streams_body
+from infra.database import reading, writing
+from infra.http import API_PREFIX
+from wegeft.contracts.adapter import (
+    AdapterName,
+    AdapterPage,
+    AdapterRef,
+    AdapterView,
+    AliasMove,
+    VersionPage,
+    VersionView,
+    check_digest,
+    check_segment,
+    check_selector,
+)
+from wegeft.contracts.errors import BlobNotFound, DigestMismatch, FileNotFoundInVersion, InvalidRequest
+from wegeft.contracts.training import BlobView
+
+Limit = Annotated[int, Query(ge=1, le=100, description="How many to answer at most.")]
+Cursor = Annotated[str | None, Query(max_length=1000, description="`next_cursor` of the page before.")]
+Selector = Annotated[str, Path(description="A version's number, or an alias.")]
+_BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+
+
+def make_router(services: HubServices, guard: Guard) -> APIRouter:
+    """Return the hub's routes under ``/api/v1``."""
+    router = APIRouter(prefix=API_PREFIX)
+    router.include_router(_blob_router(services), dependencies=[Depends(guard.require(Role.WRITE))])
+    router.include_router(_adapter_router(services), dependencies=[Depends(guard.require(Role.READ))])
+    router.include_router(_file_router(services), dependencies=[Depends(guard.require(Role.READ))])
+    router.include_router(_alias_router(services), dependencies=[Depends(guard.require(Role.WRITE))])
+    return router
+
+
+def _adapter_name(namespace: str, name: str) -> AdapterName:
+    return AdapterName(namespace=check_segment(namespace, "namespace"), name=check_segment(name))
+
+
+Name = Annotated[AdapterName, Depends(_adapter_name)]
+
+
+def _blob_router(services: HubServices) -> APIRouter:
+    router = APIRouter(prefix="/blobs", tags=["blobs"])
+
+    @router.head("/{digest}", summary="Whether bytes are stored")
+    def head_blob(digest: str) -> Response:
+        size = services.store.has(check_digest(digest))
+        if size is None:
+            raise BlobNotFound(path=digest)
+        return Response(headers={"Content-Length": str(size), "ETag": f'"{digest}"'}, media_type="application/octet-stream")
+
+    @router.put("/{digest}", summary="Store bytes under their digest", status_code=201, openapi_extra={"requestBody": _BYTES})
+    @streams_body
+    def put_blob(digest: str, request: Request, response: Response) -> BlobView:
+        # Bytes that are there already are read and stored again: the sender is half way through them, and rot is mended by it.
+        response.status_code = 201 if services.store.has(check_digest(digest)) is None else 200
+        try:
+            with BodyReader(request, services.max_blob_bytes) as body:
+                return BlobView(digest=digest, size=services.store.put(digest, body, body.length))
+        except DigestMismatch as error:
+            # Between a store and us this is rot; from a caller it is a wrong request.
+            raise InvalidRequest("the bytes are not those that the digest names", problems=error.problems) from error
+
+    return router
+
+
+def _adapter_router(services: HubServices) -> APIRouter:
+    router = APIRouter(prefix="/adapters", tags=["adapters"])
+
+    @router.get("", summary="Adapters, by name")
+    def list_adapters(limit: Limit = 50, after: Cursor = None) -> AdapterPage:
+        with reading(services.engine) as connection:
+            return catalog.list_adapters(connection, limit, after)
+
+    @router.get("/{namespace}/{name}", summary="An adapter")
+    def get_adapter(adapter: Name) -> AdapterView:
+        with reading(services.engine) as connection:
+            return catalog.find_adapter(connection, adapter)
+
+    @router.get("/{namespace}/{name}/versions", summary="Its versions, newest first")
+    def list_versions(adapter: Name, limit: Limit = 50, after: Cursor = None) -> VersionPage:
+        with reading(services.engine) as connection:
+            return catalog.list_versions(connection, adapter, limit, after)
+
+    @router.get("/{namespace}/{name}/versions/{selector}", summary="A version, by number or alias")
+    def get_version(adapter: Name, selector: Selector) -> VersionView:
+        return _resolve(services, adapter, selector)
+
+    return router
+
+
+def _file_router(services: HubServices) -> APIRouter:
+    router = APIRouter(prefix="/adapters/{namespace}/{name}/versions/{selector}/files", tags=["files"])
+
+    @router.get("/{path:path}", summary="A version's file", responses={200: _BYTES, 206: _BYTES}, response_class=Response)
+    def get_file(adapter: Name, selector: Selector, path: str, request: Request) -> Response:
+        return answer_blob(services.store, _file(services, adapter, selector, path), request.headers)
+
+    @router.head("/{path:path}", summary="What a version's file is")
+    def head_file(adapter: Name, selector: Selector, path: str, request: Request) -> Response:
+        return answer_head(_file(services, adapter, selector, path), request.headers)
+
+    return router
+
+
+def _alias_router(services: HubServices) -> APIRouter:
+    router = APIRouter(prefix="/adapters/{namespace}/{name}/aliases", tags=["aliases"])
+
+    @router.put("/{alias}", summary="Let an alias point to a version, by compare-and-set")
+    def put_alias(adapter: Name, alias: str, body: AliasMove) -> AdapterView:
+        with writing(services.engine) as connection:
+            catalog.set_alias(connection, adapter, alias, body, services.clock())
+            return catalog.find_adapter(connection, adapter)
+
+    @router.delete("/{alias}", summary="Forget an alias", status_code=204)
+    def delete_alias(adapter: Name, alias: str) -> None:
+        with writing(services.engine) as connection:
+            catalog.delete_alias(connection, adapter, alias)
+
+    return router
+
+
+def _resolve(services: HubServices, adapter: AdapterName, selector: str) -> VersionView:
+    with reading(services.engine) as connection:
+        return catalog.resolve(connection, AdapterRef(adapter=adapter, selector=check_selector(selector)))
+
+
+def _file(services: HubServices, adapter: AdapterName, selector: str, path: str) -> ServedBlob:
+    version = _resolve(services, adapter, selector)
+    entry = next((entry for entry in version.manifest.files if entry.path == path), None)
+    if entry is None:
+        held = ", ".join(entry.path for entry in version.manifest.files)
+        raise FileNotFoundInVersion(path=version.ref, value=path, hint=f"it holds {held}")
+    return ServedBlob(
+        digest=entry.digest,
+        size=entry.size,
+        media_type=entry.media_type,
+        file_name=entry.path,
+        is_immutable=selector == str(version.version),
+    )

@@ -1,0 +1,101 @@
+"""What this server lets in: a submitted job against its policy, with every problem at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from wegeft.contracts.errors import InvalidJob, PolicyRefused, Problem, shorten
+from wegeft.contracts.job import JobSpec
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?\Z")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What the operator allows; everything is off by default."""
+
+    allow_local_models: bool = False
+    """Whether a job may name a base model by its path on the workers' disks."""
+    allow_remote_code: bool = False
+    """Whether a job may run code that comes with its base model."""
+    max_blob_bytes: int = 4 << 30
+    """The longest blob that a worker may store."""
+
+
+def check_submission(spec: JobSpec, policy: Policy, size_of: Callable[[str], int | None]) -> None:
+    """Let a job in, or raise with every reason why not.
+
+    ``size_of`` tells the bytes of a stored blob, or None. Raises :class:`InvalidJob` for what the job's author must change,
+    and :class:`PolicyRefused` where nothing else is wrong but the server's policy does not allow it.
+    """
+    problems = [*_label_problems(spec), *_path_problems(spec), *_dataset_problems(spec, size_of)]
+    refusals = list(_refusals(spec, policy))
+    count = len(problems) + len(refusals)
+    if problems:
+        raise InvalidJob(f"{count} problem{'s' if count != 1 else ''} with the job", problems=[*problems, *refusals])
+    if refusals:
+        raise PolicyRefused("this server's policy does not allow the job", problems=refusals)
+
+
+def is_local_model(base_model: str) -> bool:
+    """Return whether a base model is named by a path on a disk, and not by an id in a model hub."""
+    return base_model.lower().endswith(".gguf") or not _HUB_ID.match(base_model)
+
+
+def _refusals(spec: JobSpec, policy: Policy) -> Iterator[Problem]:
+    if spec.trust_remote_code and not policy.allow_remote_code:
+        yield Problem(path="trust_remote_code", message="this server runs no code that comes with a model", hint="leave it out")
+    if is_local_model(spec.base_model) and not policy.allow_local_models:
+        yield Problem(
+            path="base_model",
+            message="this server takes no models from its disks",
+            value=shorten(spec.base_model),
+            hint="give a Hugging Face id",
+        )
+
+
+def _path_problems(spec: JobSpec) -> Iterator[Problem]:
+    if is_local_model(spec.base_model) and not PurePosixPath(spec.base_model).is_absolute():
+        yield Problem(
+            path="base_model",
+            message="a path means nothing here unless it is absolute",
+            value=shorten(spec.base_model),
+            hint="give the whole path; `wgctl submit` does",
+        )
+    if spec.chat_template.endswith(".jinja") and "{" not in spec.chat_template:
+        yield Problem(
+            path="chat_template",
+            message="the server does not read the author's files",
+            value=shorten(spec.chat_template),
+            hint="send the template's text; `wgctl submit` does",
+        )
+
+
+def _label_problems(spec: JobSpec) -> Iterator[Problem]:
+    for key, value in spec.labels.items():
+        if not value.isprintable():
+            yield Problem(path=f"labels.{key}", message="not printable", value=shorten(value), hint="leave out line breaks and the like")
+
+
+def _dataset_problems(spec: JobSpec, size_of: Callable[[str], int | None]) -> Iterator[Problem]:
+    for field in ("datasets", "test_datasets"):
+        for index, dataset in enumerate(getattr(spec, field)):
+            path, value = f"{field}[{index}].path", shorten(dataset.path)
+            if not dataset.is_uploaded:
+                yield Problem(
+                    path=path,
+                    message="the server does not read the author's files",
+                    value=value,
+                    hint="upload it and give its digest; `wgctl submit` does",
+                )
+                continue
+            size = size_of(dataset.path)
+            if size is None:
+                yield Problem(
+                    path=path, message="no such data set was uploaded", value=value, hint=f"PUT it to /api/v1/blobs/{dataset.path}"
+                )
+            elif size == 0:
+                yield Problem(path=path, message="the data set is empty", value=value)

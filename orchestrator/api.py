@@ -1,0 +1,142 @@
+"""The HTTP API of jobs: submit, look, follow and cancel; with what their workers say in :mod:`orchestrator.attempts_api`."""
+
+import secrets
+from typing import Annotated
+
+import anyio
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from infra.auth import Guard, Principal, Role
+from infra.database import reading, writing
+from infra.http import API_PREFIX
+from orchestrator import attempts_api, ledger
+from orchestrator.admission import check_submission
+from orchestrator.ids import ENTROPY_BYTES, check_job_id, make_job_id
+from orchestrator.services import OrchestratorServices
+from wegeft.contracts.errors import InvalidRequest, JobNotFound
+from wegeft.contracts.job import parse_spec
+from wegeft.contracts.training import EventPage, JobPage, JobState, JobView, MetricPage
+
+LONGEST_WAIT_SECONDS = 30
+MAX_PAGE = 200
+MAX_EVENTS = 1000
+
+_LOOK_AGAIN_SECONDS = 0.25
+_LAST_NUMBER = 2**31 - 1
+
+JobId = Annotated[str, Path(description="As `POST /jobs` answered it.")]
+Key = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", max_length=255, pattern=r"^[\x21-\x7e]+$", description="The same key and spec give the same job."),
+]
+
+
+class Submission(BaseModel):
+    """A job to be queued."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    spec: dict[str, JsonValue]
+    """The fields of job.yaml."""
+
+
+def make_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
+    """Return the orchestrator's routes, each under its full path."""
+    router = APIRouter(prefix=API_PREFIX)
+    router.include_router(_jobs_router(services, guard))
+    router.include_router(_log_router(services, guard))
+    router.include_router(attempts_api.make_router(services))
+    return router
+
+
+def _jobs_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
+    router = APIRouter(tags=["jobs"])
+    reader = [Depends(guard.require(Role.READ))]
+    writer = guard.require(Role.WRITE)
+
+    @router.post("/jobs", status_code=201, summary="Queue a job; 200 where the key was used for it before")
+    def post_job(body: Submission, caller: Annotated[Principal, Depends(writer)], response: Response, key: Key = None) -> JobView:
+        spec = parse_spec({**body.spec})
+        check_submission(spec, services.policy, services.store.has)
+        now = services.clock()
+        job = ledger.NewJob(id=make_job_id(now, secrets.token_bytes(ENTROPY_BYTES)), owner=caller.name, spec=spec, idempotency_key=key)
+        with writing(services.engine) as connection:
+            view, is_new = ledger.add(connection, job, now)
+        response.status_code = 201 if is_new else 200
+        response.headers["Location"] = f"{API_PREFIX}/jobs/{view.id}"
+        return view
+
+    @router.get("/jobs", dependencies=reader, summary="Jobs, newest first")
+    def get_jobs(
+        state: JobState | None = None,
+        label: Annotated[list[str] | None, Query(description="key=value; a job must have all that are given")] = None,
+        limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
+        after: Annotated[str | None, Query(description="next_cursor of the page before")] = None,
+    ) -> JobPage:
+        wanted = ledger.JobFilter(state=state, labels=tuple(_parse_label(text) for text in label or []))
+        with reading(services.engine) as connection:
+            return ledger.list_jobs(connection, wanted, limit, _check_cursor(after), services.clock())
+
+    @router.get("/jobs/{job_id}", dependencies=reader, summary="A job")
+    def get_job(job_id: JobId) -> JobView:
+        with reading(services.engine) as connection:
+            return ledger.find(connection, check_job_id(job_id), services.clock())
+
+    @router.post("/jobs/{job_id}/cancel", dependencies=[Depends(writer)], summary="Ask a job to stop")
+    def cancel_job(job_id: JobId) -> JobView:
+        with writing(services.engine) as connection:
+            return ledger.cancel(connection, check_job_id(job_id), services.clock())
+
+    return router
+
+
+def _parse_label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals and value and text.isprintable()):
+        raise InvalidRequest("not a label", path="label", value=text, hint="key=value, for example team=support")
+    return key, value
+
+
+def _check_cursor(after: str | None) -> str | None:
+    try:
+        return None if after is None else check_job_id(after)
+    except JobNotFound:
+        raise InvalidRequest("not a cursor of this list", path="after", value=after, hint="pass next_cursor of the page before") from None
+
+
+def _log_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
+    router = APIRouter(tags=["jobs"], dependencies=[Depends(guard.require(Role.READ))])
+
+    def read(job_id: str, after: int, limit: int) -> EventPage:
+        with reading(services.engine) as connection:
+            return ledger.read_events(connection, check_job_id(job_id), after, limit)
+
+    @router.get("/jobs/{job_id}/events", summary="A job's log from a number on; waits for more where asked")
+    async def get_events(
+        request: Request,
+        job_id: JobId,
+        after: Annotated[int, Query(ge=0, le=_LAST_NUMBER)] = 0,
+        limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = 500,
+        wait_seconds: Annotated[float, Query(ge=0, le=LONGEST_WAIT_SECONDS)] = 0,
+    ) -> EventPage:
+        # Between two looks no thread and no connection to the database is held, so that many readers can wait.
+        page = await run_in_threadpool(read, job_id, after, limit)
+        with anyio.move_on_after(wait_seconds):
+            while not page.records and not page.state.is_final and not await request.is_disconnected():
+                await anyio.sleep(_LOOK_AGAIN_SECONDS)
+                page = await run_in_threadpool(read, job_id, after, limit)
+        return page
+
+    @router.get("/jobs/{job_id}/metrics/{name}", summary="A metric's values, one a step")
+    def get_metric(
+        job_id: JobId,
+        name: Annotated[str, Path(pattern=r"^[a-z_]{1,64}$")],
+        after: Annotated[int, Query(ge=-1, le=_LAST_NUMBER, description="The last step seen")] = -1,
+        limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+    ) -> MetricPage:
+        with reading(services.engine) as connection:
+            return ledger.read_metric(connection, check_job_id(job_id), name, after, limit)
+
+    return router

@@ -1,0 +1,174 @@
+"""The HTTP API of workers: what an attempt fetches, reports and delivers. Every call is fenced by the attempt's lease."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi.responses import StreamingResponse
+from sqlalchemy import Connection, Row
+
+from hub.objects import stream_verified
+from infra.auth import Credentials, bearer_of
+from infra.bodies import BodyReader, streams_body
+from infra.database import reading, writing
+from orchestrator import ledger
+from orchestrator.publishing import check_blobs, publish_result
+from orchestrator.services import OrchestratorServices
+from wegeft.contracts.adapter import check_digest
+from wegeft.contracts.errors import BlobNotFound, DigestMismatch, ErrorBody, InvalidRequest
+from wegeft.contracts.job import JobSpec
+from wegeft.contracts.training import (
+    BlobView,
+    Checkpoint,
+    EventBatch,
+    Heartbeat,
+    HeartbeatReply,
+    JobState,
+    PublishedVersion,
+    TrainingResult,
+    TrainingTask,
+)
+
+Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
+
+
+class _Desk:
+    """Where workers are served: authenticates them and notes that they were heard."""
+
+    def __init__(self, services: OrchestratorServices) -> None:
+        self.services = services
+
+    def lease(self, job_id: str, attempt: Number, credentials: Credentials) -> ledger.Lease:
+        """Return the caller's lease, current or not; a FastAPI dependency."""
+        token = bearer_of(credentials)
+        with reading(self.services.engine) as connection:
+            return ledger.authenticate(connection, job_id, attempt, token)
+
+    @contextmanager
+    def heard(self, lease: ledger.Lease, step: int | None = None) -> Iterator[tuple[Connection, Row[Any]]]:
+        """Open a transaction in which the lease is renewed, and give the job's row as it was; refuse a stale caller."""
+        services = self.services
+        with writing(services.engine) as connection:
+            yield connection, ledger.contact(connection, lease, services.clock(), services.limits.lease_seconds, step)
+
+    def task(self, lease: ledger.Lease) -> TrainingTask:
+        """Return what the caller is to train."""
+        with self.heard(lease) as (_, row):
+            return TrainingTask(
+                job_id=lease.job_id,
+                attempt=lease.attempt,
+                spec=JobSpec.model_validate_json(row.spec),
+                resume_from=Checkpoint.model_validate(row.resume_from) if row.resume_from else None,
+                heartbeat_seconds=self.services.limits.heartbeat_seconds,
+                lease_seconds=self.services.limits.lease_seconds,
+            )
+
+
+def make_router(services: OrchestratorServices) -> APIRouter:
+    """Return the routes under ``/attempts/{job_id}/{attempt}``."""
+    desk = _Desk(services)
+    router = APIRouter(prefix="/attempts/{job_id}/{attempt}", tags=["attempts"])
+    router.include_router(_report_router(desk))
+    router.include_router(_delivery_router(desk))
+    router.include_router(_blob_router(desk))
+    return router
+
+
+def _report_router(desk: _Desk) -> APIRouter:
+    router = APIRouter()
+    clock = desk.services.clock
+
+    @router.get("/task", summary="What to train")
+    def get_task(lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> TrainingTask:
+        return desk.task(lease)
+
+    @router.post("/heartbeat", summary="Say that the worker lives")
+    def post_heartbeat(body: Heartbeat, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> HeartbeatReply:
+        with desk.heard(lease, body.step) as (_, row):
+            return HeartbeatReply(should_stop=row.state == JobState.CANCELLING)
+
+    @router.post("/events", status_code=204, summary="Add to the job's log")
+    def post_events(body: EventBatch, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> None:
+        with desk.heard(lease) as (connection, _):
+            ledger.record_events(connection, lease, body, clock())
+
+    return router
+
+
+def _delivery_router(desk: _Desk) -> APIRouter:
+    router = APIRouter()
+    services = desk.services
+
+    @router.post("/checkpoints", status_code=204, summary="Let a later attempt go on from here")
+    def post_checkpoint(body: Checkpoint, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> None:
+        check_blobs(services.store, body.files)
+        with desk.heard(lease) as (connection, _):
+            ledger.save_checkpoint(connection, lease, body, services.clock())
+
+    @router.post("/result", summary="Publish the adapter and end the job")
+    def post_result(body: TrainingResult, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> PublishedVersion:
+        return publish_result(services, lease, body)
+
+    @router.post("/failure", status_code=204, summary="End the attempt without a result")
+    def post_failure(body: ErrorBody, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> None:
+        with writing(services.engine) as connection:
+            ledger.record_failure(connection, lease, body, services.clock())
+
+    return router
+
+
+def _blob_router(desk: _Desk) -> APIRouter:
+    router = APIRouter()
+    services = desk.services
+
+    @router.head("/blobs/{digest}", summary="Whether the bytes are stored")
+    def head_blob(digest: str, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> Response:
+        with desk.heard(lease):
+            pass
+        size = services.store.has(check_digest(digest))
+        if size is None:
+            raise BlobNotFound(path=digest)
+        return Response(headers={"Content-Length": str(size), "ETag": f'"{digest}"'})
+
+    @router.put("/blobs/{digest}", status_code=201, summary="Store bytes")
+    @streams_body
+    def put_blob(digest: str, request: Request, response: Response, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> BlobView:
+        with desk.heard(lease):
+            pass
+        size = services.store.has(check_digest(digest))
+        if size is not None:
+            response.status_code = 200
+            return BlobView(digest=digest, size=size)
+        return BlobView(digest=digest, size=_store(services, digest, request))
+
+    @router.get("/blobs/{digest}", summary="Bytes that the task names: data sets and the checkpoint to go on from")
+    def get_blob(digest: str, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> Response:
+        task = desk.task(lease)
+        if digest not in _named_by(task):
+            raise BlobNotFound("the task names no such blob", path=digest)
+        size = services.store.has(digest)
+        if size is None:
+            raise BlobNotFound(path=digest)
+        chunks = stream_verified(services.store, digest)
+        first = next(chunks, b"")  # what is wrong at once is told before the answer begins
+        return StreamingResponse(
+            chain([first], chunks), media_type="application/octet-stream", headers={"Content-Length": str(size), "ETag": f'"{digest}"'}
+        )
+
+    return router
+
+
+def _store(services: OrchestratorServices, digest: str, request: Request) -> int:
+    try:
+        with BodyReader(request, services.policy.max_blob_bytes) as body:
+            return services.store.put(digest, body, body.length)
+    except DigestMismatch as error:
+        # Between a store and us this is rot; from a caller it is a wrong request.
+        raise InvalidRequest("the bytes are not those that the digest names", problems=error.problems) from error
+
+
+def _named_by(task: TrainingTask) -> set[str]:
+    data = {dataset.path for dataset in (*task.spec.datasets, *task.spec.test_datasets)}
+    return data | {entry.digest for entry in (task.resume_from.files if task.resume_from else ())}

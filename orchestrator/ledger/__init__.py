@@ -1,0 +1,55 @@
+"""The orchestrator's truth, in SQL: jobs, their attempts and leases, their logs and their metrics.
+
+Every function works inside the caller's transaction and takes the time as an argument. Every write for an attempt is fenced by
+its lease token, which only grows: a stale worker changes nothing.
+"""
+
+from orchestrator.ledger.attempts import (
+    Claimed,
+    Lease,
+    authenticate,
+    claim,
+    contact,
+    end_attempt,
+    find_lease,
+    give_back,
+    hold,
+    list_live,
+    record_events,
+    record_failure,
+    renew,
+    save_checkpoint,
+    succeed,
+    was_published,
+)
+from orchestrator.ledger.jobs import JobFilter, NewJob, add, cancel, count_by_state, count_live, find, list_jobs
+from orchestrator.ledger.log import read_events, read_metric
+
+__all__ = [
+    "Claimed",
+    "JobFilter",
+    "Lease",
+    "NewJob",
+    "add",
+    "authenticate",
+    "cancel",
+    "claim",
+    "contact",
+    "count_by_state",
+    "count_live",
+    "end_attempt",
+    "find",
+    "find_lease",
+    "give_back",
+    "hold",
+    "list_jobs",
+    "list_live",
+    "read_events",
+    "read_metric",
+    "record_events",
+    "record_failure",
+    "renew",
+    "save_checkpoint",
+    "succeed",
+    "was_published",
+]

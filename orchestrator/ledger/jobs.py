@@ -1,0 +1,196 @@
+"""Jobs as people see them: adding, finding, listing and cancelling."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, exists, func, insert, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from orchestrator.jobs import LIVE_STATES, Move, move
+from orchestrator.ledger.log import note_state
+from orchestrator.ledger.tables import JOB_LABELS, JOBS
+from wegeft.contracts.adapter import digest_of
+from wegeft.contracts.errors import ErrorBody, IdempotencyConflict, IllegalTransition, JobNotFound
+from wegeft.contracts.job import JobSpec
+from wegeft.contracts.training import Checkpoint, JobPage, JobState, JobView, PublishedVersion
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewJob:
+    """A job about to be queued."""
+
+    id: str
+    owner: str
+    spec: JobSpec
+    idempotency_key: str | None = None
+    """Unique among the owner's jobs."""
+
+    @property
+    def request_digest(self) -> str:
+        """The sha256 of what was asked for, to tell a repeated request from another one under the same key."""
+        return digest_of(json.dumps(self.spec.model_dump(mode="json"), sort_keys=True).encode())
+
+
+def add(connection: Connection, job: NewJob, now: datetime) -> tuple[JobView, bool]:
+    """Queue a job; return it, and whether it is new. The same key and spec give the job that is there.
+
+    Raises :class:`IdempotencyConflict` where the key was used for another spec.
+    """
+    row = {
+        "id": job.id,
+        "name": job.spec.name,
+        "owner": job.owner,
+        "state": JobState.QUEUED.value,
+        "priority": job.spec.priority,
+        "spec": job.spec.model_dump_json(),
+        "idempotency_key": job.idempotency_key,
+        "request_digest": job.request_digest,
+    }
+    zeros = dict.fromkeys(("attempt", "restarts", "preemptions", "lease_token", "step", "last_sequence"), 0)
+    table: Any = postgresql.insert(JOBS) if connection.dialect.name == "postgresql" else sqlite.insert(JOBS)
+    added = table.values(**row, **zeros, created_at=now, run_after=now)
+    # Two requests with one key at the same moment: the second waits for the first to commit, and then finds its row.
+    key = [JOBS.c.owner, JOBS.c.idempotency_key]
+    is_new = connection.execute(added.on_conflict_do_nothing(index_elements=key).returning(JOBS.c.id)).first() is not None
+    if not is_new:
+        return _same_job(connection, job, now), False
+    if job.spec.labels:
+        connection.execute(insert(JOB_LABELS), [{"job_id": job.id, "key": k, "value": v} for k, v in job.spec.labels.items()])
+    note_state(connection, job.id, 0, JobState.QUEUED, now)
+    return find(connection, job.id, now), True
+
+
+def _same_job(connection: Connection, job: NewJob, now: datetime) -> JobView:
+    is_ours = (JOBS.c.owner == job.owner) & (JOBS.c.idempotency_key == job.idempotency_key)
+    row = connection.execute(select(JOBS.c.id, JOBS.c.request_digest).where(is_ours)).one()
+    if row.request_digest != job.request_digest:
+        raise IdempotencyConflict(
+            "the key was used for another job", path="Idempotency-Key", value=job.idempotency_key, hint=f"that one is {row.id}"
+        )
+    return find(connection, row.id, now)
+
+
+def find(connection: Connection, job_id: str, now: datetime) -> JobView:
+    """Return a job; raise :class:`JobNotFound`."""
+    row = connection.execute(select(JOBS).where(JOBS.c.id == job_id)).one_or_none()
+    if row is None:
+        raise JobNotFound(path="job", value=job_id)
+    return _views(connection, [row], now)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFilter:
+    """Which jobs to list."""
+
+    state: JobState | None = None
+    labels: tuple[tuple[str, str], ...] = field(default=())
+    """All of which a job must have."""
+
+
+def list_jobs(connection: Connection, wanted: JobFilter, limit: int, after: str | None, now: datetime) -> JobPage:
+    """Return up to ``limit`` jobs, newest first, older than the job ``after``."""
+    query = select(JOBS).order_by(JOBS.c.id.desc()).limit(limit + 1)
+    if wanted.state is not None:
+        query = query.where(JOBS.c.state == wanted.state.value)
+    for key, value in wanted.labels:
+        query = query.where(exists().where(JOB_LABELS.c.job_id == JOBS.c.id, JOB_LABELS.c.key == key, JOB_LABELS.c.value == value))
+    if after is not None:
+        query = query.where(JOBS.c.id < after)
+    rows = connection.execute(query).all()
+    more = rows[limit - 1].id if len(rows) > limit else None
+    return JobPage(jobs=tuple(_views(connection, rows[:limit], now)), next_cursor=more)
+
+
+def cancel(connection: Connection, job_id: str, now: datetime) -> JobView:
+    """Ask a job to stop: one that has no worker is cancelled at once, the others by their workers or the scheduler.
+
+    Harmless to repeat. Raises :class:`JobNotFound`, and :class:`IllegalTransition` where the job has succeeded or failed.
+    """
+    row = connection.execute(select(JOBS).where(JOBS.c.id == job_id).with_for_update()).one_or_none()
+    if row is None:
+        raise JobNotFound(path="job", value=job_id)
+    state = JobState(row.state)
+    if state in (JobState.SUCCEEDED, JobState.FAILED):
+        raise IllegalTransition(f"the job has {state} already", path="job", value=job_id)
+    after = move(state, Move.CANCEL)
+    if after != state:
+        values = {"state": after.value, "cancel_requested_at": now, "finished_at": now if after.is_final else None, "waiting_for": None}
+        connection.execute(update(JOBS).where(JOBS.c.id == job_id).values(values))
+        note_state(connection, job_id, row.attempt, after, now)
+    return find(connection, job_id, now)
+
+
+def count_by_state(connection: Connection) -> dict[JobState, int]:
+    """Return how many jobs are in each state."""
+    counts = dict.fromkeys(JobState, 0)
+    for state, count in connection.execute(select(JOBS.c.state, func.count()).group_by(JOBS.c.state)):
+        counts[JobState(state)] = count
+    return counts
+
+
+def _views(connection: Connection, rows: Sequence[Row[Any]], now: datetime) -> list[JobView]:
+    queued = [row for row in rows if row.state == JobState.QUEUED]
+    turns = {row.id: _turn(connection, row) for row in queued} if len(queued) < 2 else _turns(connection)
+    running = count_live(connection) if queued else 0
+    return [_view(row, _reason_to_wait(row, turns.get(row.id, 0), running, now)) for row in rows]
+
+
+def _turn(connection: Connection, row: Row[Any]) -> int:
+    """Return how many queued jobs go before one."""
+    is_before = or_(JOBS.c.priority > row.priority, and_(JOBS.c.priority == row.priority, JOBS.c.id < row.id))
+    query = select(func.count()).select_from(JOBS).where(JOBS.c.state == JobState.QUEUED.value, is_before)
+    return connection.execute(query).scalar_one()
+
+
+def _turns(connection: Connection) -> dict[str, int]:
+    """Return for each queued job how many go before it; for a page, reading the queue once is cheaper than a count each."""
+    query = select(JOBS.c.id).where(JOBS.c.state == JobState.QUEUED.value).order_by(JOBS.c.priority.desc(), JOBS.c.id)
+    return {job_id: turn for turn, job_id in enumerate(connection.execute(query).scalars())}
+
+
+def count_live(connection: Connection) -> int:
+    """Return how many attempts hold a job now."""
+    states = [state.value for state in LIVE_STATES]
+    return connection.execute(select(func.count()).select_from(JOBS).where(JOBS.c.state.in_(states))).scalar_one()
+
+
+def _reason_to_wait(row: Row[Any], turn: int, running: int, now: datetime) -> str | None:
+    if row.state == JobState.STARTING:
+        return "a worker to start"
+    if row.state != JobState.QUEUED:
+        return None
+    if row.waiting_for and row.run_after > now:
+        return f"{row.waiting_for}; tried again in {(row.run_after - now).total_seconds():.0f} s"
+    if turn:
+        return f"its turn: {turn} {'jobs are' if turn > 1 else 'job is'} before it"
+    if running:
+        return f"a free place: {running} {'jobs are' if running > 1 else 'job is'} running"
+    return "the scheduler"
+
+
+def _view(row: Row[Any], waiting_for: str | None) -> JobView:
+    spec = JobSpec.model_validate_json(row.spec)
+    published = PublishedVersion(adapter=row.result_adapter, version=row.result_version) if row.result_adapter else None
+    return JobView(
+        id=row.id,
+        name=row.name,
+        state=JobState(row.state),
+        priority=row.priority,
+        labels=spec.labels,
+        spec=spec,
+        attempt=row.attempt,
+        step=row.step,
+        total_steps=row.total_steps,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        error=ErrorBody.model_validate(row.error) if row.error else None,
+        result=published,
+        resume_from=Checkpoint.model_validate(row.resume_from) if row.resume_from else None,
+        waiting_for=waiting_for,
+    )

@@ -1,0 +1,84 @@
+"""The end of a good attempt: the version's row, the job's success and its event, in one transaction."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from hub import catalog
+from hub.objects import ObjectStore
+from hub.publication import Publication
+from hub.validate import check_version
+from infra.database import writing
+from orchestrator import ledger
+from orchestrator.services import OrchestratorServices
+from wegeft.contracts.adapter import AliasMove, FileEntry
+from wegeft.contracts.errors import InvalidRequest, Problem, StaleLease
+from wegeft.contracts.job import JobSpec
+from wegeft.contracts.training import PublishedVersion, TrainingResult
+
+
+def check_blobs(store: ObjectStore, files: tuple[FileEntry, ...]) -> None:
+    """Return where all files are stored in the announced size; raise :class:`InvalidRequest` with all that are not."""
+    problems = [problem for entry in files if (problem := _missing(store, entry))]
+    if problems:
+        raise InvalidRequest("the files are not all stored", problems=problems)
+
+
+def _missing(store: ObjectStore, entry: FileEntry) -> Problem | None:
+    size = store.has(entry.digest)
+    if size is None:
+        return Problem(path=entry.path, message="its bytes are not in the store", value=entry.digest, hint="upload them first")
+    if size != entry.size:
+        return Problem(path=entry.path, message="its size differs", value=str(entry.size), hint=f"the store has {size} bytes")
+    return None
+
+
+def publish_result(services: OrchestratorServices, lease: ledger.Lease, result: TrainingResult) -> PublishedVersion:
+    """Publish what an attempt has made and end its job; the same result again returns the same version.
+
+    Nothing is changed where the files are not an adapter (:class:`InvalidInput`) or the attempt is stale (:class:`StaleLease`).
+    """
+    with writing(services.engine) as connection:
+        try:
+            # Renewed now, because reading every byte may take a while.
+            row = ledger.contact(connection, lease, services.clock(), services.limits.lease_seconds)
+        except StaleLease as error:
+            return _published_before(connection, lease, error)
+    spec = JobSpec.model_validate_json(row.spec)
+    facts = check_version(services.store, result.files)
+    publication = Publication(
+        adapter=spec.adapter,
+        files=result.files,
+        source=f"job:{lease.job_id}",
+        base_model=result.base_model,
+        method=facts.method,
+        rank=facts.rank,
+        created_by=row.owner,
+        metrics=result.metrics,
+    )
+    with writing(services.engine) as connection:
+        try:
+            ledger.hold(connection, lease)
+        except StaleLease as error:
+            return _published_before(connection, lease, error)
+        return _commit(connection, lease, publication, spec.output.aliases, services.clock())
+
+
+def _published_before(connection: Connection, lease: ledger.Lease, error: StaleLease) -> PublishedVersion:
+    """Return what a copy of this very report has published; raise ``error`` where there is none."""
+    published = ledger.was_published(connection, lease)
+    if published is None:
+        raise error
+    return published
+
+
+def _commit(
+    connection: Connection, lease: ledger.Lease, publication: Publication, aliases: tuple[str, ...], now: datetime
+) -> PublishedVersion:
+    published = catalog.publish(connection, publication, now)
+    for alias in aliases:
+        catalog.set_alias(connection, publication.adapter, alias, AliasMove(version=published.version), now)
+    ledger.succeed(connection, lease, published, now)
+    return published

@@ -1,0 +1,17 @@
+"""What every test stands on: a clean environment, and real servers that start once."""
+
+import os
+
+import pytest
+
+pytest_plugins = ["tests.servers"]
+
+for _name in [name for name in os.environ if name.startswith("WEGEFT_") or name in {"RAY_ADDRESS", "HF_ENDPOINT", "HF_TOKEN"}]:
+    del os.environ[_name]
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@pytest.fixture(autouse=True)
+def home_is_private(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep a test that forgets to say where its home is away from the user's own."""
+    monkeypatch.setenv("WEGEFT_HOME", str(tmp_path_factory.mktemp("home")))

@@ -1,0 +1,120 @@
+"""The main job, end to end: submit, train, publish, download, load in PEFT; on each database, store and pool."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.flows.service import Service, running_service, write_job
+from tests.servers import PostgresServer, S3Server
+
+PARTS = [
+    pytest.param("laptop", id="sqlite-folder-inline"),
+    pytest.param("postgresql", id="postgresql-folder-inline", marks=pytest.mark.slow),
+    pytest.param("s3", id="sqlite-seaweedfs-inline", marks=pytest.mark.slow),
+    pytest.param("ray", id="sqlite-folder-ray", marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(params=PARTS)
+def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
+    """The service on one set of parts."""
+    settings = {"pool": "ray" if request.param == "ray" else "inline"}
+    if request.param == "postgresql":
+        postgres: PostgresServer = request.getfixturevalue("postgres_server")
+        settings["database_url"] = postgres.new_database()
+    if request.param == "s3":
+        s3: S3Server = request.getfixturevalue("s3_server")
+        settings |= {
+            "store": f"s3://{s3.new_bucket()}/blobs",
+            "s3_endpoint": s3.endpoint,
+            "s3_access_key": s3.access_key,
+            "s3_secret_key": s3.secret_key,
+        }
+    with running_service(tmp_path / "home", **settings) as running:
+        yield running
+
+
+def test_submitted_job_becomes_an_adapter_that_peft_loads(service: Service, tmp_path: Path) -> None:
+    """What comes out of the hub computes W(I + s·φψ), in PEFT and as a LoRA, as dense maths says."""
+    job_file = write_job(tmp_path / "work", evaluation={"exact_match": True, "max_new_tokens": 2})
+    job = service.wgctl_json("submit", str(job_file), "--wait")
+    shown = service.wgctl_json("jobs", "show", job["id"])
+    assert shown["state"] == "succeeded"
+    assert shown["result"] == {"adapter": "demo/sums", "version": 1}
+    folder = tmp_path / "adapter"
+    service.wgctl("adapters", "download", "demo/sums@latest", "-o", str(folder))
+    check_logits(tmp_path / "work" / "model", folder, tmp_path / "lora")
+
+
+def check_logits(model_folder: Path, adapter_folder: Path, lora_folder: Path) -> None:
+    """Compare PEFT with the generators, PEFT with the exported LoRA, and weights edited by hand in float64."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from wegeft.method import to_lora
+
+    def load() -> torch.nn.Module:
+        model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float64).eval()
+        return model
+
+    tokens = torch.arange(3, 35).reshape(2, 16)
+    with torch.no_grad():
+        base = load()(tokens).logits
+        native = PeftModel.from_pretrained(load(), adapter_folder, autocast_adapter_dtype=False)(tokens).logits
+        to_lora(adapter_folder, load(), lora_folder)
+        lora = PeftModel.from_pretrained(load(), lora_folder, autocast_adapter_dtype=False)(tokens).logits
+        dense = edited_by_hand(load(), adapter_folder)(tokens).logits
+    torch.testing.assert_close(native, dense, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(lora, dense, rtol=1e-5, atol=1e-5)
+    assert (native - base).abs().max() > 1e-3, "the job must have changed something"
+
+
+def edited_by_hand(model, adapter_folder: Path):  # type: ignore[no-untyped-def]  # torch is imported late, to keep collection quick
+    """Return the model with each targeted weight replaced by W + s·(Wφ)ψ, from the file's numbers alone."""
+    from safetensors.torch import load_file
+
+    config = json.loads((adapter_folder / "adapter_config.json").read_text())
+    tensors = {name: tensor.double() for name, tensor in load_file(adapter_folder / "adapter_model.safetensors").items()}
+    scale = config["wegeft_alpha"] / config["r"]
+    count = 0
+    for name, module in model.named_modules():
+        kind = name.rpartition(".")[2]
+        phi = next((tensor for key, tensor in tensors.items() if kind in key.split(".") and "phi" in key), None)
+        psi = next((tensor for key, tensor in tensors.items() if kind in key.split(".") and "psi" in key), None)
+        if phi is not None and psi is not None:
+            weight = module.weight.data
+            phi_columns = phi if phi.shape[0] == weight.shape[1] else phi.T
+            module.weight.data = weight + scale * (weight @ phi_columns) @ psi
+            count += 1
+    assert count == 14, "two layers of seven linear modules"
+    return model
+
+
+def test_versions_count_up_and_the_alias_moves(service: Service, tmp_path: Path) -> None:
+    """The same job twice makes versions 1 and 2; `latest` moves, and 1 stays what it was."""
+    job_file = write_job(tmp_path / "work", max_steps=2)
+    for _ in range(2):
+        service.wgctl("submit", str(job_file), "--wait", "-o", "output.aliases=[production]")
+    versions = service.wgctl_json("adapters", "versions", "demo/sums")
+    assert sorted(version["version"] for version in versions) == [1, 2]
+    shown = service.wgctl_json("adapters", "show", "demo/sums")
+    assert shown["aliases"] == {"latest": 2, "production": 2}
+    by_number = {version["version"]: version["manifest_digest"] for version in versions}
+    with service.client() as client:
+        assert client.resolve("demo/sums@1").manifest_digest == by_number[1]
+        assert client.resolve("demo/sums@production").version == 2
+
+
+def test_the_same_seed_makes_the_same_bytes(service: Service, tmp_path: Path) -> None:
+    """Two runs of one job on a CPU publish the same weights."""
+    job_file = write_job(tmp_path / "work", max_steps=3)
+    for _ in range(2):
+        service.wgctl("submit", str(job_file), "--wait")
+    with service.client() as client:
+        first, second = ({entry.path: entry.digest for entry in client.resolve(f"demo/sums@{number}").manifest.files} for number in (1, 2))
+    assert first["adapter_model.safetensors"] == second["adapter_model.safetensors"]

@@ -1,0 +1,89 @@
+"""The real hub application over real parts, in a test client or behind a real uvicorn."""
+
+from __future__ import annotations
+
+import io
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from sqlalchemy import Engine
+
+from hub import api, catalog
+from hub.objects import ObjectStore
+from hub.publication import Publication
+from hub.services import HubServices
+from infra.auth import Guard, Role, create_token
+from infra.database import make_engine, upgrade, writing
+from infra.http import create_app
+from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, AdapterName, FileEntry, digest_of
+
+NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+MAX_BLOB_BYTES = 24 << 20
+CONFIG = b'{"peft_type": "WEGEFT"}'
+WEIGHTS = bytes(range(256)) * 20
+
+
+@dataclass
+class Hub:
+    """A hub, its parts at hand."""
+
+    app: FastAPI
+    engine: Engine
+    store: ObjectStore
+    tokens: dict[str, str]
+    """By role."""
+
+    def bearer(self, role: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.tokens[role]}"}
+
+    def put(self, content: bytes) -> str:
+        digest = digest_of(content)
+        self.store.put(digest, io.BytesIO(content))
+        return digest
+
+    def publish(self, source: str = "job:1", name: str = "demo/arithmetic", weights: bytes = WEIGHTS, **changes: Any) -> int:
+        described: dict[str, Any] = {"base_model": "org/base", "method": "wegeft", "rank": 8, "created_by": "ada"}
+        files = {CONFIG_FILE: CONFIG, WEIGHTS_FILE: weights}
+        entries = tuple(FileEntry(path=path, digest=self.put(body), size=len(body)) for path, body in files.items())
+        publication = Publication(adapter=AdapterName.parse(name), files=entries, source=source, **(described | changes))
+        with writing(self.engine) as connection:
+            return catalog.publish(connection, publication, NOW).version
+
+
+@contextmanager
+def made_hub(database_url: str, store: ObjectStore) -> Iterator[Hub]:
+    engine = make_engine(database_url)
+    try:
+        upgrade(engine)
+        with writing(engine) as connection:
+            tokens = {role.value: create_token(connection, role.value, role, NOW)[1] for role in Role}
+        services = HubServices(engine=engine, store=store, clock=lambda: NOW, max_blob_bytes=MAX_BLOB_BYTES)
+        router = api.make_router(services, Guard(engine=engine, clock=lambda: NOW))
+        yield Hub(create_app([router], title="hub", version="test"), engine, store, tokens)
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def listening(app: FastAPI) -> Iterator[str]:
+    """Serve ``app`` by uvicorn on a free port; give its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(timeout=20)
+            assert not thread.is_alive()

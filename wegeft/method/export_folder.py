@@ -1,0 +1,65 @@
+"""What every export leaves behind: a folder that appears whole or not at all, and how far it is from the adapter."""
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from wegeft.contracts.errors import InvalidTensors, Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """A written export and its distance from the adapter, measured on what was written."""
+
+    path: Path
+    """The folder."""
+    dtype: str
+    """How the numbers are stored."""
+    errors: Mapping[str, float]
+    """By layer: ``‖ΔW_written − ΔW‖_F / ‖ΔW‖_F`` against ΔW in float64."""
+
+    @property
+    def largest_error(self) -> float:
+        """The error of the worst layer."""
+        return max(self.errors.values())
+
+
+def write_folder(out: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a new folder beside ``out``, then give it that name; a crash or an error leaves nothing under it.
+
+    Raises ``FileExistsError`` if ``out`` exists and is not an empty folder.
+    """
+    check_free(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        folder = Path(scratch) / out.name
+        folder.mkdir()
+        write(folder)
+        _sync(folder)
+        folder.rename(out)
+
+
+def check_free(out: Path) -> None:
+    """Raise ``FileExistsError`` unless ``out`` is absent or an empty folder: before the work, not after it."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise FileExistsError(f"{out} exists and is not an empty folder")
+
+
+def check_errors(errors: Mapping[str, float], limit: float) -> None:
+    """Raise ``InvalidTensors`` with every layer whose error exceeds what rounding to the storage type explains."""
+    problems = [
+        Problem(path=name, message=f"the storage type cannot hold the change: its error is {error:.3g}, more than {limit:g}")
+        for name, error in errors.items()
+        if not error <= limit
+    ]
+    if problems:
+        raise InvalidTensors("the adapter cannot be stored in this type", problems=problems)
+
+
+def _sync(folder: Path) -> None:
+    """Make the files durable before the rename that makes them visible."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
