@@ -142,7 +142,7 @@ class Offer(Message):
     """How the updates will be put together."""
     tensors: Annotated[dict[TensorName, TensorForm], Field(min_length=1)]
     """Exactly what to send, by name."""
-    wire: Literal["fp32", "bf16", "int8"] = "fp32"
+    wire: Literal["fp32", "bf16"] = "fp32"
     """Numbers in which to send it."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Optimizer steps at most; None leaves it to the job's epochs."""

@@ -59,8 +59,8 @@ class FederationSpec(Frozen):
     """Largest Frobenius norm of a site's update, over all generators; longer ones are refused."""
     site_ranks: Annotated[dict[SiteName, Annotated[int, Field(ge=1, le=4096)]], Field(max_length=10_000)] = Field(default_factory=dict)
     """Ranks of sites that cannot train the job's rank; at most the job's."""
-    wire: Literal["fp32", "bf16", "int8"] = "fp32"
-    """Numbers in which updates travel; what rounding takes is sent along with the next update."""
+    wire: Literal["fp32", "bf16"] = "fp32"
+    """Numbers in which generators and updates travel."""
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
