@@ -87,7 +87,7 @@ def reading_of(rule: Rule) -> Reading:
     """Return how updates are read for a rule."""
     is_aligned = rule.name in PRODUCT_RULES or (isinstance(rule, FactorMean) and rule.align)
     is_cut = not (isinstance(rule, Stack) and rule.max_rank is None)
-    return Reading(is_aligned=is_aligned, keeps_products=is_aligned, is_cut=is_cut)
+    return Reading(is_aligned=is_aligned, keeps_products=rule.name in PRODUCT_RULES, is_cut=is_cut)
 
 
 def _combine_entries(seed: int, state: FederationState, members: Sequence[Contribution], middle: Middle) -> tuple[dict[str, Sums], float]:

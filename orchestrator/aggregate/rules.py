@@ -19,10 +19,9 @@ from wegeft.algebra import (
     empty,
     norm,
     prune,
-    rank_for_energy,
     rescale_evenly,
-    spectrum,
     split,
+    split_by_energy,
     subtract,
     truncate,
 )
@@ -45,7 +44,7 @@ class Combined:
 
     edit: Edit
     residual: float = 0.0
-    """Frobenius norm of what the mean of the factors misses: ``‖R‖``."""
+    """Frobenius norm of what the mean of the factors misses: ``‖R‖``; 0 for rules that do not look at it."""
     cut: float = 0.0
     """Frobenius norm of what is not in the new edit, carried over or lost."""
 
@@ -79,11 +78,10 @@ def generator_exact(rule: GeneratorExact, edit: Edit, sums: Sums) -> Combined:
     else:
         pair = _moved_pair(edit, sums.parts["phi"], sums.parts["psi"])
         missed = _covariance(edit, sums)
-    wanted = prune(add(edit.residual, missed, edit.carried), 1.0).generator
     limit = rule.residual_rank_factor * edit.pair.rank
-    residual, tail = split(wanted, min(limit, rank_for_energy(spectrum(wanted), rule.energy)))
-    carried = truncate(tail, limit)
-    return Combined(edit=Edit(pair=pair, residual=residual, carried=carried.generator), residual=norm(missed), cut=norm(tail) + sums.cut)
+    residual, tail = split_by_energy(add(edit.residual, missed, edit.carried), rule.energy, limit)
+    carried = Generator(p=tail.p[:limit], q=tail.q[:limit])
+    return Combined(edit=Edit(pair=pair, residual=residual, carried=carried), residual=norm(missed), cut=norm(tail) + sums.cut)
 
 
 def generator_truncate(edit: Edit, sums: Sums) -> Combined:
@@ -98,9 +96,7 @@ def part_mean(edit: Edit, sums: Sums) -> Combined:
     if "core" in sums.parts:
         core = edit.core if edit.core is not None else 0.0
         return Combined(edit=replace(edit, core=core + sums.parts["core"]))
-    missed = norm(_covariance(edit, sums)) if sums.second.rank else 0.0
-    pair = _moved_pair(edit, sums.parts.get("phi"), sums.parts.get("psi"))
-    return Combined(edit=replace(edit, pair=pair), residual=missed, cut=missed)
+    return Combined(edit=replace(edit, pair=_moved_pair(edit, sums.parts.get("phi"), sums.parts.get("psi"))))
 
 
 def stack(rule: Stack, edit: Edit, sums: Sums) -> Combined:

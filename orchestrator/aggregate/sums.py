@@ -16,7 +16,7 @@ from orchestrator.aggregate.state import Array, Contribution, Edit, FederationSt
 from wegeft.algebra import Generator, add, align, difference, empty, truncate
 
 _LEAST_WORKING_RANK = 128
-_WORKING_RANK_FACTOR = 8
+_WORKING_RANK_FACTOR = 6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

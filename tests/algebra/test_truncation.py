@@ -61,6 +61,14 @@ def test_pruning_keeps_the_energy_asked_for_at_the_least_rank(generator: Generat
         assert algebra.truncate(generator, pruned.generator.rank - 1).lost_energy >= 1 - energy - 1e-12
 
 
+@given(generators(), st.floats(0, 1), st.integers(0, 6))
+def test_a_split_by_energy_is_the_smallest_that_keeps_it(generator: Generator, energy: float, most: int) -> None:
+    head, tail = algebra.split_by_energy(generator, energy, most)
+    level = algebra.norm(generator)
+    np.testing.assert_allclose(dense(head) + dense(tail), dense(generator), atol=1e-12 * level)
+    assert head.rank == min(most, algebra.prune(generator, energy).generator.rank)
+
+
 def test_pruning_drops_what_is_only_rounding() -> None:
     twice = draw(5, 2, 20)
     redundant = algebra.add(twice, twice, algebra.scale(twice, -0.5))

@@ -23,7 +23,17 @@ from wegeft.algebra.generator import (
     sum_weighted,
 )
 from wegeft.algebra.inversion import CONDITION_LIMIT, condition, invert
-from wegeft.algebra.truncation import Truncation, balance, principal_angles, prune, rank_for_energy, spectrum, split, truncate
+from wegeft.algebra.truncation import (
+    Truncation,
+    balance,
+    principal_angles,
+    prune,
+    rank_for_energy,
+    spectrum,
+    split,
+    split_by_energy,
+    truncate,
+)
 
 __all__ = [
     "CONDITION_LIMIT",
@@ -51,6 +61,7 @@ __all__ = [
     "scale",
     "spectrum",
     "split",
+    "split_by_energy",
     "subtract",
     "sum_weighted",
     "truncate",

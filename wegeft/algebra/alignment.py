@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from wegeft.algebra.generator import Array, Generator, namespace_of, rescale_evenly
+from dataclasses import dataclass
+
+from wegeft.algebra.generator import Array, Generator, namespace_of, rescale, rescale_evenly
 from wegeft.algebra.truncation import balance
 from wegeft.contracts.errors import InvalidTensors
 
 _GAUGE_CONDITION_LIMIT = 1e6
 """A change of gauge worse conditioned than this would lose more digits than averaging could gain."""
+_GRAM_CONDITION_LIMIT = 1e10
+"""Grams square the condition of factors; worse ones are balanced by QR instead."""
 
 
 def rotate(generator: Generator, reference: Generator) -> Generator:
@@ -30,50 +34,75 @@ def align(generator: Generator, reference: Generator) -> Generator:
     as honest ones would, and factors that are near the reference stay near it. A generator that is zero keeps the reference's Q.
     """
     _check_same_shape(generator, reference)
-    even = _balanced(generator, reference)
-    if not bool((even.p != 0).any()):
-        return Generator(p=even.p, q=reference.q, scale=reference.scale)
-    candidates = [_by_right(even, reference), _by_left(even, reference), rotate(even, reference)]
-    found = [candidate for candidate in candidates if candidate is not None]
-    return min(found, key=lambda candidate: _distance(candidate, reference))
+    even = _even(generator, reference)
+    if not bool((even.values != 0).any()):
+        return Generator(p=even.factors.p * 0, q=reference.q, scale=reference.scale)
+    cross_p = reference.p @ even.factors.p.T @ even.turn_p.T
+    cross_q = reference.q @ even.factors.q.T @ even.turn_q.T
+    turns = _candidates(even.values, cross_p, cross_q)
+    turn_p, turn_q = min(turns, key=lambda turn: _cost(turn[0], even.values, cross_p) + _cost(turn[1], even.values, cross_q))
+    p, q = (turn_p @ even.turn_p) @ even.factors.p, (turn_q @ even.turn_q) @ even.factors.q
+    return Generator(p=p, q=q, scale=reference.scale)
 
 
-def _balanced(generator: Generator, reference: Generator) -> Generator:
-    """Return the same M balanced, at the rank and scale of ``reference``: from here on the gauge it came in is forgotten."""
-    even = rescale_evenly(balance(generator), reference.scale)
-    return Generator(p=_pad(even.p, reference.rank), q=_pad(even.q, reference.rank), scale=reference.scale)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Even:
+    """A generator and the changes that balance it: ``(TₚP)(TₚP)ᵀ = (T_qQ)(T_qQ)ᵀ = diag(values)``."""
+
+    factors: Generator
+    turn_p: Array
+    turn_q: Array
+    values: Array
 
 
-def _by_right(generator: Generator, reference: Generator) -> Generator | None:
-    turn = _least_squares(generator.q, reference.q)
-    if turn is None:
+def _even(generator: Generator, reference: Generator) -> _Even:
+    """Return ``generator`` with its balanced gauge at the scale of ``reference``; from here on the gauge it came in is forgotten.
+
+    From rank×rank Grams where they are well conditioned, else from QR of the factors, padded with rows of zeros to the reference's rank.
+    """
+    level = rescale(generator, reference.scale)
+    roots = [_root(factor @ factor.T) for factor in (level.p, level.q)]
+    xp = namespace_of(level.p)
+    if roots[0] is None or roots[1] is None:
+        flat = rescale_evenly(balance(generator), reference.scale)
+        padded = Generator(p=_pad(flat.p, reference.rank), q=_pad(flat.q, reference.rank), scale=reference.scale)
+        one = xp.diag(xp.ones_like(padded.p[:, 0]))
+        return _Even(factors=padded, turn_p=one, turn_q=one, values=(padded.q**2).sum(1))
+    (root_p, inverse_p), (root_q, inverse_q) = roots[0], roots[1]
+    u, values, vt = xp.linalg.svd(root_p.T @ root_q)
+    sizes = values[:, None] ** 0.5
+    return _Even(factors=level, turn_p=sizes * (u.T @ inverse_p), turn_q=sizes * (vt @ inverse_q), values=values)
+
+
+def _root(gram: Array) -> tuple[Array, Array] | None:
+    """Return L and L⁻¹ with ``LLᵀ = gram``, or None where that is not well conditioned."""
+    if not gram.shape[0]:
         return None
-    xp = namespace_of(generator.p)
-    return Generator(p=xp.linalg.solve(turn.T, generator.p), q=turn @ generator.q, scale=generator.scale)
-
-
-def _by_left(generator: Generator, reference: Generator) -> Generator | None:
-    swapped = _by_right(_swap(generator), _swap(reference))
-    return None if swapped is None else _swap(swapped)
-
-
-def _swap(generator: Generator) -> Generator:
-    return Generator(p=generator.q, q=generator.p, scale=generator.scale)
-
-
-def _least_squares(factor: Array, target: Array) -> Array | None:
-    """Return T that minimises ``‖T·factor − target‖``, or None where T or ``factor`` is (nearly) singular."""
-    xp = namespace_of(factor)
-    basis, triangle = xp.linalg.qr(factor.T)
-    if not _is_sound(triangle):
+    weights, vectors = namespace_of(gram).linalg.eigh(gram)
+    if not float(weights[0]) * _GRAM_CONDITION_LIMIT > float(weights[-1]):
         return None
-    turn = xp.linalg.solve(triangle, basis.T @ target.T).T
-    return turn if _is_sound(turn) else None
+    roots = weights**0.5
+    return vectors * roots, (vectors / roots).T
+
+
+def _candidates(values: Array, cross_p: Array, cross_q: Array) -> list[tuple[Array, Array]]:
+    """Return changes of the balanced factors, for P and Q, that bring them near the reference; cross: ``P₀Pᵀ`` and ``Q₀Qᵀ``."""
+    xp = namespace_of(values)
+    u, _, vt = xp.linalg.svd(cross_p + cross_q)
+    found = [(u @ vt, u @ vt)]
+    if float(values[-1]) * _GAUGE_CONDITION_LIMIT > float(values[0]):
+        right, left = cross_q / values, cross_p / values
+        found += [(xp.linalg.inv(right).T, right)] if _is_sound(right) else []
+        found += [(left, xp.linalg.inv(left).T)] if _is_sound(left) else []
+    return found
+
+
+def _cost(turn: Array, values: Array, cross: Array) -> float:
+    """Return ``‖T·X − X₀‖²`` but for ``‖X₀‖²``, for balanced X."""
+    return float(((turn * values) * turn).sum() - 2 * (turn * cross).sum())
 
 
 def _is_sound(matrix: Array) -> bool:
-    if matrix.shape[0] != matrix.shape[1] or not matrix.shape[0]:
-        return False
     values = namespace_of(matrix).linalg.svdvals(matrix)
     return float(values[-1]) * _GAUGE_CONDITION_LIMIT > float(values[0])
 
@@ -82,10 +111,6 @@ def _pad(factor: Array, rank: int) -> Array:
     """Return ``factor`` with rows of zeros below, up to ``rank`` rows."""
     missing = rank - factor.shape[0]
     return factor if missing <= 0 else namespace_of(factor).concatenate([factor, *[factor[:1] * 0] * missing])
-
-
-def _distance(left: Generator, right: Generator) -> float:
-    return float(((left.p - right.p) ** 2).sum() + ((left.q - right.q) ** 2).sum())
 
 
 def _check_same_shape(left: Generator, right: Generator) -> None:

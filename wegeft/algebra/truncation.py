@@ -81,6 +81,17 @@ def split(generator: Generator, rank: int) -> tuple[Generator, Generator]:
     return svd.rows(0, kept), svd.rows(kept, len(svd.values))
 
 
+def split_by_energy(generator: Generator, energy: float, most: int) -> tuple[Generator, Generator]:
+    """Return the best approximation that keeps the share ``energy`` of ``‖M‖²`` at a rank of at most ``most``, and the rest.
+
+    Both are balanced, their rows from large to small; what is only rounding is in neither.
+    """
+    svd = _decompose(generator)
+    above = _rank_above_rounding(generator, svd.values)
+    kept = min(most, above, rank_for_energy(svd.values, energy))
+    return svd.rows(0, kept), svd.rows(kept, above)
+
+
 def balance(generator: Generator) -> Generator:
     """Return M in its canonical gauge: ``PPᵀ = QQᵀ = S``, falling, each row's entry of largest magnitude in Q positive.
 
@@ -109,10 +120,7 @@ def prune(generator: Generator, energy: float) -> Truncation:
     if not 0 <= energy <= 1:
         raise InvalidTensors("a share of energy is between 0 and 1", value=energy)
     values = spectrum(generator)
-    largest = float(values[0]) if len(values) else 0.0
-    floor = largest * max(generator.width, generator.rank) * _epsilon(values)
-    above = [value for value in values if float(value) > floor]
-    return truncate(generator, min(len(above), rank_for_energy(values, energy)))
+    return truncate(generator, min(_rank_above_rounding(generator, values), rank_for_energy(values, energy)))
 
 
 def principal_angles(left: Generator, right: Generator) -> Array:
@@ -133,5 +141,6 @@ def _energy(values: Array) -> float:
     return math.fsum(float(value) ** 2 for value in values)
 
 
-def _epsilon(values: Array) -> float:
-    return float(namespace_of(values).finfo(values.dtype).eps)
+def _rank_above_rounding(generator: Generator, values: Array) -> int:
+    floor = max(generator.width, generator.rank) * float(namespace_of(values).finfo(values.dtype).eps)
+    return sum(float(value) > floor * float(values[0]) for value in values)
