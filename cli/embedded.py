@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 START_SECONDS = 90.0
 """How long a service may take until it answers; its first start makes the database."""
-STOP_SECONDS = 30.0
-"""How long a service may take to end by itself before it is killed."""
 LINGER_SECONDS = 10.0
 """How long what the service started may take to end behind it before it is killed."""
 _FIXED = ("host", "public_url", "database_url", "store", "ray_address")
@@ -56,8 +54,16 @@ def up(is_detached: bool, port: int | None, pool: str | None, is_json: bool) -> 
 
 
 @click.command(epilog=example("wgctl down"))
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0),
+    default=30,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long it may take to end by itself before it is killed.",
+)
 @json_option
-def down(is_json: bool) -> None:
+def down(timeout: float, is_json: bool) -> None:
     """Stop the service on this machine.
 
     Jobs that run go on from their last checkpoint when it is started again. Nothing is stopped where nothing runs.
@@ -66,7 +72,7 @@ def down(is_json: bool) -> None:
     holder = home.holder()
     if holder is not None:
         with _busy("stopping"):
-            _stop(holder)
+            _stop(holder, timeout)
     if is_json:
         print_json({"was_running": holder is not None})
     else:
@@ -182,11 +188,11 @@ def _why_it_ended(home: Home, code: int) -> WegeftError:
     return error_from_body(body)
 
 
-def _stop(holder: psutil.Process) -> None:
-    """End a service and all that it started: gently first."""
+def _stop(holder: psutil.Process, seconds: float) -> None:
+    """End a service and all that it started: gently first, and by force after ``seconds``."""
     started = _descendants(holder)
     holder.terminate()
-    gone, _ = psutil.wait_procs([holder], timeout=STOP_SECONDS)
+    gone, _ = psutil.wait_procs([holder], timeout=seconds)
     if not gone:
         note("it does not end by itself: killing it")
         started = list({*started, *_descendants(holder)})

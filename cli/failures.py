@@ -15,7 +15,7 @@ from click.exceptions import Exit, NoArgsIsHelpError
 
 from cli.output import error_console, printable
 from infra.telemetry import redact_text
-from wegeft.contracts.errors import ErrorBody, WegeftError
+from wegeft.contracts.errors import ErrorBody, Problem, WegeftError
 
 USAGE = 2
 INTERNAL = 70
@@ -78,12 +78,10 @@ def _show(body: ErrorBody, *, is_json: bool) -> None:
 
 def _show_usage(error: click.ClickException, *, is_json: bool) -> None:
     context = getattr(error, "ctx", None)
-    hint = f"see {context.command_path} --help" if context else "see wgctl --help"
-    body = ErrorBody(code="invalid_setting", title="The command is not used as it should be", detail=error.format_message(), status=422)
-    if is_json:
-        _show(body, is_json=True)
-        return
-    _show(body.model_copy(update={"detail": f"{error.format_message().rstrip('.')}; {hint}"}), is_json=False)
+    message = error.format_message().rstrip(".")
+    problem = Problem(message=message, hint=f"see {context.command_path if context else 'wgctl'} --help")
+    title = "The command is not used as it should be"
+    _show(ErrorBody(code="invalid_setting", title=title, detail=message, status=422, problems=(problem,)), is_json=is_json)
 
 
 def _close_output() -> None:

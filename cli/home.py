@@ -94,7 +94,7 @@ class Home:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.folder.chmod(0o700)
-            (self.folder / "logs").mkdir(exist_ok=True)
+            (self.folder / "logs").mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             message = f"the home folder cannot be used: {error.strerror}"
             raise InvalidSetting(message, path="WEGEFT_HOME", value=str(self.folder)) from error

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+from xml.etree.ElementTree import ParseError
 
 import urllib3
 from minio import Minio
@@ -23,8 +24,8 @@ from wegeft.contracts.adapter import check_digest
 from wegeft.contracts.errors import BlobNotFound, InvalidSetting, StorageFull, StorageUnavailable, WegeftError
 
 CONNECT_SECONDS = 5
-READ_SECONDS = 60
-_RETRIES = 3
+READ_SECONDS = 30
+_RETRIES = 2
 _PART_BYTES = 8 << 20
 """An upload holds two parts in memory; ten thousand parts make 80 GiB."""
 _REFUSALS = {"AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "InvalidToken", "ExpiredToken", "RequestTimeTooSkewed"}
@@ -124,7 +125,7 @@ class S3Store:
             while True:
                 try:
                     for chunk in self._stream(digest, received):
-                        received += len(chunk)
+                        received, tries = received + len(chunk), _RETRIES
                         yield chunk
                 except (ProtocolError, ReadTimeoutError):
                     if not tries:
@@ -197,7 +198,7 @@ class S3Store:
             raise _explain(error, digest) from error
         except HTTPError as error:
             raise StorageUnavailable(f"the S3 server does not answer: {type(error).__name__}") from error
-        except MinioException as error:
+        except (MinioException, ParseError, UnicodeDecodeError) as error:
             raise StorageUnavailable(f"the S3 server's answer makes no sense: {type(error).__name__}") from error
 
 

@@ -210,7 +210,7 @@ class Scheduler:
 
 def _lease_of(connection: Connection, handle: str) -> ledger.Lease | None:
     job_id, _, attempt = handle.rpartition(".")
-    return ledger.find_lease(connection, job_id, int(attempt)) if attempt.isdigit() else None
+    return ledger.find_lease(connection, job_id, int(attempt)) if attempt.isdecimal() else None
 
 
 class SchedulerThread:

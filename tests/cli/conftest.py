@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
+from cli.home import Home
+
 COMMAND = [str(Path(sys.executable).with_name("wgctl"))]
 
 
@@ -91,7 +93,8 @@ def make_wgctl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
 
     yield make
     for wgctl in made:
-        wgctl("down", status=None)
+        if Home(wgctl.home).is_held():
+            wgctl("down", status=None)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 from transformers.pytorch_utils import Conv1D
 
+from tests.method.export_cases import head_trained
 from tests.method.gguf_base import NAMES, from_stored, heads_of, tensor_name, to_stored, write_llama
 from tests.method.models import adapted, bert, dense_reference, error, gpt2, llama, logits
 from wegeft.contracts.errors import InvalidAdapterConfig, InvalidTensors
@@ -164,7 +165,7 @@ def test_rows_are_ordered_as_llama_cpp_rotates_them() -> None:
 def test_what_has_no_place_in_a_gguf_adapter_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     cases: list[tuple[PeftModel, str]] = [
         (adapted(bert(), target_modules=["query"]), "no GGUF layout"),
-        (adapted(llama(), modules_to_save=["lm_head"]), "cannot carry modules"),
+        (head_trained(), "cannot carry modules"),
         (adapted(llama(tied=True), target_modules=["lm_head"]), "embeddings are tied"),
         (adapted(llama(bias=True), transform="output"), "edits the bias"),
     ]

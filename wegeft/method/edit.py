@@ -39,10 +39,16 @@ def edit_delta(x: Tensor, phi: Tensor, psi: Tensor, scaling: float) -> Tensor:
 def read_codes(x: Tensor, psis: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Return x again, to be used in place of x, and the code ``x ψᵀ`` of each ψ, all in one product.
 
-    The returned x must be consumed by ``edited_linear`` alone: its gradient is summed there and taken over without a copy.
+    The returned x must be consumed by ``edited_linear`` and ``edited_input`` alone: its gradient is taken over without a copy.
     """
     outputs = _ReadCodes.apply(x, *psis)  # type: ignore[no-untyped-call] # torch leaves it untyped
     return outputs[0], outputs[1:]
+
+
+def edited_input(x: Tensor, code: Tensor, phi: Tensor, scaling: float) -> Tensor:
+    """Return ``x + s·z φᵀ`` for plain frozen linear layers that share one generator; x and the code z are from ``read_codes``."""
+    result: Tensor = _EditedInput.apply(x, code, phi, scaling)  # type: ignore[no-untyped-call] # torch leaves it untyped
+    return result
 
 
 def edited_linear(x: Tensor, code: Tensor, phi: Tensor, frozen: tuple[Tensor, Tensor | None], scaling: float) -> Tensor:
@@ -83,6 +89,24 @@ class _ReadCodes(torch.autograd.Function):
         input_gradient = _input_gradient(gradient, codes, stacked, x) if ctx.needs_input_grad[0] else None
         psi_gradient = torch.split(codes.t() @ _rows(x), ctx.ranks)
         return input_gradient, *(g.to(dtype) for g, dtype in zip(psi_gradient, ctx.dtypes, strict=True))
+
+
+class _EditedInput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, code: Tensor, phi: Tensor, scaling: float) -> Tensor:
+        own = phi.to(x.dtype)
+        ctx.scaling, ctx.phi_dtype = scaling, phi.dtype
+        ctx.save_for_backward(code, own)
+        return torch.addmm(_rows(x), code, own.t(), alpha=scaling).view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        code, phi = ctx.saved_tensors
+        edited_gradient = _rows(gradient)
+        code_gradient = (edited_gradient @ phi).mul_(ctx.scaling)
+        phi_gradient = (edited_gradient.t() @ code).mul_(ctx.scaling).to(ctx.phi_dtype) if ctx.needs_input_grad[2] else None
+        return gradient, code_gradient, phi_gradient, None
 
 
 class _ByInput(torch.autograd.Function):

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from wegeft.contracts.errors import InvalidTensors, Problem
@@ -19,6 +19,9 @@ class Export:
     """How the numbers are stored."""
     errors: Mapping[str, float]
     """By layer: ``‖ΔW_written − ΔW‖_F / ‖ΔW‖_F`` against ΔW in float64."""
+
+    weight_errors: Mapping[str, float] = field(default_factory=dict)
+    """By layer, where whole weights are written: ``‖W_written − W'‖_F / ‖W'‖_F``."""
 
     @property
     def largest_error(self) -> float:

@@ -163,8 +163,11 @@ class WeGeFTLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc] # PEFT is u
 
     def _check_weight_readable(self, purpose: str) -> None:
         backend = self.quantization_backend
-        if backend is not None and not backend.supports_merge:
-            raise InvalidAdapterConfig(f"cannot {purpose} {self.name}: {backend.backend_name} weights cannot be rewritten", path=self.name)
+        if backend is None and isinstance(getattr(self.get_base_layer(), "weight", None), Tensor):
+            return
+        if backend is None or not backend.supports_merge:
+            kind = type(self.get_base_layer()).__name__ if backend is None else backend.backend_name
+            raise InvalidAdapterConfig(f"cannot {purpose} {self.name}: {kind} weights cannot be rewritten", path=self.name)
 
     @torch.no_grad()
     def _edit(self, adapter_name: str) -> Edit:
@@ -197,14 +200,21 @@ class WeGeFTLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc] # PEFT is u
         )
 
     def _forward_fused(self, x: Tensor, generator: GeneratorWeights) -> Tensor:
+        reading = self.shared_input.find(self.name, x, generator) or self.shared_input.read(self.name, x, self._readers(x, generator))
+        edited = reading.edited_input(generator)
+        if edited is not None:
+            return self._base(edited)
+        frozen = (self.base_layer.weight, self.base_layer.bias)
+        return edited_linear(reading.x, reading.code(generator), generator.phi, frozen, generator.scaling)
+
+    def _readers(self, x: Tensor, generator: GeneratorWeights) -> dict[str, GeneratorWeights]:
+        """Return the generators of the layers that are expected to read x too, in the state that they are in, this one first."""
         readers = {self.name: generator}
         for name, sibling in self.siblings.items():
-            others = sibling.active_generators()
-            if sibling is not self and not (sibling.merged or sibling.disable_adapters) and sibling.is_fusible(x, others):
-                readers[name] = others[0]
-        reread, code = self.shared_input.read(self.name, x, readers)
-        base = self.base_layer
-        return edited_linear(reread, code, generator.phi, (base.weight, base.bias), generator.scaling)
+            active = sibling.active_generators()
+            if sibling is not self and not (sibling.merged or sibling.disable_adapters) and sibling.is_fusible(x, active):
+                readers[name] = active[0]
+        return readers
 
     def _forward_general(self, x: Tensor, active: Sequence[GeneratorWeights], *args: Any, **kwargs: Any) -> Tensor:
         dropping = [g for g in active if self.training and g.weight_dropout]

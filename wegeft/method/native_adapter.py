@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -27,6 +28,9 @@ GENERATOR_PREFIX = "base_model.wegeft_generators."
 """What the keys of generators start with in an adapter's file; the group's key and ``.phi`` or ``.psi`` follow."""
 MODULE_PREFIX = "base_model.model."
 """What PEFT puts before the names of the base model's own tensors."""
+
+_FROZEN = ".base_layer."
+"""In the keys of weights that an adapter edits and PEFT filed all the same."""
 
 AdapterSource = str | os.PathLike[str] | nn.Module
 """A folder that ``save_pretrained`` wrote, or a PEFT model."""
@@ -85,9 +89,21 @@ class NativeAdapter:
                 )
 
     def whole_modules(self) -> dict[str, Tensor]:
-        """Return the tensors of ``modules_to_save`` under their names in the base model."""
-        found = {key: tensor for key, tensor in self.tensors.items() if not key.startswith(GENERATOR_PREFIX)}
-        return {key.removeprefix(MODULE_PREFIX): tensor for key, tensor in found.items()}
+        """Return the tensors that replace the base model's own (``modules_to_save``), under their names in the base model.
+
+        PEFT also files the frozen weight of an edited output layer; what equals the base model's brings nothing and is left out.
+        Raises ``InvalidAdapterConfig`` if such a frozen weight is not the base model's.
+        """
+        layers = dict(named_layers(self.base))
+        found = {}
+        for key, tensor in self.tensors.items():
+            name = key.removeprefix(MODULE_PREFIX).replace(_FROZEN, ".")
+            if key.startswith(GENERATOR_PREFIX) or _is_same(tensor, layers, name):
+                continue
+            if _FROZEN in key:
+                raise InvalidAdapterConfig("the adapter was trained on another weight than the base model's", path=name)
+            found[name] = tensor
+        return found
 
     def check_low_rank(self, engine: str) -> None:
         """Raise ``InvalidAdapterConfig`` if the adapter trains modules in full, which low-rank adapters of ``engine`` cannot carry."""
@@ -95,6 +111,13 @@ class NativeAdapter:
         if names:
             message = f"adapters of {engine} cannot carry modules that were trained in full"
             raise InvalidAdapterConfig(message, path="modules_to_save", value=", ".join(names), hint="merge the adapter instead")
+
+
+def _is_same(tensor: Tensor, layers: Mapping[str, nn.Module], name: str) -> bool:
+    owner, _, part = name.rpartition(".")
+    module = layers.get(owner)
+    own = getattr(module.original_module if isinstance(module, AuxiliaryTrainingWrapper) else module, part, None)
+    return isinstance(own, Tensor) and own.shape == tensor.shape and torch.equal(tensor.to(own.device, own.dtype), own)
 
 
 def low_rank_factors(edit: LayerEdit) -> Factors:

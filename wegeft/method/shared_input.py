@@ -1,12 +1,11 @@
 """Layers that read one input read it once: q, k and v of an attention block, gate and up of an MLP."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
-import torch
 from torch import Tensor
 
-from wegeft.method.edit import read_codes
+from wegeft.method.edit import edited_input, read_codes
 from wegeft.method.weights import GeneratorWeights
 
 _SIBLINGS: tuple[frozenset[str], ...] = (
@@ -33,57 +32,67 @@ def sibling_names(name: str, names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(other for other in names if other.rpartition(".")[0] == parent and other.rpartition(".")[2] in together))
 
 
-@dataclass
-class _Reading:
-    x: Tensor
-    version: int
-    with_gradient: bool
-    reread: Tensor
-    codes: dict[str, tuple[Tensor, int, Tensor]]
-    """By layer: ψ, its version, and the code made with it."""
+class Reading:
+    """One input and what was made of it: a code a generator, and one edited input for a generator that several readers share."""
+
+    def __init__(self, x: Tensor, readers: Mapping[str, GeneratorWeights]) -> None:
+        self.source = x
+        self.version = _version(x)
+        self.expected = set(readers)
+        generators = {id(generator): generator for generator in readers.values()}
+        self.x, codes = read_codes(x, [generator.psi for generator in generators.values()])
+        self.made = {
+            key: (generator.psi, _version(generator.psi), code) for (key, generator), code in zip(generators.items(), codes, strict=True)
+        }
+        counts = Counter(id(generator) for generator in readers.values())
+        self.shared = {key for key, count in counts.items() if count > 1}
+        self.edited: dict[int, Tensor] = {}
+
+    def is_for(self, x: Tensor, generator: GeneratorWeights) -> bool:
+        """Say whether this reading is of that very tensor, unchanged since, with that generator's very ψ, unchanged since."""
+        psi, version, _ = self.made.get(id(generator), (None, 0, None))
+        return self.source is x and self.version == _version(x) and psi is generator.psi and version == _version(psi)
+
+    def code(self, generator: GeneratorWeights) -> Tensor:
+        """Return ``x ψᵀ``, tokens×rank."""
+        return self.made[id(generator)][2]
+
+    def edited_input(self, generator: GeneratorWeights) -> Tensor | None:
+        """Return ``x + s·φ(ψx)``, made once, if several readers share the generator; else None."""
+        key = id(generator)
+        if key not in self.shared:
+            return None
+        if key not in self.edited:
+            self.edited[key] = edited_input(self.x, self.code(generator), generator.phi, generator.scaling)
+        return self.edited[key]
 
 
 class SharedInput:
-    """The last input that several layers read, with the codes of those that have not come for theirs yet.
-
-    One per model. Every use is checked: the same tensor object, unchanged since, with the same ψ, unchanged since.
-    """
+    """The last input that several layers read, until all of them have come. One per model; every use is checked."""
 
     def __init__(self) -> None:
-        self._reading: _Reading | None = None
+        self._reading: Reading | None = None
 
     def __reduce__(self) -> tuple[type["SharedInput"], tuple[()]]:
         return SharedInput, ()
 
-    def read(self, name: str, x: Tensor, readers: Mapping[str, GeneratorWeights]) -> tuple[Tensor, Tensor]:
-        """Return x to go on with and the code of layer ``name``, making the codes of all ``readers`` at once if they are not there.
-
-        ``readers``: the generators of the layers expected to read x, ``name`` included. Takes: x …×width.
-        """
-        taken = self._take(name, x, readers[name])
-        if taken is not None:
-            return taken
-        self._reading = None
-        if len(readers) == 1:
-            reread, (code,) = read_codes(x, [readers[name].psi])
-            return reread, code
-        return self._read_all(name, x, readers)
-
-    def _read_all(self, name: str, x: Tensor, readers: Mapping[str, GeneratorWeights]) -> tuple[Tensor, Tensor]:
-        psis: Sequence[Tensor] = [weights.psi for weights in readers.values()]
-        reread, codes = read_codes(x, psis)
-        found = {reader: (psi, psi._version, code) for reader, psi, code in zip(readers, psis, codes, strict=True)}  # noqa: SLF001 # torch's only name for it
-        _, _, code = found.pop(name)
-        self._reading = _Reading(x=x, version=x._version, with_gradient=torch.is_grad_enabled(), reread=reread, codes=found)  # noqa: SLF001
-        return reread, code
-
-    def _take(self, name: str, x: Tensor, weights: GeneratorWeights) -> tuple[Tensor, Tensor] | None:
+    def find(self, name: str, x: Tensor, generator: GeneratorWeights) -> Reading | None:
+        """Return the reading of x that an earlier layer made with layer ``name`` in mind, if it did."""
         reading = self._reading
-        if reading is None or reading.x is not x or reading.version != x._version or reading.with_gradient != torch.is_grad_enabled():  # noqa: SLF001
+        if reading is None or name not in reading.expected or not reading.is_for(x, generator):
             return None
-        psi, version, code = reading.codes.pop(name, (None, 0, None))
-        if psi is not weights.psi or psi._version != version or code is None:  # noqa: SLF001
-            return None
-        if not reading.codes:
+        reading.expected.discard(name)
+        if not reading.expected:
             self._reading = None
-        return reading.reread, code
+        return reading
+
+    def read(self, name: str, x: Tensor, readers: Mapping[str, GeneratorWeights]) -> Reading:
+        """Read x for layer ``name`` and for the other ``readers``, which are expected to come with the same x. x: …×width."""
+        reading = Reading(x, readers)
+        reading.expected.discard(name)
+        self._reading = reading if reading.expected else None
+        return reading
+
+
+def _version(tensor: Tensor) -> int:
+    return tensor._version  # noqa: SLF001 # torch's only name for how often a tensor was written to

@@ -1,0 +1,311 @@
+"""The gateway with a real child process, which is killed, stopped and fed with nonsense."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.ray_gateway import GatewayPool, serve_pool
+from tests.orchestrator.gateway_process import WordPool
+from wegeft.contracts.errors import ServiceUnreachable
+from wegeft.contracts.placement import AttemptEnd, AttemptOrder
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "tests.orchestrator.gateway_process"]
+SECRET = "wga_" + "5ec2e7" * 10
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Where the child's standard error goes."""
+    return tmp_path / "gateway.log"
+
+
+@pytest.fixture
+def gateway(log: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GatewayPool]:
+    """A gateway whose child is up."""
+    monkeypatch.chdir(ROOT)
+    pool = GatewayPool(COMMAND, log, hang_seconds=20)
+    start_one(pool, "done-first.1")
+    assert [end.handle for end in ends_of(pool, 1)] == ["done-first.1"]
+    yield pool
+    pool.close()
+
+
+def order_of(handle: str) -> AttemptOrder:
+    """An order for the attempt of this name."""
+    job_id, _, attempt = handle.rpartition(".")
+    return AttemptOrder(server="http://127.0.0.1:1", job_id=job_id, attempt=int(attempt), token=SECRET)
+
+
+def until(is_so: Callable[[], object], seconds: float = 30) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.02)
+
+
+def start_one(pool: GatewayPool, handle: str) -> None:
+    """Start an attempt as soon as there is a child."""
+
+    def has_started() -> bool:
+        try:
+            pool.start(order_of(handle))
+        except ServiceUnreachable:
+            return False
+        return True
+
+    until(has_started)
+
+
+def ends_of(pool: GatewayPool, count: int) -> list[AttemptEnd]:
+    """The next ends, exactly so many."""
+    ends: list[AttemptEnd] = []
+
+    def are_there() -> bool:
+        ends.extend(pool.poll())
+        return len(ends) >= count
+
+    until(are_there)
+    assert len(ends) == count
+    return ends
+
+
+def code_of(end: AttemptEnd) -> str | None:
+    """Why an attempt ended."""
+    return end.error.code if end.error else None
+
+
+def worker_pid(log: Path) -> int:
+    """The process that the child runs for its last attempt."""
+    until(lambda: "pid" in log.read_text())
+    return int(re.findall(r"pid (\d+)", log.read_text())[-1])
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process, and it is not a zombie."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_ends_come_back_as_the_child_tells_them(gateway: GatewayPool) -> None:
+    """Good ones, bad ones, refusals and bugs, each once."""
+    for handle in ("done-a.1", "oom-b.2", "huge-c.3", "bug-d.4", "noise-e.5", "foreign-f.6"):
+        gateway.start(order_of(handle))
+    ends = {end.handle: code_of(end) for end in ends_of(gateway, 6)}
+    assert ends == {
+        "done-a.1": None,
+        "oom-b.2": "out_of_memory",
+        "huge-c.3": "no_capacity",
+        "bug-d.4": "worker_lost",
+        "noise-e.5": None,
+        "foreign-f.6": None,
+    }
+    time.sleep(0.3)
+    assert gateway.poll() == ()
+
+
+def test_stop_kills_the_attempt(gateway: GatewayPool, log: Path) -> None:
+    """And no other; an unknown one is harmless."""
+    gateway.start(order_of("run-a.1"))
+    first = worker_pid(log)
+    gateway.start(order_of("run-b.1"))
+    until(lambda: worker_pid(log) != first)
+    gateway.stop("run-nobody.9")
+    gateway.stop("run-a.1")
+    (end,) = ends_of(gateway, 1)
+    assert (end.handle, code_of(end)) == ("run-a.1", "worker_lost")
+    assert (is_alive(first), is_alive(worker_pid(log))) == (False, True)
+
+
+def test_a_killed_child_loses_what_it_ran_and_is_replaced(gateway: GatewayPool, log: Path) -> None:
+    """SIGKILL: what ran is reported once, its processes are gone, and the next start works."""
+    for handle in ("run-a.1", "run-b.1"):
+        gateway.start(order_of(handle))
+    until(lambda: len(re.findall("pid", log.read_text())) == 2)
+    workers = [int(pid) for pid in re.findall(r"pid (\d+)", log.read_text())]
+    killed = gateway.pid
+    assert killed is not None
+    os.kill(killed, signal.SIGKILL)
+    assert {end.handle: code_of(end) for end in ends_of(gateway, 2)} == {"run-a.1": "worker_lost", "run-b.1": "worker_lost"}
+    until(lambda: not any(is_alive(pid) for pid in workers), 5)
+    start_one(gateway, "done-c.1")
+    assert [end.handle for end in ends_of(gateway, 1)] == ["done-c.1"]
+    assert gateway.pid != killed
+
+
+def test_a_child_that_dies_of_an_order(gateway: GatewayPool) -> None:
+    """Over and over: each order is reported lost, and the pool goes on."""
+    for number in range(3):
+        start_one(gateway, f"die-{number}.1")
+        (end,) = ends_of(gateway, 1)
+        assert (end.handle, code_of(end)) == (f"die-{number}.1", "worker_lost")
+
+
+@pytest.mark.parametrize("how", ["sleeping", "stopped"])
+def test_a_child_that_hangs_is_killed(log: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """After a while without a word; meanwhile nobody who calls the pool is blocked."""
+    monkeypatch.chdir(ROOT)
+    pool = GatewayPool(COMMAND, log, hang_seconds=4)
+    try:
+        start_one(pool, "run-a.1")
+        worker_pid(log)
+        hung = pool.pid
+        assert hung is not None
+        if how == "sleeping":
+            pool.start(order_of("hang-b.1"))
+        else:
+            os.kill(hung, signal.SIGSTOP)
+        started = time.monotonic()
+        pool.stop("run-a.1")
+        assert pool.poll() == ()
+        assert time.monotonic() - started < 0.5
+        assert {code_of(end) for end in ends_of(pool, 2 if how == "sleeping" else 1)} == {"worker_lost"}
+        assert not is_alive(hung)
+        start_one(pool, "done-c.1")
+        assert [end.handle for end in ends_of(pool, 1)] == ["done-c.1"]
+    finally:
+        pool.close()
+
+
+def test_orders_to_a_child_that_does_not_read_do_not_wedge_the_pool(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than a pipe holds, to a stopped process: it is killed all the same, and every order is lost or refused."""
+    monkeypatch.chdir(ROOT)
+    pool = GatewayPool(COMMAND, log, hang_seconds=3)
+    try:
+        start_one(pool, "done-a.1")
+        ends_of(pool, 1)
+        assert pool.pid is not None
+        os.kill(pool.pid, signal.SIGSTOP)
+        lost = 0
+        for number in range(600):
+            try:
+                pool.start(order_of(f"done-{'x' * 200}{number}.1"))
+            except ServiceUnreachable:
+                break
+            lost += 1
+        assert 0 < lost < 600
+        assert {code_of(end) for end in ends_of(pool, lost)} == {"worker_lost"}
+    finally:
+        pool.close()
+
+
+def test_a_command_that_does_not_exist(log: Path) -> None:
+    """Is told by name whenever something is to be started."""
+    pool = GatewayPool(["/nonexistent/python"], log)
+    try:
+        with pytest.raises(ServiceUnreachable, match="not running"):
+            pool.start(order_of("done-a.1"))
+
+        def is_told() -> bool:
+            try:
+                pool.start(order_of("done-a.1"))
+            except ServiceUnreachable as error:
+                return "cannot be started: No such file or directory" in error.message
+            return False
+
+        until(is_told)
+        pool.stop("done-a.1")
+        assert pool.poll() == ()
+    finally:
+        pool.close()
+
+
+def test_closing_ends_the_child_and_its_workers(gateway: GatewayPool, log: Path) -> None:
+    """In order: the child closes its pool before it ends. Closing twice is harmless."""
+    gateway.start(order_of("run-a.1"))
+    worker, child = worker_pid(log), gateway.pid
+    assert child is not None
+    gateway.close()
+    gateway.close()
+    assert not is_alive(child)
+    assert not is_alive(worker)
+    assert "closed" in log.read_text()
+    with pytest.raises(ServiceUnreachable):
+        gateway.start(order_of("done-a.1"))
+
+
+def test_the_child_ends_with_a_killed_parent(tmp_path: Path) -> None:
+    """The parent gets SIGKILL and can tell nobody; the end of the input is enough."""
+    log = tmp_path / "gateway.log"
+    code = f"""
+import sys, time
+from pathlib import Path
+from orchestrator.ray_gateway import GatewayPool
+from tests.orchestrator.test_ray_gateway import order_of, start_one
+pool = GatewayPool([sys.executable, "-m", "tests.orchestrator.gateway_process"], Path({str(log)!r}))
+start_one(pool, "run-a.1")
+print("child", pool.pid, flush=True)
+time.sleep(600)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        assert parent.stdout is not None
+        line = next(line for line in parent.stdout if line.startswith(b"child"))
+        child, worker = int(line.split()[1]), worker_pid(log)
+    finally:
+        parent.kill()
+        parent.communicate()
+    until(lambda: not is_alive(child) and not is_alive(worker), 10)
+    assert "closed" in log.read_text()
+
+
+def test_the_token_is_on_no_command_line_and_in_no_log(gateway: GatewayPool, log: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Only in the pipe."""
+    for handle in ("run-a.1", "bug-b.1", "die-c.1"):
+        gateway.start(order_of(handle))
+    ends_of(gateway, 3)
+    start_one(gateway, "run-d.1")
+    worker_pid(log)
+    assert "printed by the pool" in log.read_text(), "what a pool prints is not taken for an answer"
+    child = gateway.pid
+    assert child is not None
+    everything = [*Path(f"/proc/{child}").glob("cmdline"), *Path(f"/proc/{child}").glob("environ"), log]
+    assert all(SECRET not in path.read_bytes().decode(errors="replace") for path in everything)
+    captured = capfd.readouterr()
+    assert SECRET not in captured.out + captured.err
+    assert SECRET not in repr(order_of("a.1"))
+    assert log.stat().st_mode & 0o077 == 0
+
+
+def test_a_long_log_is_put_aside(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One predecessor is kept, so that restarts do not fill the disk."""
+    monkeypatch.chdir(ROOT)
+    log.write_bytes(b"x" * (11 << 20))
+    pool = GatewayPool(COMMAND, log)
+    start_one(pool, "done-a.1")
+    pool.close()
+    assert log.stat().st_size < 1 << 20
+    assert log.with_name("gateway.log.1").stat().st_size == 11 << 20
+
+
+def test_serving_over_any_two_streams() -> None:
+    """Requests in, answers out, nonsense skipped, the pool closed at the end of the input."""
+    reading, writing = os.pipe()
+    sink = io.BytesIO()
+    pool = WordPool()
+    with os.fdopen(reading, "rb") as source:
+        server = threading.Thread(target=serve_pool, args=(pool, source, sink))
+        server.start()
+        with os.fdopen(writing, "wb") as requests:
+            for line in ("nonsense", "{}", json.dumps({"id": 1, "order": json.loads(order_of("huge-a.1").model_dump_json())})):
+                requests.write(line.encode() + b"\n")
+                requests.flush()
+            until(lambda: b"no_capacity" in sink.getvalue())
+        server.join(10)
+    assert not server.is_alive()
+    answers = [json.loads(line) for line in sink.getvalue().splitlines()]
+    assert [answer["error"]["code"] for answer in answers if answer.get("id") == 1] == ["no_capacity"]

@@ -1,0 +1,145 @@
+"""One attempt from its order to its end: fetch the task, train, and deliver a result or say why there is none."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import tempfile
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+import structlog
+import torch
+
+from wegeft.client import AttemptClient
+from wegeft.contracts.errors import ErrorBody, JobCancelled, OutOfMemory, StorageFull, TrainingCrashed, WegeftError, shorten
+from wegeft.contracts.job import DatasetSpec
+from wegeft.contracts.placement import AttemptOrder
+from wegeft.contracts.training import Message, Progress, TrainingTask, WorkerEvent
+from workers.base_model import default_cache, load_base_model, request_of
+from workers.data import read_datasets
+from workers.delivery import deliver
+from workers.outbox import CheckpointOutbox, EventOutbox
+from workers.rows import Row
+from workers.train import Callbacks, TrainingInputs, TrainingStopped, train
+from workers.watch import Reason, Watch
+
+_LOG = structlog.get_logger("worker")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def run_attempt(order: AttemptOrder, *, stop: threading.Event | None = None, owns_process: bool = False) -> None:
+    """Work at the attempt until it is over, and report its end over HTTP; nothing is raised for what can be reported.
+
+    Stops soon after ``stop`` is set, after the job is cancelled, or after the lease is lost. A process that it ``owns_process`` of is ended
+    where training does not stop by itself. The data is kept in a folder for this user alone, and removed at the end.
+    """
+    watch = Watch(stop)
+    with AttemptClient(order) as client, watch.ending_process() if owns_process else nullcontext():
+        try:
+            task = client.task()
+        except WegeftError as error:
+            _LOG.warning("attempt not begun", handle=order.handle, code=error.code, reason=error.message)
+            return
+        torch.set_num_threads(order.cpus or os.cpu_count() or 1)
+        with watch.beating(client.heartbeat, task.heartbeat_seconds, task.lease_seconds):
+            _Attempt(client, task, watch).run()
+
+
+@dataclass
+class _Attempt:
+    client: AttemptClient
+    task: TrainingTask
+    watch: Watch
+
+    def run(self) -> None:
+        error = self._try()
+        if error is None or self.watch.reason in (Reason.STALE, Reason.SILENT, Reason.ASKED):
+            return
+        try:
+            self.client.fail(error)
+        except WegeftError as refusal:
+            _LOG.warning("failure not reported", code=error.code, refused=refusal.message)
+
+    def _try(self) -> ErrorBody | None:
+        """Return None where the result is delivered, and otherwise why there is none."""
+        try:
+            with tempfile.TemporaryDirectory(prefix="wegeft-attempt-") as folder:
+                self._work(Path(folder))
+        except TrainingStopped:
+            return JobCancelled().body()
+        except WegeftError as error:
+            _LOG.info("attempt failed", code=error.code, reason=str(error))
+            return error.body()
+        except MemoryError:
+            return OutOfMemory("memory ran out").body()
+        except OSError as error:
+            _LOG.exception("attempt failed")
+            kind = StorageFull if error.errno in _FULL else TrainingCrashed
+            return kind(f"{type(error).__name__}: {error.strerror or error}").body()
+        except Exception as error:  # noqa: BLE001 - the job must learn how its attempt ended, whatever ended it
+            _LOG.exception("attempt crashed")
+            return TrainingCrashed(f"{type(error).__name__}: {shorten(str(error), 500)}").body()
+        return None
+
+    def _work(self, folder: Path) -> None:
+        events = EventOutbox(self.client.report, self.watch.check)
+        checkpoints = CheckpointOutbox(self.client, events.add, self.watch.check)
+        with ExitStack() as stack:
+            stack.enter_context(events.sending())
+            events.add(Message(text=f"worker pid {os.getpid()} on {socket.gethostname()}, {torch.get_num_threads()} threads"))
+            inputs = self._fetch(folder, events)
+            callbacks = Callbacks(
+                report=lambda event: self._report(events, event), save=checkpoints.save, should_stop=self.watch.must_stop, now=monotonic
+            )
+            with checkpoints.delivering():
+                outcome = train(self.task, inputs, callbacks)
+        # Every event is sent before the job ends, so that a reader who stops at the end has seen them all.
+        if self.watch.must_stop():
+            raise TrainingStopped
+        (folder / "adapter").mkdir()
+        published = deliver(self.client, self.task.spec, inputs.base, outcome, folder / "adapter")
+        _LOG.info("published", ref=published.ref)
+
+    def _report(self, events: EventOutbox, event: WorkerEvent) -> None:
+        if isinstance(event, Progress):
+            self.watch.step = event.step
+        events.add(event)
+
+    def _fetch(self, folder: Path, events: EventOutbox) -> TrainingInputs:
+        """Bring data, checkpoint and base model here; data first, because it is quick to be wrong."""
+        spec = self.task.spec
+        train_rows = self._read("datasets", spec.datasets, folder)
+        held_out_rows = self._read("test_datasets", spec.test_datasets, folder)
+        checkpoint = self._fetch_checkpoint(folder)
+        started = monotonic()
+        base = load_base_model(request_of(spec, default_cache()))
+        events.add(Message(text=f"loaded {base.identity} in {monotonic() - started:.1f} s"))
+        return TrainingInputs(base=base, train_rows=train_rows, held_out_rows=held_out_rows, resume_from=checkpoint)
+
+    def _read(self, what: str, datasets: Sequence[DatasetSpec], folder: Path) -> list[Row]:
+        files = []
+        for number, dataset in enumerate(datasets):
+            path = folder / f"{what}-{number}"
+            self.client.get_blob(dataset.path, path)
+            files.append((path, dataset, f"{what}[{number}]"))
+        rows = read_datasets(files) if files else []
+        for path, _, _ in files:
+            path.unlink()
+        return rows
+
+    def _fetch_checkpoint(self, folder: Path) -> dict[str, bytes] | None:
+        if self.task.resume_from is None:
+            return None
+        files = {}
+        for number, entry in enumerate(self.task.resume_from.files):
+            path = folder / f"checkpoint-{number}"
+            self.client.get_blob(entry.digest, path)
+            files[entry.path] = path.read_bytes()
+            path.unlink()
+        return files
