@@ -16,7 +16,7 @@ from wegeft.contracts.federation_rules import Defence, FedAvg, NoDefence, Rule, 
 
 Array = NDArray[np.float64]
 Tensors = Mapping[str, NDArray[Any]]
-"""Tensors by name: ``<group>.phi`` (width×rank), ``<group>.psi`` (rank×width) or ``<group>.core`` (rank×rank)."""
+"""What a site sends, by name: how far ``<group>.phi`` (width×rank), ``<group>.psi`` (rank×width) or ``<group>.core`` (rank×rank) moved."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,14 +131,14 @@ def start_at(edit: Edit, rank: int | None) -> tuple[Generator, Generator]:
     return head, Generator(p=np.concatenate([edit.residual.p * edit.residual.scale, tail.p]), q=np.concatenate([edit.residual.q, tail.q]))
 
 
-def trained_by(edit: Edit, group: str, tensors: Tensors, start: Generator) -> Generator:
-    """Return the generator that a site trained, from the parts that it sent and those it left as they were."""
-    if f"{group}.core" in tensors:
-        core = np.asarray(tensors[f"{group}.core"], dtype=np.float64)
+def trained_by(edit: Edit, group: str, moved: Tensors, start: Generator) -> Generator:
+    """Return the generator that a site trained: its start, and how far the parts that it sent have moved."""
+    if f"{group}.core" in moved:
+        core = np.asarray(moved[f"{group}.core"], dtype=np.float64) + (edit.core if edit.core is not None else 0.0)
         return Generator(p=edit.pair.p, q=core @ edit.pair.q, scale=edit.pair.scale)
-    phi, psi = tensors.get(f"{group}.phi"), tensors.get(f"{group}.psi")
-    p = start.p if phi is None else np.ascontiguousarray(phi.T, dtype=np.float64)
-    q = start.q if psi is None else np.asarray(psi, dtype=np.float64)
+    phi, psi = moved.get(f"{group}.phi"), moved.get(f"{group}.psi")
+    p = start.p if phi is None else start.p + phi.T
+    q = start.q if psi is None else start.q + psi
     return Generator(p=p, q=q, scale=start.scale)
 
 

@@ -99,15 +99,13 @@ def _add(sums: Sums, edit: Edit, term: _Term, reading: Reading) -> Sums:
 
 
 def _moved(edit: Edit, term: _Term, trained: Generator, reading: Reading) -> dict[str, Array]:
-    """Return how far each part that was sent is from where it started."""
-    sent = {part for part in ("phi", "psi", "core") if f"{term.group}.{part}" in term.tensors}
-    if "core" in sent:
-        core = np.asarray(term.tensors[f"{term.group}.core"], dtype=np.float64)
-        return {"core": core - (edit.core if edit.core is not None else 0.0)}
-    if reading.is_aligned and sent == {"phi", "psi"}:
-        trained = align(trained, edit.pair)
-    moved = {"phi": trained.p - edit.pair.p, "psi": trained.q - edit.pair.q}
-    return {part: delta for part, delta in moved.items() if part in sent}
+    """Return how far each part that was sent is from where it started; after alignment, where that is asked for."""
+    names = {part: f"{term.group}.{part}" for part in ("phi", "psi", "core")}
+    sent = {part: np.asarray(term.tensors[name], dtype=np.float64) for part, name in names.items() if name in term.tensors}
+    if reading.is_aligned and {"phi", "psi"} <= sent.keys():
+        aligned = align(trained, edit.pair)
+        return {"phi": aligned.p - edit.pair.p, "psi": aligned.q - edit.pair.q}
+    return {part: delta.T if part == "phi" else delta for part, delta in sent.items()}
 
 
 def _cut(sums: Sums, edit: Edit, slack: int, reading: Reading) -> Sums:

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.aggregate import start_at
 from orchestrator.update_gate import Terms, check_update, expected_forms
 from tests.orchestrator.aggregate.federations import a_member, a_state
 from wegeft.contracts.federation import Offer, SignedUpdate, Site, SiteState, TensorForm, Update
@@ -150,9 +149,13 @@ def test_all_problems_are_told_at_once() -> None:
 
 @given(st.floats(0.01, 5.0))
 def test_the_norm_is_that_of_the_change_of_function_in_any_gauge(limit: float) -> None:
-    """Honest factors times 1000 and 1/1000 are the same function, and neither pass nor fail for it."""
+    """Honest factors times 1024 and 1/1024 are the same function, and neither pass nor fail for it."""
     tensors = tensors_of(drift=0.05)
-    gauged = {name: array * np.float32(1024.0 if name.endswith("phi") else 1 / 1024) for name, array in tensors.items()}
+    gauged = {}
+    for name, moved in tensors.items():
+        pair = STATE.edits[name.rpartition(".")[0]].pair
+        start, factor = (pair.p.T, 1024.0) if name.endswith("phi") else (pair.q, 1 / 1024)
+        gauged[name] = ((start + moved) * factor - start).astype(np.float32)
     offer = an_offer(max_update_norm=limit)
     assert paths(signed(offer), tensors, offer) == paths(signed(offer), gauged, offer)
 
@@ -165,11 +168,8 @@ def test_numbers_at_the_edge_of_float32_do_not_overflow_the_gate() -> None:
     assert paths(signed(offer), tiny, offer) == []
 
 
-def test_a_site_of_lower_rank_is_measured_from_its_own_start() -> None:
-    """Sending its start back changes nothing, whatever directions the site was not given."""
-    offer = an_offer(1, max_update_norm=1e-3)
-    tensors = {}
-    for group, edit in STATE.edits.items():
-        pair, _ = start_at(edit, 1)
-        tensors |= {f"{group}.phi": pair.p.T.astype(np.float32), f"{group}.psi": pair.q.astype(np.float32)}
-    assert paths(signed(offer), tensors, offer) == []
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_site_that_changed_nothing_passes_any_bound(rank: int) -> None:
+    offer = an_offer(rank, max_update_norm=1e-12)
+    still = {name: np.zeros(form.shape, np.float32) for name, form in offer.tensors.items()}
+    assert paths(signed(offer), still, offer) == []

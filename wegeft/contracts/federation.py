@@ -19,7 +19,7 @@ Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$
 KeyText = Annotated[str, StringConstraints(pattern=r"^ed25519:[0-9a-f]{64}$")]
 SignatureText = Annotated[str, StringConstraints(pattern=r"^ed25519:[0-9a-f]{128}$")]
 Instant = Annotated[AwareDatetime, AfterValidator(lambda time: time.astimezone(UTC))]
-TensorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,256}$")]
+TensorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.+@-]{1,256}$")]
 
 
 class Message(BaseModel):
@@ -141,7 +141,7 @@ class Offer(Message):
     rule: Rule
     """How the updates will be put together."""
     tensors: Annotated[dict[TensorName, TensorForm], Field(min_length=1)]
-    """Exactly what to send, by name."""
+    """Exactly what to send, by name: how far each of these has moved from ``start``."""
     wire: Literal["fp32", "bf16"] = "fp32"
     """Numbers in which to send it."""
     max_steps: Annotated[int, Field(ge=1)] | None = None

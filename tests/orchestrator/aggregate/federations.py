@@ -29,15 +29,11 @@ def a_member(state: FederationState, site: str, seed: int, parts: Sequence[str] 
     random = np.random.default_rng(seed)
     tensors = {}
     for group, edit in state.edits.items():
-        start, _ = start_at(edit, rank)
+        height, width = start_at(edit, rank)[0].p.shape
+        moved = {part: drift * random.standard_normal(shape) for part, shape in (("phi", (width, height)), ("psi", (height, width)))}
         if "core" in parts:
-            tensors[f"{group}.core"] = edit.core + drift * random.standard_normal((start.rank, start.rank))
-            continue
-        moved = {
-            "phi": (start.p + drift * random.standard_normal(start.p.shape)).T,
-            "psi": start.q + drift * random.standard_normal(start.q.shape),
-        }
-        tensors |= {f"{group}.{part}": np.ascontiguousarray(moved[part]) for part in parts}
+            moved["core"] = drift * random.standard_normal((height, height))
+        tensors |= {f"{group}.{part}": moved[part] for part in parts}
     return Contribution(site=site, examples=examples, load=lambda: tensors, rank=rank)
 
 
@@ -68,18 +64,17 @@ def put_together(plan: Plan, state: FederationState, members: Sequence[Contribut
     return outcome
 
 
-def in_gauge(member: Contribution, turn: Any) -> Contribution:
+def in_gauge(state: FederationState, member: Contribution, turn: Any) -> Contribution:
     """The same function, sent in another gauge."""
-
-    def load() -> dict[str, Any]:
-        tensors = dict(member.load())
-        for name, tensor in tensors.items():
-            group, _, part = name.rpartition(".")
-            tensors[name] = tensor @ np.linalg.inv(turn) if part == "phi" else turn @ tensor
-            assert group
-        return tensors
-
-    return Contribution(site=member.site, examples=member.examples, load=load, rank=member.rank)
+    tensors = {}
+    for name, moved in member.load().items():
+        group, _, part = name.rpartition(".")
+        pair = state.edits[group].pair
+        if part == "phi":
+            tensors[name] = (pair.p.T + moved) @ np.linalg.inv(turn) - pair.p.T
+        else:
+            tensors[name] = turn @ (pair.q + moved) - pair.q
+    return Contribution(site=member.site, examples=member.examples, load=lambda: tensors, rank=member.rank)
 
 
 def bits_of(state: FederationState) -> bytes:

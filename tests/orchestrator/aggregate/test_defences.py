@@ -172,7 +172,7 @@ def test_order_and_gauge_do_not_matter_to_a_defence(defence: Defence) -> None:
     first = put_together(plan, state, members)
     assert bits_of(put_together(plan, state, list(reversed(members))).state) == bits_of(first.state)
     turn = np.diag([1e3, 1e-3, 7.0])
-    gauged = put_together(plan, state, [in_gauge(member, turn) if index % 2 else member for index, member in enumerate(members)])
+    gauged = put_together(plan, state, [in_gauge(state, member, turn) if index % 2 else member for index, member in enumerate(members)])
     np.testing.assert_allclose(flat(change_of(state, gauged.state)), flat(change_of(state, first.state)), atol=1e-5)
 
 
@@ -180,15 +180,8 @@ def attacks(state: FederationState, honest: list[Contribution]) -> dict[str, lis
     """Two of eleven sites are hostile, as named in section 6 of the reference."""
 
     def scaled(member: Contribution, factor: float) -> Contribution:
-        def load() -> dict[str, np.ndarray]:
-            tensors = {}
-            for name, tensor in member.load().items():
-                pair = state.edits[name.rpartition(".")[0]].pair
-                start = pair.p.T if name.endswith("phi") else pair.q
-                tensors[name] = start + factor * (tensor - start)
-            return tensors
-
-        return Contribution(site=member.site, examples=member.examples, load=load)
+        tensors = {name: factor * moved for name, moved in member.load().items()}
+        return Contribution(site=member.site, examples=member.examples, load=lambda: tensors)
 
     last, before = honest[-1], honest[-2]
     echo = [Contribution(site=name, examples=10, load=scaled(last, -3.0).load) for name in ("s-97", "s-98")]
@@ -218,7 +211,7 @@ def test_two_hostile_sites_of_eleven_do_not_turn_the_round(defence: Defence, att
     honest = []
     for index in range(9):
         noise = a_member(state, "s", 500 + index, drift=0.06)
-        tensors = {name: truth.load()[name] + noise.load()[name] - _start(state, name) for name in truth.load()}
+        tensors = {name: truth.load()[name] + noise.load()[name] for name in truth.load()}
         honest.append(Contribution(site=f"s-{index:02}", examples=10, load=lambda tensors=tensors: tensors))  # type: ignore[misc]
     hostile = attacks(state, honest)[attack]
     named = [Contribution(site=f"s-9{index}", examples=one.examples, load=one.load) for index, one in enumerate(hostile)]
@@ -227,11 +220,6 @@ def test_two_hostile_sites_of_eleven_do_not_turn_the_round(defence: Defence, att
     assert np.linalg.norm(found - ideal) < 0.6 * np.linalg.norm(ideal)
     undefended = flat(change_of(state, put_together(Plan(rule=EXACT), state, [*honest, *named]).state))
     assert np.linalg.norm(found - ideal) < np.linalg.norm(undefended - ideal)
-
-
-def _start(state: FederationState, name: str) -> np.ndarray:
-    pair = state.edits[name.rpartition(".")[0]].pair
-    return np.asarray(pair.p.T if name.endswith("phi") else pair.q)
 
 
 @pytest.mark.parametrize("defence", DEFENCES, ids=lambda defence: defence.name)
