@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.aggregate.state import Array, Contribution, Edit, FederationState, Tensors, start_at, trained_by
-from wegeft.algebra import Generator, add, align, difference, empty, truncate
+from wegeft.algebra import Generator, add, align, compress, difference, empty, truncate
 
 _LEAST_WORKING_RANK = 128
 _WORKING_RANK_FACTOR = 6
@@ -113,5 +113,6 @@ def _cut(sums: Sums, edit: Edit, slack: int, reading: Reading) -> Sums:
     working = min(edit.pair.width, max(_LEAST_WORKING_RANK, _WORKING_RANK_FACTOR * edit.pair.rank))
     if not reading.is_cut or sums.second.rank <= slack * working:
         return sums
-    best = truncate(sums.second, working)
+    shorten = truncate if working == edit.pair.width else compress  # at the full width nothing need be lost
+    best = shorten(sums.second, working)
     return Sums(parts=sums.parts, second=best.generator, has_lower_ranks=sums.has_lower_ranks, cut=sums.cut + best.error)

@@ -23,6 +23,23 @@ def test_truncation_is_the_best_of_its_rank_and_tells_its_error(generator: Gener
     assert found.lost_energy == pytest.approx((s[rank:] ** 2).sum() / (s**2).sum(), abs=1e-12)
 
 
+@given(generators(), st.integers(0, 6))
+def test_compression_is_truncation_to_seven_digits_and_bounds_its_error(generator: Generator, rank: int) -> None:
+    found, best = algebra.compress(generator, rank), algebra.truncate(generator, rank)
+    level = algebra.norm(generator)
+    missed = np.linalg.norm(dense(generator) - dense(found.generator))
+    assert missed <= best.error + 1e-6 * level
+    assert missed <= found.error + 1e-12 * level
+    assert found.generator.rank <= rank
+
+
+def test_compression_of_redundant_rows_keeps_what_they_add_up_to() -> None:
+    one = draw(1, 3, 50)
+    many = algebra.add(*[algebra.scale(one, factor) for factor in (1.0, -0.5, 2.0, 1e-9)])
+    np.testing.assert_allclose(dense(algebra.compress(many, 3).generator), dense(many), atol=1e-6)
+    assert algebra.compress(algebra.empty(one), 2).error == 0
+
+
 @given(generators())
 def test_balance_keeps_the_generator_and_evens_its_factors(generator: Generator) -> None:
     even = algebra.balance(generator)

@@ -26,6 +26,7 @@ from wegeft.algebra.inversion import CONDITION_LIMIT, condition, invert
 from wegeft.algebra.truncation import (
     Truncation,
     balance,
+    compress,
     principal_angles,
     prune,
     rank_for_energy,
@@ -43,6 +44,7 @@ __all__ = [
     "align",
     "balance",
     "compose",
+    "compress",
     "condition",
     "cosine",
     "difference",

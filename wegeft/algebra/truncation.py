@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from wegeft.algebra.generator import Array, Generator, namespace_of
 from wegeft.contracts.errors import InvalidTensors
 
+_GRAM_FLOOR = 1e-14
+"""Share of the largest eigenvalue of a Gram below which the others are rounding."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Truncation:
@@ -72,6 +75,36 @@ def truncate(generator: Generator, rank: int) -> Truncation:
     svd = _decompose(generator)
     tail, total = _energy(svd.values[rank:]), _energy(svd.values)
     return Truncation(generator=svd.rows(0, rank), error=math.sqrt(tail), lost_energy=tail / total if total > 0 else 0.0)
+
+
+def compress(generator: Generator, rank: int) -> Truncation:
+    """Return nearly what :func:`truncate` does, several times faster where rows are many: from rank×rank Grams, without QR.
+
+    Grams square the condition of the factors: parts of a factor below 1e-7 of its largest direction are lost; ``error`` counts them.
+    """
+    xp = namespace_of(generator.p)
+    (root_p, back_p, lost_p), (root_q, back_q, lost_q) = (_halve(factor) for factor in (generator.p, generator.q))
+    u, values, vt = xp.linalg.svd(generator.scale * (root_p.T @ root_q), full_matrices=False)
+    sizes = values[:rank, None] ** 0.5
+    p, q = (sizes * (u.T[:rank] @ back_p)) @ generator.p, (sizes * (vt[:rank] @ back_q)) @ generator.q
+    tail, total = _energy(values[rank:]), _energy(values)
+    noise = abs(generator.scale) * (lost_p * math.sqrt(_trace(root_q)) + lost_q * math.sqrt(_trace(root_p)))
+    kept = Generator(p=p, q=q)
+    return Truncation(generator=kept, error=math.sqrt(tail) + noise, lost_energy=tail / total if total > 0 else 0.0)
+
+
+def _halve(factor: Array) -> tuple[Array, Array, float]:
+    """Return L with ``LLᵀ`` the Gram of ``factor`` but for its rounding, ``L⁻¹``, and the norm of what was left out."""
+    weights, vectors = namespace_of(factor).linalg.eigh(factor @ factor.T)
+    floor = float(weights[-1]) * _GRAM_FLOOR if len(weights) else 0.0
+    dropped = sum(float(weight) <= floor for weight in weights)
+    roots = weights[dropped:] ** 0.5
+    kept = vectors[:, dropped:]
+    return kept * roots, (kept / roots).T, math.sqrt(dropped * floor)
+
+
+def _trace(root: Array) -> float:
+    return float((root**2).sum())
 
 
 def split(generator: Generator, rank: int) -> tuple[Generator, Generator]:
