@@ -142,6 +142,21 @@ def start_in_background(settings: Settings) -> ServiceRecord:
         return _wait_until_ready(home, _spawn(home, settings))
 
 
+def join_or_start(settings: Settings) -> ServiceRecord:
+    """Start an embedded service, or wait for the one that another command is starting just now, and return once it answers."""
+    try:
+        return start_in_background(settings)
+    except AlreadyRunning:
+        home = Home(settings.home)
+        end = monotonic() + START_SECONDS
+        while monotonic() < end and home.is_held():
+            record = home.running()
+            if record and _answers(home, record):
+                return record
+            sleep(0.05)
+        raise
+
+
 def _spawn(home: Home, settings: Settings) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-P", "-m", "cli.main", "up", "--json", "--port", str(settings.port), "--pool", settings.pool]
     log = home.open_log()

@@ -59,13 +59,12 @@ def submit(job_file: Path, overrides: tuple[str, ...], is_waiting: bool, is_dry:
     Local data sets are checked row by row and uploaded. Without WEGEFT_SERVER, a service is started on this machine if none runs.
     """
     settings = load_settings()
-    service = find_service(settings)
     text, folder = read_job_file(job_file)
-    prepared = prepare(text, folder, overrides, is_remote=bool(settings.server) and (service is None or service.is_remote))
+    prepared = prepare(text, folder, overrides, is_remote=bool(settings.server))
     if is_dry:
         _show_plan(plan_of(prepared), is_json=is_json)
         return
-    with (service or _start_service(settings)).connect() as client:
+    with (find_service(settings) or _start_service(settings)).connect() as client:
         view = send(client, prepared, idempotency_key or uuid.uuid4().hex)
         if not is_waiting:
             print_json(view) if is_json else say(view.id)
@@ -143,10 +142,10 @@ def send(client: Client, prepared: PreparedJob, idempotency_key: str) -> JobView
 
 
 def _start_service(settings: Settings) -> Service:
-    from cli.embedded import start_in_background
+    from cli.embedded import join_or_start
 
     note("no service is configured: starting one on this machine")
-    record = start_in_background(settings)
+    record = join_or_start(settings)
     note(f"it answers at {record.server}; wgctl down stops it")
     service = find_service(settings)
     assert service is not None  # noqa: S101 - it has just answered

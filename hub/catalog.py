@@ -60,11 +60,14 @@ from wegeft.contracts.errors import (
 )
 from wegeft.contracts.training import PublishedVersion
 
+_BYTEWISE = String(193).with_variant(String(193, collation="C"), "postgresql")
+"""Sorted alike by every database, whatever the locale of its cluster."""
+
 ADAPTERS = Table(
     "adapters",
     METADATA,
     Column("id", Integer, primary_key=True),
-    Column("key", String(193), nullable=False, unique=True),  # namespace/name in lower case: names differ by more than their case
+    Column("key", _BYTEWISE, nullable=False, unique=True),  # namespace/name in lower case: names differ by more than their case
     Column("namespace", String(96), nullable=False),
     Column("name", String(96), nullable=False),
     Column("latest_number", Integer, nullable=False),

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.bodies import limit_body
-from wegeft.contracts.errors import ErrorBody, WegeftError
+from wegeft.contracts.errors import ErrorBody, InvalidRequest, WegeftError
 
 REQUEST_ID = "wegeft.request_id"
 """Where in the ASGI scope the request's id is."""
@@ -102,6 +102,10 @@ class _Exchange:
 
     async def run(self, app: ASGIApp, receive: Receive) -> int:
         """Run the application; return the status that was answered."""
+        if "\0" in self._scope["path"] or b"%00" in self._scope["query_string"]:
+            # No name of ours holds a NUL, and databases stumble over it.
+            await self._send_problem(InvalidRequest("a NUL cannot be part of an address", path="path").body(self._request_id))
+            return self._status or _CLIENT_GONE
         try:
             await app(self._scope, receive, self._send_wrapped)
         except ClientDisconnect:
@@ -127,7 +131,9 @@ class _Exchange:
             _LOG.error("answer cut short", path=self._scope["path"], reason=str(error), exc_info=_unless_expected(error))
             return
         _LOG.error("unexpected error", path=self._scope["path"], exc_info=error)
-        body = WegeftError("an unexpected error; the server's log has more under this request id").body(self._request_id)
+        await self._send_problem(WegeftError("an unexpected error; the server's log has more under this request id").body(self._request_id))
+
+    async def _send_problem(self, body: ErrorBody) -> None:
         content = problem_bytes(body)
         headers = [(b"content-type", PROBLEM_MEDIA_TYPE.encode()), (b"content-length", str(len(content)).encode())]
         await self._send_wrapped({"type": "http.response.start", "status": body.status, "headers": headers})

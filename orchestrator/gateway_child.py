@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from infra.telemetry import configure_logging
 from wegeft.contracts.errors import ErrorBody, WegeftError, WorkerLost
 from wegeft.contracts.placement import AttemptEnd, AttemptOrder
 
@@ -51,9 +52,10 @@ class Answer(BaseModel):
 def run_gateway(make_pool: Callable[[], Pool]) -> None:
     """Be the child: serve the pool over standard input and output until the input ends, then close it and return.
 
-    Whatever else this process prints goes to standard error, so that it cannot be taken for an answer.
+    Whatever else this process prints goes to standard error, so that it cannot be taken for an answer; so do its logs.
     """
     source, sink = _claim_standard_streams()
+    configure_logging("json", stream=sys.stderr)
     serve_pool(make_pool(), source, sink, at_end=_end_soon)
 
 

@@ -36,8 +36,8 @@ def make_tokenizer(*, chat_template: str | None = CHAT_TEMPLATE, merges: tuple[t
     return fast
 
 
-def make_model(*, seed: int = 0, layers: int = 2, width: int = 32, vocabulary: int = 320, **options: Any) -> Any:
-    """Return a Llama with random weights that depend on ``seed`` alone."""
+def make_model(*, seed: int = 0, layers: int = 2, width: int = 64, vocabulary: int = 320, **options: Any) -> Any:
+    """Return a Llama with random weights that depend on ``seed`` alone; large ones, so that an edit of them can learn."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -53,14 +53,14 @@ def make_model(*, seed: int = 0, layers: int = 2, width: int = 32, vocabulary: i
         eos_token_id=2,
         pad_token_id=0,
         tie_word_embeddings=True,
-        **options,
+        **{"initializer_range": 0.3, **options},
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config).eval()
 
 
-def make_model_folder(folder: Path, *, seed: int = 0, layers: int = 2, width: int = 32) -> Path:
+def make_model_folder(folder: Path, *, seed: int = 0, layers: int = 2, width: int = 64) -> Path:
     """Write a tiny model and its tokenizer into ``folder`` as ``save_pretrained`` does, and return the folder."""
     make_model(seed=seed, layers=layers, width=width).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)

@@ -85,7 +85,8 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def gradients(model: nn.Module, ids: Tensor = IDS) -> dict[str, Tensor]:
     model.zero_grad()
-    model(input_ids=ids).logits.float().pow(2).mean().backward()
+    output = model(input_ids=ids).logits
+    output.to(torch.promote_types(output.dtype, torch.float32)).pow(2).mean().backward()
     return {name: parameter.grad.clone() for name, parameter in trainable(model).items() if parameter.grad is not None}
 
 

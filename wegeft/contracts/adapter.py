@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from wegeft.contracts.errors import InvalidReference
+from wegeft.contracts.errors import InvalidInput, InvalidReference
 
 MANIFEST_MEDIA_TYPE = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT_TYPE = "application/vnd.wegeft.adapter.v1+json"
@@ -211,9 +211,11 @@ class Manifest(BaseModel):
 
 
 def make_manifest(files: tuple[FileEntry, ...], annotations: dict[str, str]) -> Manifest:
-    """Return the manifest of ``files``, which must hold an ``adapter_config.json``."""
+    """Return the manifest of ``files``; raise :class:`InvalidInput` where there is no ``adapter_config.json`` among them."""
     ordered = sorted(files, key=lambda entry: entry.path)
-    config = next(entry for entry in ordered if entry.path == CONFIG_FILE)
+    config = next((entry for entry in ordered if entry.path == CONFIG_FILE), None)
+    if config is None:
+        raise InvalidInput("the file is missing", path=CONFIG_FILE)
     layers = tuple(
         Descriptor(mediaType=entry.media_type, digest=entry.digest, size=entry.size, annotations={TITLE_ANNOTATION: entry.path})
         for entry in ordered

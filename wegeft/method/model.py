@@ -12,7 +12,9 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from wegeft.contracts.errors import InvalidAdapterConfig, InvalidTensors, Problem
+from wegeft.method.combination import Combination, Part, combine
 from wegeft.method.config import WeGeFTConfig
+from wegeft.method.generator import Generator
 from wegeft.method.layer import BASE_ROWS, WeGeFTLinear
 from wegeft.method.shared_input import SharedInput, sibling_names
 from wegeft.method.sharing import Group, plan_groups
@@ -108,6 +110,47 @@ class WeGeFTModel(BaseTuner):  # type: ignore[misc] # PEFT is untyped
         super().delete_adapter(adapter_name)
         del self.wegeft_generators[adapter_name]
         del self.plans[adapter_name]
+
+    def generators(self, adapter_name: str) -> dict[str, Generator[Tensor]]:
+        """Return an adapter's generators by group, detached, for the algebra of ``wegeft.method.generator``; they share its memory."""
+        return {
+            _decoded(key): Generator(phi=weights.phi.detach(), psi=weights.psi.detach(), scale=weights.scaling)
+            for key, weights in self.generators_of(adapter_name).items()
+            if isinstance(weights, GeneratorWeights)
+        }
+
+    def add_weighted_adapter(
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: Combination = "cat",
+        svd_rank: int | None = None,
+    ) -> None:
+        """Add the adapter ``Σ wᵢ Mᵢ``, which is not made active: exactly (``cat``), or cut to ``svd_rank`` with the least error (``svd``).
+
+        Raises ``InvalidAdapterConfig`` if the name is taken, an adapter is unknown, the weights are not as many, or the adapters differ in
+        transform, sharing, or modules to save; the model is then unchanged.
+        """
+        unknown = sorted(set(adapters) - set(self.peft_config))
+        if unknown or not adapters or adapter_name in self.peft_config or len(weights) != len(adapters):
+            problem = f"no such adapter: {', '.join(unknown)}" if unknown else "needs a new name, adapters, and a weight for each"
+            raise InvalidAdapterConfig(f"add_weighted_adapter: {problem}")
+        parts = [
+            Part(
+                config=self.peft_config[name],
+                generators=self.generators(name),
+                groups={group.key: group for group in self.plans[name].values()},
+                weight=weight,
+            )
+            for name, weight in zip(adapters, weights, strict=True)
+        ]
+        config, combined = combine(parts, self.model, combination_type, svd_rank)
+        self.peft_config[adapter_name] = config
+        self.inject_adapter(self.model, adapter_name)
+        for key, module in self.generators_of(adapter_name).items():
+            if isinstance(module, GeneratorWeights):
+                module.take(combined[_decoded(key)])
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False, keep_copy: bool = False) -> None:
         """Merge adapters, as PEFT does; ``keep_copy`` keeps the old weights so that ``unmerge_adapter`` is exact to the bit."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from wegeft.method.config import Initialisation, Transform, WeGeFTConfig
+from wegeft.method.generator import Generator
 from wegeft.method.sharing import Group
 
 
@@ -62,6 +63,12 @@ class GeneratorWeights(nn.Module):
                 self.psi.copy_(nn.init.orthogonal_(torch.empty_like(self.psi, dtype=torch.float32)))
             case _:
                 assert_never(how)
+
+    @torch.no_grad()
+    def take(self, generator: Generator[Tensor]) -> None:
+        """Become another generator of the same shape and scale 1, in its dtype."""
+        self.phi = nn.Parameter(generator.phi.clone().contiguous(), requires_grad=self.phi.requires_grad)
+        self.psi = nn.Parameter(generator.psi.clone().contiguous(), requires_grad=self.psi.requires_grad)
 
     def extra_repr(self) -> str:
         return f"width={self.width}, rank={self.rank}, scaling={self.scaling:g}, transform={self.transform}"

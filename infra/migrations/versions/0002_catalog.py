@@ -16,7 +16,7 @@ def upgrade() -> None:
     op.create_table(
         "adapters",
         sa.Column("id", sa.Integer(), nullable=False),
-        sa.Column("key", sa.String(193), nullable=False),
+        sa.Column("key", sa.String(193).with_variant(sa.String(193, collation="C"), "postgresql"), nullable=False),
         sa.Column("namespace", sa.String(96), nullable=False),
         sa.Column("name", sa.String(96), nullable=False),
         sa.Column("latest_number", sa.Integer(), nullable=False),

@@ -1,0 +1,207 @@
+"""The commands against a real service that trains a tiny model in its own threads."""
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Wgctl
+from tests.tiny_models import make_model_folder, write_sums
+
+FAST = {"WEGEFT_POOL": "inline", "WEGEFT_LEASE_SECONDS": "3", "WEGEFT_HEARTBEAT_SECONDS": "0.5"}
+SHORT, ENDLESS = 4, 1_000_000
+
+
+def write_job(folder: Path, **fields: object) -> str:
+    """Write a job over a tiny model and one-digit sums, and return its file's name."""
+    job: dict[str, object] = {
+        "name": "sums",
+        "base_model": "./model",
+        "rank": 4,
+        "datasets": [{"path": "train.jsonl"}],
+        "test_datasets": [{"path": "held.jsonl"}],
+        "sequence_len": 64,
+        "max_steps": SHORT,
+        "learning_rate": 1e-2,
+        "resources": {"cpus": 1},
+        "output": {"adapter": "demo/sums"},
+    }
+    name = f"{fields.get('name', 'sums')}.yaml"
+    (folder / name).write_text(json.dumps(job | fields))
+    return name
+
+
+def fill(folder: Path) -> None:
+    make_model_folder(folder / "model")
+    write_sums(folder / "train.jsonl", 40)
+    write_sums(folder / "held.jsonl", 8, start=40)
+
+
+@pytest.fixture(scope="module")
+def wgctl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wgctl]:
+    """Call ``wgctl`` with a service that runs for the whole module."""
+    caller = Wgctl(tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("work"), FAST)
+    fill(caller.folder)
+    caller("up", "--detach")
+    yield caller
+    caller("down")
+
+
+@pytest.fixture
+def endless(wgctl: Wgctl) -> Iterator[str]:
+    """Submit a job that never ends by itself, and cancel it at the end."""
+    job_id = wgctl("submit", write_job(wgctl.folder, name="endless", max_steps=ENDLESS, labels={"kind": "endless"})).out.strip()
+    yield job_id
+    wgctl("jobs", "cancel", job_id, status=None)
+    wgctl("jobs", "wait", job_id, "--timeout", "30", status=3)
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.1)
+
+
+def test_a_job_goes_from_file_to_folder(wgctl: Wgctl) -> None:
+    job = write_job(wgctl.folder, evaluation={"exact_match": True, "max_new_tokens": 2})
+    told = wgctl("submit", job, "--wait").out
+    job_id = told.splitlines()[0]
+    assert f"step {SHORT}/{SHORT}  loss " in told
+    assert "held-out loss" in told
+    assert "exact match" in told
+    assert told.rstrip().endswith("published demo/sums@1")
+
+    shown = wgctl("jobs", "show", job_id, "--json").json
+    assert (shown["state"], shown["result"]) == ("succeeded", {"adapter": "demo/sums", "version": 1})
+    assert "demo/sums@1" in wgctl("jobs", "show", job_id).out
+    assert wgctl("jobs", "wait", job_id).out == f"{job_id} succeeded demo/sums@1\n"
+    assert job_id in wgctl("jobs", "ls", "--state", "succeeded", "-q").out.split()
+
+    steps = [json.loads(line)["event"] for line in wgctl("jobs", "logs", job_id, "--json").out.splitlines()]
+    assert [event["step"] for event in steps if event["type"] == "progress"] == list(range(1, SHORT + 1))
+    assert f"step {SHORT}/{SHORT}" in wgctl("jobs", "logs", "-f", job_id).out
+
+    assert "demo/sums" in wgctl("adapters", "ls").out
+    assert wgctl("adapters", "versions", "demo/sums", "--json").json[0]["source"] == f"job:{job_id}"
+    wgctl("adapters", "alias", "set", "demo/sums@1", "production", "--expected", "0")
+    moved = wgctl("adapters", "alias", "set", "demo/sums@1", "canary", "--expected", "7", "--json", status=5)
+    assert moved.error["code"] == "alias_moved"
+    answer = wgctl("adapters", "download", "demo/sums@production", "-o", "adapter", "--json").json
+    assert answer["ref"] == "demo/sums@1"
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in (wgctl.folder / "adapter").iterdir()}
+    assert wgctl("adapters", "download", "demo/sums", "-o", "adapter", "--json", status=2).error["code"] == "invalid_setting"
+    wgctl("adapters", "download", "demo/sums", "-o", "adapter", "--overwrite")
+    wgctl("adapters", "alias", "rm", "demo/sums", "production")
+    assert wgctl("adapters", "show", "demo/sums@production", "--json", status=4).error["code"] == "alias_not_found"
+
+
+def test_a_dry_run_sends_nothing(wgctl: Wgctl) -> None:
+    before = wgctl("jobs", "ls", "-q").out
+    plan = wgctl("submit", write_job(wgctl.folder), "--dry-run", "--json", "-o", "rank=8").json
+    assert (plan["spec"]["rank"], plan["training_rows"], plan["held_out_rows"], plan["total_steps"]) == (8, 40, 8, SHORT)
+    assert plan["spec"]["base_model"] == str(wgctl.folder / "model")
+    assert wgctl("jobs", "ls", "-q").out == before
+
+
+def test_the_same_key_gives_the_same_job(wgctl: Wgctl) -> None:
+    job = write_job(wgctl.folder, name="twice")
+    first = wgctl("submit", job, "--idempotency-key", "one").out
+    assert wgctl("submit", job, "--idempotency-key", "one").out == first
+    answer = wgctl("submit", job, "--idempotency-key", "one", "-o", "rank=2", "--json", status=5)
+    assert answer.error["code"] == "idempotency_conflict"
+    wgctl("jobs", "wait", first.strip())
+
+
+def test_looking_away_does_not_cancel(wgctl: Wgctl) -> None:
+    process = wgctl.start("submit", write_job(wgctl.folder, name="watched", max_steps=ENDLESS), "--wait")
+    assert process.stdout is not None
+    job_id = process.stdout.readline().strip()
+    wait_until(lambda: wgctl("jobs", "show", job_id, "--json").json["step"] > 0)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert f"wgctl jobs logs -f {job_id}" in err
+    assert "Traceback" not in err
+    assert wgctl("jobs", "show", job_id, "--json").json["state"] == "running"
+    wgctl("jobs", "cancel", job_id)
+    assert wgctl("jobs", "wait", job_id, "--json", status=3).error["code"] == "job_cancelled"
+
+
+def test_waiting_has_an_end_and_a_reader_may_be_killed(wgctl: Wgctl, endless: str) -> None:
+    answer = wgctl("jobs", "wait", endless, "--timeout", "0.5", "--json", status=8)
+    assert answer.error["code"] == "job_pending"
+    reader = wgctl.start("jobs", "logs", "-f", endless)
+    assert reader.stdout is not None
+    reader.stdout.readline()
+    reader.kill()
+    reader.communicate()
+    assert wgctl("jobs", "show", endless, "--json").json["state"] in {"queued", "starting", "running"}
+    assert wgctl("jobs", "ls", "-l", "kind=endless", "-q").out.strip() == endless
+    assert wgctl("jobs", "ls", "-l", "kind=other", "-q").out == ""
+
+
+def test_a_failed_job_says_why_and_exits_with_1(wgctl: Wgctl) -> None:
+    answer = wgctl("submit", write_job(wgctl.folder, name="lost", target_modules=["q_prj"]), "--wait", "--json", status=1)
+    assert answer.json["error"]["code"] == "targets_not_found"
+    assert answer.error["code"] == "job_failed"
+    assert "targets_not_found" in answer.error["detail"]
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "code"),
+    [
+        ("jobs show nonsense", 4, "job_not_found"),
+        ("jobs logs -f job-00000000000000000000000000", 4, "job_not_found"),
+        ("jobs cancel job-00000000000000000000000000", 4, "job_not_found"),
+        ("jobs ls -l nonsense", 2, "invalid_request"),
+        ("adapters show nobody/nothing", 4, "adapter_not_found"),
+        ("adapters show demo/../x", 2, "invalid_reference"),
+        ("adapters download demo -o x", 2, "invalid_reference"),
+        ("adapters download demo/sums -o x --base-model y", 2, "invalid_setting"),
+        ("tokens revoke 000000000000", 4, "not_found"),
+    ],
+)
+def test_what_is_not_there_is_said(line: str, status: int, code: str, wgctl: Wgctl) -> None:
+    assert wgctl(*line.split(), "--json", status=status).error["code"] == code
+
+
+def test_a_token_may_do_what_its_role_says_until_it_is_revoked(wgctl: Wgctl) -> None:
+    made = wgctl("tokens", "create", "reader", "--role", "read", "--expires", "1h", "--json").json
+    reader = Wgctl(wgctl.home, wgctl.folder, {**FAST, "WEGEFT_TOKEN": made["token"]})
+    reader("jobs", "ls")
+    assert reader("submit", write_job(wgctl.folder), "--json", status=6).error["code"] == "forbidden"
+    assert reader("tokens", "ls", "--json", status=6).error["code"] == "forbidden"
+    listed = {view["id"]: view for view in wgctl("tokens", "ls", "--json").json}
+    assert (listed[made["id"]]["name"], listed[made["id"]]["role"]) == ("reader", "read")
+    assert made["token"].rpartition("_")[2] not in wgctl("tokens", "ls").out
+    wgctl("tokens", "revoke", made["id"])
+    assert reader("jobs", "ls", "--json", status=6).error["code"] == "unauthenticated"
+    local = wgctl("tokens", "create", "operator", "--role", "admin", "--local").out.strip()
+    assert Wgctl(wgctl.home, wgctl.folder, {**FAST, "WEGEFT_TOKEN": local})("tokens", "ls").status == 0
+
+
+def test_a_job_from_standard_input_starts_from_the_current_folder(wgctl: Wgctl) -> None:
+    text = (wgctl.folder / write_job(wgctl.folder)).read_text()
+    assert wgctl("validate", "-", "--json", stdin=text).json["training_rows"] == 40
+
+
+def test_a_log_goes_on_where_its_server_is_killed_and_started_again(make_wgctl: Callable[..., Wgctl]) -> None:
+    wgctl = make_wgctl(**FAST)
+    fill(wgctl.folder)
+    wgctl("up", "--detach")
+    job_id = wgctl("submit", write_job(wgctl.folder, max_steps=60, save_steps=5)).out.strip()
+    reader = wgctl.start("jobs", "logs", "-f", job_id, "--json", stdout=subprocess.PIPE)
+    wait_until(lambda: wgctl("jobs", "show", job_id, "--json").json["step"] >= 5, 60)
+    wgctl.kill_service()
+    wgctl("up", "--detach")
+    out, err = reader.communicate(timeout=120)
+    assert reader.returncode == 0, err
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [record["sequence"] for record in records] == sorted({record["sequence"] for record in records})
+    assert records[-1]["event"] == {"type": "state", "state": "succeeded", "text": records[-1]["event"]["text"]}
+    assert wgctl("jobs", "show", job_id, "--json").json["attempt"] == 2
