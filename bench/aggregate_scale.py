@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.aggregate import Contribution, FederationState, Outcome, Plan, aggregate, new_edit
-from wegeft.algebra import Generator, sum_weighted, truncate
+from wegeft.algebra import from_rows, truncate, weighted_sum
 from wegeft.contracts.federation_rules import FactorMean, FreezePhi, GeneratorExact, Rule, sent_parts
 
 _RULES: dict[str, Rule] = {
@@ -35,7 +35,7 @@ def a_state(megabytes: float, rank: int, width: int) -> FederationState:
     count = max(1, round(megabytes * 1e6 / (2 * rank * width * 4)))
     random = np.random.default_rng(0)
     pairs = {
-        f"group{index}": Generator(p=np.zeros((rank, width)), q=random.uniform(-1, 1, (rank, width)) / width**0.5, scale=2.0)
+        f"group{index}": from_rows(p=np.zeros((rank, width)), q=random.uniform(-1, 1, (rank, width)) / width**0.5, scale=2.0)
         for index in range(count)
     }
     return FederationState(edits={group: new_edit(pair) for group, pair in pairs.items()})
@@ -90,9 +90,9 @@ def stream(rule_name: str, sites: int, options: argparse.Namespace) -> None:
 def against_dense(width: int, rank: int, sites: int, repeats: int) -> None:
     """Print one row: the best approximation of a mean of generators, by factors and by the dense matrix."""
     random = np.random.default_rng(1)
-    generators = [Generator(p=random.standard_normal((rank, width)), q=random.standard_normal((rank, width))) for _ in range(sites)]
+    generators = [from_rows(p=random.standard_normal((rank, width)), q=random.standard_normal((rank, width))) for _ in range(sites)]
     weights = [1 / sites] * sites
-    factored, found = timed(lambda: truncate(sum_weighted(generators, weights), rank).generator, repeats)
+    factored, found = timed(lambda: truncate(weighted_sum(generators, weights), rank).generator, repeats)
 
     def dense() -> Any:
         mean = sum(weight * (g.p.T @ g.q) for g, weight in zip(generators, weights, strict=True))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.aggregate import Edit, FederationState, start_at
-from wegeft.algebra import Generator, add, rescale_evenly
+from wegeft.algebra import Generator, add, from_rows, rescale_evenly
 from wegeft.contracts.errors import InvalidTensors
 from wegeft.contracts.tensor_writer import write_tensors
 from wegeft.contracts.tensors import parse_header, read_tensors
@@ -55,7 +55,7 @@ def _read_edit(group: str, shape: Mapping[str, Any], tensors: Mapping[str, Any])
         rank, scale = shape[name]
         nothing = np.zeros((0, int(shape["width"])))
         p, q = (tensors[f"{group}/{name}.{part}"] if rank else nothing for part in ("p", "q"))
-        return Generator(p=p, q=q, scale=float(scale))
+        return from_rows(p=p, q=q, scale=float(scale))
 
     return Edit(pair=read("pair"), residual=read("residual"), carried=read("carried"), core=tensors.get(f"{group}/core"))
 
@@ -108,7 +108,7 @@ def state_from_adapter(weights: Mapping[str, Any], scales: Mapping[str, float], 
     edits = {}
     for group in groups:
         phi, psi = (np.asarray(weights[f"{GENERATOR_PREFIX}{group}.{part}"], dtype=np.float64) for part in ("phi", "psi"))
-        pair = Generator(p=np.ascontiguousarray(phi.T), q=psi, scale=scales[group])
-        nothing = Generator(p=pair.p[:0], q=pair.q[:0])
+        pair = from_rows(p=np.ascontiguousarray(phi.T), q=psi, scale=scales[group])
+        nothing = from_rows(p=pair.p[:0], q=pair.q[:0])
         edits[group] = Edit(pair=pair, residual=nothing, carried=nothing, core=np.eye(pair.rank) if has_core else None)
     return FederationState(edits=edits)

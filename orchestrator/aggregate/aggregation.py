@@ -15,7 +15,7 @@ from orchestrator.aggregate.optimisers import take_step
 from orchestrator.aggregate.rules import Combined, combine
 from orchestrator.aggregate.state import Array, Contribution, Edit, FederationState, Outcome, Plan, Refused, change_of
 from orchestrator.aggregate.sums import Reading, Sums, sum_updates
-from wegeft.algebra import Generator, norm
+from wegeft.algebra import from_rows, norm
 from wegeft.contracts.errors import Problem
 from wegeft.contracts.federation import FailureCode
 from wegeft.contracts.federation_rules import (
@@ -124,7 +124,7 @@ def _step(plan: Plan, state: FederationState, group: str, new: Edit) -> tuple[Ed
         move, kept = take_step(plan.server_optimizer, values[part] - old[part], known, state.rounds + 1)
         values[part] = old[part] + move
         moments |= {f"{name}.{kind}": array for kind, array in kept.items()}
-    pair = Generator(p=values["phi"], q=values["psi"], scale=new.pair.scale)
+    pair = from_rows(p=values["phi"], q=values["psi"], scale=new.pair.scale)
     return replace(new, pair=pair, core=values.get("core")), moments
 
 

@@ -17,13 +17,12 @@ from wegeft.algebra import (
     add,
     align,
     empty,
+    from_rows,
     norm,
-    prune,
     rescale_evenly,
     split,
     split_by_energy,
     subtract,
-    truncate,
 )
 from wegeft.contracts.federation_rules import (
     Alternate,
@@ -80,7 +79,7 @@ def generator_exact(rule: GeneratorExact, edit: Edit, sums: Sums) -> Combined:
         missed = _covariance(edit, sums)
     limit = rule.residual_rank_factor * edit.pair.rank
     residual, tail = split_by_energy(add(edit.residual, missed, edit.carried), rule.energy, limit)
-    carried = Generator(p=tail.p[:limit], q=tail.q[:limit])
+    carried = from_rows(p=tail.p[:limit], q=tail.q[:limit])
     return Combined(edit=Edit(pair=pair, residual=residual, carried=carried), residual=norm(missed), cut=norm(tail) + sums.cut)
 
 
@@ -101,14 +100,14 @@ def part_mean(edit: Edit, sums: Sums) -> Combined:
 
 def stack(rule: Stack, edit: Edit, sums: Sums) -> Combined:
     """Put all updates side by side into the residual, exactly unless ``max_rank`` forbids, and leave the pair where training begins."""
-    grown = prune(add(edit.residual, sums.change(edit)), 1.0).generator
-    kept = truncate(grown, rule.max_rank if rule.max_rank is not None else grown.rank)
-    return Combined(edit=replace(edit, residual=kept.generator, carried=empty(edit.pair)), cut=kept.error + sums.cut)
+    grown = add(edit.residual, sums.change(edit))
+    residual, lost = split_by_energy(grown, 1.0, rule.max_rank if rule.max_rank is not None else grown.rank)
+    return Combined(edit=replace(edit, residual=residual, carried=empty(edit.pair)), cut=norm(lost) + sums.cut)
 
 
 def _covariance(edit: Edit, sums: Sums) -> Generator:
     """Return what the mean of the factors misses: ``Σaₖ·s·δPₖᵀδQₖ − s·δP̄ᵀδQ̄``."""
-    return subtract(sums.second, Generator(p=sums.parts["phi"], q=sums.parts["psi"], scale=edit.pair.scale))
+    return subtract(sums.second, from_rows(p=sums.parts["phi"], q=sums.parts["psi"], scale=edit.pair.scale))
 
 
 def _best_pair(edit: Edit, sums: Sums) -> tuple[Generator, Generator]:
@@ -123,10 +122,10 @@ def _as_pair(head: Generator, like: Generator) -> Generator:
     if missing <= 0:
         return even
     rows = like.p[:missing] * 0.0
-    return add(even, Generator(p=rows, q=rows))
+    return add(even, from_rows(p=rows, q=rows))
 
 
 def _moved_pair(edit: Edit, moved_p: Array | None, moved_q: Array | None) -> Generator:
     p = edit.pair.p if moved_p is None else edit.pair.p + moved_p
     q = edit.pair.q if moved_q is None else edit.pair.q + moved_q
-    return Generator(p=p, q=q, scale=edit.pair.scale)
+    return from_rows(p=p, q=q, scale=edit.pair.scale)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wegeft.algebra import Generator, empty, norm, rescale_evenly, split, subtract
+from wegeft.algebra import Generator, empty, from_rows, norm, rescale_evenly, split, subtract
 from wegeft.contracts.errors import Problem
 from wegeft.contracts.federation import FailureCode
 from wegeft.contracts.federation_rules import Defence, FedAvg, NoDefence, Rule, ServerOptimiser
@@ -37,7 +37,7 @@ class Edit:
         """The generator of the trained part, its core included."""
         if self.core is None:
             return self.pair
-        return Generator(p=self.pair.p, q=self.core @ self.pair.q, scale=self.pair.scale)
+        return from_rows(p=self.pair.p, q=self.core @ self.pair.q, scale=self.pair.scale)
 
 
 def new_edit(pair: Generator, core: Array | None = None) -> Edit:
@@ -124,22 +124,22 @@ def start_at(edit: Edit, rank: int | None) -> tuple[Generator, Generator]:
     if rank is None or rank >= edit.pair.rank:
         return edit.trained, edit.residual
     if norm(edit.pair) == 0:  # nothing is lost by taking the first rows, and they can still be trained
-        head = Generator(p=edit.pair.p[:rank], q=edit.pair.q[:rank], scale=edit.pair.scale)
+        head = from_rows(p=edit.pair.p[:rank], q=edit.pair.q[:rank], scale=edit.pair.scale)
         return head, edit.residual
     head, tail = split(edit.pair, rank)
     head = rescale_evenly(head, edit.pair.scale)
-    return head, Generator(p=np.concatenate([edit.residual.p * edit.residual.scale, tail.p]), q=np.concatenate([edit.residual.q, tail.q]))
+    return head, from_rows(p=np.concatenate([edit.residual.p * edit.residual.scale, tail.p]), q=np.concatenate([edit.residual.q, tail.q]))
 
 
 def trained_by(edit: Edit, group: str, moved: Tensors, start: Generator) -> Generator:
     """Return the generator that a site trained: its start, and how far the parts that it sent have moved."""
     if f"{group}.core" in moved:
         core = np.asarray(moved[f"{group}.core"], dtype=np.float64) + (edit.core if edit.core is not None else 0.0)
-        return Generator(p=edit.pair.p, q=core @ edit.pair.q, scale=edit.pair.scale)
+        return from_rows(p=edit.pair.p, q=core @ edit.pair.q, scale=edit.pair.scale)
     phi, psi = moved.get(f"{group}.phi"), moved.get(f"{group}.psi")
     p = start.p if phi is None else start.p + phi.T
     q = start.q if psi is None else start.q + psi
-    return Generator(p=p, q=q, scale=start.scale)
+    return from_rows(p=p, q=q, scale=start.scale)
 
 
 def change_of(state: FederationState, new: FederationState) -> dict[str, Generator]:
@@ -150,4 +150,4 @@ def change_of(state: FederationState, new: FederationState) -> dict[str, Generat
 def _whole(edit: Edit) -> Generator:
     pair, residual = edit.trained, edit.residual
     p = np.concatenate([pair.p * pair.scale, residual.p * residual.scale])
-    return Generator(p=p, q=np.concatenate([pair.q, residual.q]))
+    return from_rows(p=p, q=np.concatenate([pair.q, residual.q]))

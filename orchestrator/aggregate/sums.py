@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.aggregate.state import Array, Contribution, Edit, FederationState, Tensors, start_at, trained_by
-from wegeft.algebra import Generator, add, align, compress, difference, empty, truncate
+from wegeft.algebra import Generator, add, align, compress, difference, empty, from_rows, truncate
 
 _LEAST_WORKING_RANK = 128
 _WORKING_RANK_FACTOR = 6
@@ -35,13 +35,13 @@ class Sums:
         """Return ``Σaₖ(Mₖ − M₀ₖ)``."""
         pair = edit.pair
         if "core" in self.parts:
-            return Generator(p=pair.p, q=self.parts["core"] @ pair.q, scale=pair.scale)
+            return from_rows(p=pair.p, q=self.parts["core"] @ pair.q, scale=pair.scale)
         moved_p, moved_q = self.parts.get("phi"), self.parts.get("psi")
         terms = [self.second]
         if moved_p is not None:
-            terms.append(Generator(p=moved_p, q=pair.q, scale=pair.scale))
+            terms.append(from_rows(p=moved_p, q=pair.q, scale=pair.scale))
         if moved_q is not None:
-            terms.append(Generator(p=pair.p, q=moved_q, scale=pair.scale))
+            terms.append(from_rows(p=pair.p, q=moved_q, scale=pair.scale))
         return add(*terms)
 
 
@@ -85,7 +85,7 @@ def _add(sums: Sums, edit: Edit, term: _Term, reading: Reading) -> Sums:
     trained = trained_by(edit, term.group, term.tensors, start)
     if start.rank != edit.pair.rank:
         whole = difference(trained, start)
-        second = add(sums.second, Generator(p=whole.p, q=whole.q, scale=whole.scale * term.coefficient))
+        second = add(sums.second, from_rows(p=whole.p, q=whole.q, scale=whole.scale * term.coefficient))
         return _cut(Sums(parts=sums.parts, second=second, has_lower_ranks=True, cut=sums.cut), edit, 2, reading)
     moved = _moved(edit, term, trained, reading)
     parts = {
@@ -94,7 +94,7 @@ def _add(sums: Sums, edit: Edit, term: _Term, reading: Reading) -> Sums:
     }
     second = sums.second
     if reading.keeps_products and {"phi", "psi"} <= moved.keys():
-        second = add(second, Generator(p=moved["phi"], q=moved["psi"], scale=edit.pair.scale * term.coefficient))
+        second = add(second, from_rows(p=moved["phi"], q=moved["psi"], scale=edit.pair.scale * term.coefficient))
     return _cut(Sums(parts=parts, second=second, has_lower_ranks=sums.has_lower_ranks, cut=sums.cut), edit, 2, reading)
 
 

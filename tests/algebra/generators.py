@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from wegeft.algebra import Generator
+from wegeft.algebra import Generator, from_rows
 
 SEEDS = st.integers(0, 2**32 - 1)
 
 
 def draw(seed: int, rank: int, width: int, scale: float = 1.0) -> Generator:
     random = np.random.default_rng(seed)
-    return Generator(p=random.standard_normal((rank, width)), q=random.standard_normal((rank, width)), scale=scale)
+    return from_rows(p=random.standard_normal((rank, width)), q=random.standard_normal((rank, width)), scale=scale)
 
 
 @st.composite
@@ -32,4 +32,4 @@ def in_another_gauge(generator: Generator, seed: int) -> Generator:
     random = np.random.default_rng(seed)
     first, second = (np.linalg.qr(random.standard_normal((generator.rank, generator.rank)))[0] for _ in range(2))
     turn = first @ np.diag(10.0 ** random.uniform(-1.5, 1.5, generator.rank)) @ second
-    return Generator(p=np.linalg.solve(turn.T, generator.p), q=turn @ generator.q, scale=generator.scale)
+    return from_rows(p=np.linalg.solve(turn.T, generator.p), q=turn @ generator.q, scale=generator.scale)

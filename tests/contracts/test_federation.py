@@ -4,7 +4,7 @@ import json
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -44,6 +44,7 @@ def test_equal_messages_have_equal_bytes_and_survive_the_wire() -> None:
     assert b" " not in offer.to_bytes()
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False), st.integers(1, 10**6))
 def test_numbers_keep_their_bytes(loss: float, examples: int) -> None:
     update = an_update(metrics={"train_loss": loss}, examples=examples)
@@ -77,6 +78,7 @@ def test_two_round_states_are_final() -> None:
     assert {state for state in RoundState if state.is_final} == {RoundState.COMMITTED, RoundState.FAILED}
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=64), st.integers(0, 63), st.integers(0, 7))
 def test_a_signature_holds_for_its_content_and_key_only(content: bytes, place: int, bit: int) -> None:
     public, signature = public_key_of(KEY), sign(KEY, content)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors import numpy as library
@@ -20,6 +20,7 @@ TENSORS = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(TENSORS, st.sampled_from(["F32", "F64"]))
 def test_numbers_come_back_as_they_were(tensors: dict[str, np.ndarray], stored: str) -> None:
     content = write_tensors(tensors, stored, {"b": "2", "a": "1"})  # type: ignore[arg-type]
@@ -32,6 +33,7 @@ def test_numbers_come_back_as_they_were(tensors: dict[str, np.ndarray], stored: 
     assert content == write_tensors(dict(reversed(tensors.items())), stored, {"a": "1", "b": "2"})  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(arrays.arrays(np.float32, 20, elements=st.floats(-(2.0**100), 2.0**100, width=32)))
 def test_bfloat16_is_rounded_as_torch_does(array: np.ndarray) -> None:
     expected = torch.from_numpy(array).bfloat16().float().numpy()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.rounds import (
@@ -187,6 +187,7 @@ def outcome(decision: Wait | Aggregate | Fail) -> object:
     return (decision.members, decision.closed_at) if isinstance(decision, Aggregate) else type(decision)
 
 
+@settings(deadline=None)
 @given(ROUNDS, ARRIVALS, st.integers(0, 90))
 def test_no_wait_is_unbounded_and_every_wait_is_in_the_future(round_: Round, arrivals: list[Arrival], now: int) -> None:
     decision = decide(round_, heard(arrivals, at(now)), at(now))
@@ -195,6 +196,7 @@ def test_no_wait_is_unbounded_and_every_wait_is_in_the_future(round_: Round, arr
     assert not isinstance(decide(round_, arrivals, round_.deadline_at), Wait)
 
 
+@settings(deadline=None)
 @given(ROUNDS, ARRIVALS, st.randoms(use_true_random=False))
 def test_order_and_repetition_of_arrivals_do_not_matter(round_: Round, arrivals: list[Arrival], shuffler: random.Random) -> None:
     replayed = arrivals + arrivals[: len(arrivals) // 2]
@@ -203,6 +205,7 @@ def test_order_and_repetition_of_arrivals_do_not_matter(round_: Round, arrivals:
         assert decide(round_, replayed, at(now)) == decide(round_, arrivals, at(now))
 
 
+@settings(deadline=None)
 @given(ROUNDS, ARRIVALS)
 def test_it_does_not_matter_when_or_how_often_it_is_asked(round_: Round, arrivals: list[Arrival]) -> None:
     """A scheduler that ticks each second and one that slept through the whole round settle on the same members."""
@@ -211,6 +214,7 @@ def test_it_does_not_matter_when_or_how_often_it_is_asked(round_: Round, arrival
     assert outcome(first) == outcome(decide(round_, arrivals, at(90)))
 
 
+@settings(deadline=None)
 @given(ROUNDS, ARRIVALS)
 def test_every_site_is_a_member_or_left_out_with_a_reason(round_: Round, arrivals: list[Arrival]) -> None:
     decision = decide(round_, arrivals, at(90))
@@ -228,6 +232,7 @@ SITES = [f"s-{number:03}" for number in range(200)]
 SOME = SITES[:40]
 
 
+@settings(deadline=None)
 @given(st.sets(st.sampled_from(SOME), min_size=1), st.text(max_size=5), st.floats(0.01, 1), st.integers(1, 9))
 def test_a_draw_depends_on_seed_and_sites_only(sites: set[str], seed: str, share: float, least: int) -> None:
     closing = Closing(min_sites=least, grace=timedelta(0), deadline=timedelta(1))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.update_gate import Terms, check_update, expected_forms
@@ -147,6 +147,7 @@ def test_all_problems_are_told_at_once() -> None:
     assert paths(update, tensors, offer) == ["signature", "round", "examples", "down_proj.psi", "q_proj.phi"]
 
 
+@settings(deadline=None)
 @given(st.floats(0.01, 5.0))
 def test_the_norm_is_that_of_the_change_of_function_in_any_gauge(limit: float) -> None:
     """Honest factors times 1024 and 1/1024 are the same function, and neither pass nor fail for it."""

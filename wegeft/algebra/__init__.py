@@ -1,70 +1,72 @@
-"""The algebra of generators ``M = s·PᵀQ``, always on the factors and never on a width×width matrix.
+"""The algebra of generators: products ``M = s·φψ`` compared, added, cut, aligned and inverted without ever forming width×width.
 
-Works alike on numpy arrays and on torch tensors, without importing torch. Arithmetic is done in the dtype of the factors: whoever needs
-float64 passes float64. No function changes its arguments; all are safe to call from any thread.
+Every function takes numpy arrays or torch tensors and answers in kind, in their dtype; torch is not imported for it. No function changes
+its arguments, and all may be called from any thread.
 """
 
 from wegeft.algebra.alignment import align, rotate
 from wegeft.algebra.generator import (
+    Array,
     Generator,
+    adapter_cosine,
     add,
     compose,
     cosine,
     difference,
-    dot,
     empty,
-    gram,
+    from_rows,
+    inner,
     interpolate,
+    inverse,
     norm,
     rescale,
     rescale_evenly,
-    scale,
     subtract,
-    sum_weighted,
+    weighted_mean,
+    weighted_sum,
 )
-from wegeft.algebra.inversion import CONDITION_LIMIT, condition, invert
 from wegeft.algebra.truncation import (
     Truncation,
-    balance,
+    canonical,
     compress,
+    distance,
     principal_angles,
     prune,
-    rank_for_energy,
-    spectrum,
+    singular_values,
     split,
     split_by_energy,
     truncate,
 )
 
 __all__ = [
-    "CONDITION_LIMIT",
+    "Array",
     "Generator",
     "Truncation",
+    "adapter_cosine",
     "add",
     "align",
-    "balance",
+    "canonical",
     "compose",
     "compress",
-    "condition",
     "cosine",
     "difference",
-    "dot",
+    "distance",
     "empty",
-    "gram",
+    "from_rows",
+    "inner",
     "interpolate",
-    "invert",
+    "inverse",
     "norm",
     "principal_angles",
     "prune",
-    "rank_for_energy",
     "rescale",
     "rescale_evenly",
     "rotate",
-    "scale",
-    "spectrum",
+    "singular_values",
     "split",
     "split_by_energy",
     "subtract",
-    "sum_weighted",
     "truncate",
+    "weighted_mean",
+    "weighted_sum",
 ]

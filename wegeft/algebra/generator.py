@@ -1,158 +1,233 @@
-"""A generator by its two factors, and what is linear or bilinear in it."""
+"""A generator by its two factors, and everything that needs no more than sums and rank×rank products of them.
+
+The factors of two generators must not be added or averaged: ``(φR, R⁻¹ψ)`` is the same M for every invertible R, so only what is computed
+from M means anything, or from factors that :mod:`wegeft.algebra.alignment` has brought into one gauge.
+"""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import TypeVar
 
-from wegeft.contracts.errors import InvalidTensors
-
-Array = Any
-"""A numpy array or a torch tensor; all arrays of one call must be of one kind."""
+from wegeft.contracts.errors import InvalidAdapterConfig
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Generator:
-    """``M = s·PᵀQ``, the edit ``W' = W(I + M)``; in the words of the paper φ = Pᵀ and ψ = Q.
+class Matrix(Protocol):
+    """What numpy arrays and torch tensors have in common here."""
 
-    The factors are defined up to a gauge: ``(T⁻ᵀP, TQ)`` is the same M for every invertible T.
-    Raises :class:`InvalidTensors` where the factors are not two matrices of one shape.
-    """
+    @property
+    def shape(self) -> Any: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def T(self) -> Any: ...  # noqa: N802 - as numpy and torch call it
+    def __matmul__(self, other: Any, /) -> Any: ...
+    def __add__(self, other: Any, /) -> Any: ...
+    def __sub__(self, other: Any, /) -> Any: ...
+    def __mul__(self, other: Any, /) -> Any: ...
+    def __rmul__(self, other: Any, /) -> Any: ...
+    def __getitem__(self, key: Any, /) -> Any: ...
 
-    p: Array
-    """rank×width."""
-    q: Array
+
+Array = TypeVar("Array", bound=Matrix, default=Any)
+"""numpy arrays or torch tensors; all of one call are of one kind, and the answer is of that kind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generator(Generic[Array]):
+    """The edit ``I + M`` with ``M = scale·φψ``. Raises ``InvalidAdapterConfig`` if the shapes do not go together."""
+
+    phi: Array
+    """width×rank."""
+    psi: Array
     """rank×width."""
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        left, right = tuple(self.p.shape), tuple(self.q.shape)
-        if left != right or len(left) != 2:
-            raise InvalidTensors("the factors of a generator must be two matrices of one shape", value=f"{left} and {right}")
-        if not math.isfinite(self.scale):
-            raise InvalidTensors("the scale of a generator must be finite", value=self.scale)
+        if self.phi.ndim != 2 or tuple(self.phi.shape) != tuple(self.psi.shape)[::-1]:
+            raise InvalidAdapterConfig(f"φ must be width×rank and ψ rank×width, not {tuple(self.phi.shape)} and {tuple(self.psi.shape)}")
 
     @property
-    def rank(self) -> int:
-        """Rows of each factor; the rank of M is this or less."""
-        return int(self.p.shape[0])
+    def p(self) -> Array:
+        """φᵀ, rank×width: P of ``M = scale·PᵀQ``, where both factors are stacks of rows."""
+        rows: Array = self.phi.T
+        return rows
+
+    @property
+    def q(self) -> Array:
+        """ψ, rank×width."""
+        return self.psi
 
     @property
     def width(self) -> int:
-        """Rows and columns of M."""
-        return int(self.p.shape[1])
+        return int(self.phi.shape[0])
 
     @property
-    def size(self) -> int:
-        """Numbers in both factors."""
-        return 2 * self.rank * self.width
+    def rank(self) -> int:
+        return int(self.phi.shape[1])
 
 
-def namespace_of(array: Array) -> Any:
-    """Return the module whose functions take ``array``: numpy, or torch, which is loaded already where there is a tensor of it."""
+def inner(first: Generator[Array], second: Generator[Array]) -> float:
+    """Return the Frobenius inner product ``⟨M₁, M₂⟩ = s₁s₂ Σ (φ₁ᵀφ₂) ∘ (ψ₁ψ₂ᵀ)``, from two rank×rank Gram matrices."""
+    check_widths([first, second])
+    grams = (first.phi.T @ second.phi) * (first.psi @ second.psi.T)
+    return first.scale * second.scale * float(grams.sum())
+
+
+def norm(generator: Generator[Array]) -> float:
+    """Return ``‖M‖``, Frobenius, from rank×rank Gram matrices."""
+    return math.sqrt(max(0.0, inner(generator, generator)))
+
+
+def cosine(first: Generator[Array], second: Generator[Array]) -> float:
+    """Return ``⟨M₁, M₂⟩ / (‖M₁‖ ‖M₂‖)``; 0 if either is zero."""
+    return _cosine(inner(first, second), norm(first), norm(second))
+
+
+def adapter_cosine(first: Mapping[str, Generator[Array]], second: Mapping[str, Generator[Array]]) -> float:
+    """Return the cosine of two adapters, each the direct sum of its generators by group; a group that one lacks is zero there."""
+    shared = sum(inner(first[key], second[key]) for key in first.keys() & second.keys())
+    return _cosine(shared, *(math.hypot(*(norm(generator) for generator in adapter.values())) for adapter in (first, second)))
+
+
+def weighted_sum(generators: Sequence[Generator[Array]], weights: Sequence[float]) -> Generator[Array]:
+    """Return ``Σ wᵢ Mᵢ`` exactly, its factors side by side; rank Σrᵢ.
+
+    Raises ``InvalidAdapterConfig`` for no generators, unequal widths or a weight too few.
+    """
+    if not generators or len(generators) != len(weights):
+        raise InvalidAdapterConfig(f"{len(generators)} generators need as many weights, not {len(weights)}")
+    check_widths(generators)
+    library = library_of(generators[0].phi)
+    return Generator(
+        phi=library.concatenate([w * g.scale * g.phi for g, w in zip(generators, weights, strict=True)], axis=1),
+        psi=library.concatenate([g.psi for g in generators], axis=0),
+    )
+
+
+def weighted_mean(generators: Sequence[Generator[Array]], weights: Sequence[float]) -> Generator[Array]:
+    """Return ``Σ wᵢ Mᵢ / Σ wᵢ`` exactly. Raises ``InvalidAdapterConfig`` unless the weights are not negative and their sum is positive."""
+    total = math.fsum(weights)
+    if not (0 < total < math.inf) or any(weight < 0 for weight in weights):
+        raise InvalidAdapterConfig("weights must not be negative, and their sum must be positive and finite", value=list(weights))
+    return weighted_sum(generators, [weight / total for weight in weights])
+
+
+def subtract(first: Generator[Array], second: Generator[Array]) -> Generator[Array]:
+    """Return ``M₁ − M₂`` exactly; rank r₁ + r₂."""
+    return weighted_sum([first, second], [1.0, -1.0])
+
+
+def interpolate(first: Generator[Array], second: Generator[Array], share: float) -> Generator[Array]:
+    """Return ``(1 − share)·M₁ + share·M₂`` exactly; a share outside 0 to 1 extrapolates."""
+    return weighted_sum([first, second], [1.0 - share, share])
+
+
+def compose(first: Generator[Array], second: Generator[Array]) -> Generator[Array]:
+    """Return M with ``I + M = (I + M₁)(I + M₂)``, what merging the first and then the second into W does; rank r₁ + r₂."""
+    check_widths([first, second])
+    library = library_of(first.phi)
+    through = first.psi + second.scale * (first.psi @ second.phi) @ second.psi
+    return Generator(
+        phi=library.concatenate([first.scale * first.phi, second.scale * second.phi], axis=1),
+        psi=library.concatenate([through, second.psi], axis=0),
+    )
+
+
+def inverse(generator: Generator[Array]) -> Generator[Array]:
+    """Return M' with ``(I + M)(I + M') = I``, by Woodbury: ``M' = −s·φ (I + s·ψφ)⁻¹ ψ``; same rank.
+
+    Raises ``InvalidAdapterConfig`` if ``I + M`` is singular to working precision.
+    """
+    library = library_of(generator.phi)
+    core = _identity(generator.psi, generator.rank) + generator.scale * (generator.psi @ generator.phi)
+    if not float(library.linalg.cond(core)) < 1 / float(library.finfo(core.dtype).eps):
+        raise InvalidAdapterConfig("the edit I + M has no inverse: it erases a direction")
+    return Generator(phi=-generator.scale * generator.phi, psi=library.linalg.solve(core, generator.psi))
+
+
+def from_rows(*, p: Array, q: Array, scale: float = 1.0) -> Generator[Array]:
+    """Return the generator ``M = scale·PᵀQ``; P and Q are rank×width."""
+    return Generator(phi=p.T, psi=q, scale=scale)
+
+
+def empty(like: Generator[Array]) -> Generator[Array]:
+    """Return the zero generator of rank 0, of the width, kind and dtype of ``like``."""
+    return from_rows(p=like.p[:0], q=like.q[:0])
+
+
+def rescale(generator: Generator[Array], target: float = 1.0) -> Generator[Array]:
+    """Return the same M with scale ``target``, the rest folded into φ."""
+    if generator.scale == target:
+        return generator
+    _check_scale(target)
+    return Generator(phi=generator.phi * (generator.scale / target), psi=generator.psi, scale=target)
+
+
+def rescale_evenly(generator: Generator[Array], target: float = 1.0) -> Generator[Array]:
+    """Return the same M with scale ``target``, the rest folded into both factors alike, so that a balanced pair stays balanced."""
+    _check_scale(target)
+    ratio = generator.scale / target
+    root = math.sqrt(abs(ratio))
+    return Generator(phi=generator.phi * math.copysign(root, ratio), psi=generator.psi * root, scale=target)
+
+
+def _check_scale(target: float) -> None:
+    if target == 0 or not math.isfinite(target):
+        raise InvalidAdapterConfig("a generator cannot be brought to this scale", path="scale", value=target)
+
+
+def add(*generators: Generator[Array]) -> Generator[Array]:
+    """Return ``ΣMᵢ`` exactly; rank Σrᵢ."""
+    return weighted_sum(generators, [1.0] * len(generators))
+
+
+def difference(first: Generator[Array], second: Generator[Array]) -> Generator[Array]:
+    """Return ``M₁ − M₂`` from the differences of the factors, so that what is common does not cancel in rounding.
+
+    ``P₁ᵀQ₁ − P₂ᵀQ₂ = (P₁ − P₂)ᵀQ₁ + P₂ᵀ(Q₁ − Q₂)``. For generators of different ranks or scales this is :func:`subtract`.
+    """
+    if first.rank != second.rank or first.scale != second.scale:
+        return subtract(first, second)
+    check_widths([first, second])
+    library = library_of(first.phi)
+    p = library.concatenate([first.p - second.p, second.p])
+    return from_rows(p=p, q=library.concatenate([first.q, first.q - second.q]), scale=first.scale)
+
+
+def check_widths(generators: Sequence[Generator[Any]]) -> None:
+    """Raise ``InvalidAdapterConfig`` unless all generators have one width."""
+    widths = sorted({generator.width for generator in generators})
+    if len(widths) > 1:
+        raise InvalidAdapterConfig(f"generators of different widths cannot be combined: {widths}")
+
+
+def _cosine(product: float, first: float, second: float) -> float:
+    size = first * second
+    return min(1.0, max(-1.0, product / size)) if size else 0.0
+
+
+def _identity(like: Any, size: int) -> Any:
+    library = library_of(like)
+    options = {} if library is np else {"device": like.device}
+    return library.eye(size, dtype=like.dtype, **options)
+
+
+def library_of(array: object) -> Any:
+    """Return the module, torch or numpy, whose ``linalg``, ``concatenate``, ``where`` and so on apply; they are spelt alike.
+
+    Torch is not imported for it: where there is a tensor of it, it is loaded.
+    """
     return np if isinstance(array, np.ndarray | np.generic) else sys.modules["torch"]
 
 
-def empty(like: Generator) -> Generator:
-    """Return the zero generator of rank 0, of the width, kind and dtype of ``like``."""
-    return Generator(p=like.p[:0], q=like.q[:0])
-
-
-def scale(generator: Generator, factor: float) -> Generator:
-    """Return ``factor·M``."""
-    return Generator(p=generator.p, q=generator.q, scale=generator.scale * factor)
-
-
-def rescale(generator: Generator, target: float = 1.0) -> Generator:
-    """Return the same M with scale ``target``, the rest folded into P."""
-    if generator.scale == target:
-        return generator
-    if target == 0:
-        raise InvalidTensors("a generator cannot be brought to scale 0", value=target)
-    return Generator(p=generator.p * (generator.scale / target), q=generator.q, scale=target)
-
-
-def rescale_evenly(generator: Generator, target: float = 1.0) -> Generator:
-    """Return the same M with scale ``target``, the rest folded into both factors alike, so that a balanced pair stays balanced."""
-    if target == 0:
-        raise InvalidTensors("a generator cannot be brought to scale 0", value=target)
-    ratio = generator.scale / target
-    root = math.sqrt(abs(ratio))
-    return Generator(p=generator.p * math.copysign(root, ratio), q=generator.q * root, scale=target)
-
-
-def sum_weighted(generators: Sequence[Generator], weights: Sequence[float]) -> Generator:
-    """Return ``Σ wₖMₖ`` exactly, its factors one above the other: rank Σrₖ, scale 1.
-
-    Ranks and scales may differ; widths must not, and there must be at least one generator, else :class:`InvalidTensors`.
-    """
-    if not generators or len(generators) != len(weights):
-        raise InvalidTensors("a sum needs one weight for each of at least one generator", value=f"{len(generators)} and {len(weights)}")
-    widths = sorted({generator.width for generator in generators})
-    if len(widths) > 1:
-        raise InvalidTensors("generators of different widths cannot be added", value=str(widths))
-    xp = namespace_of(generators[0].p)
-    tops = [g.p * (weight * g.scale) for g, weight in zip(generators, weights, strict=True)]
-    return Generator(p=xp.concatenate(tops), q=xp.concatenate([g.q for g in generators]))
-
-
-def add(*generators: Generator) -> Generator:
-    """Return ``ΣMₖ``, of rank Σrₖ."""
-    return sum_weighted(generators, [1.0] * len(generators))
-
-
-def subtract(left: Generator, right: Generator) -> Generator:
-    """Return ``Mₗ − Mᵣ``, of rank rₗ + rᵣ."""
-    return sum_weighted([left, right], [1.0, -1.0])
-
-
-def difference(left: Generator, right: Generator) -> Generator:
-    """Return ``Mₗ − Mᵣ`` from the differences of the factors, so that what is common does not cancel in rounding.
-
-    ``PᵀQ − P₀ᵀQ₀ = (P − P₀)ᵀQ + P₀ᵀ(Q − Q₀)``. For two generators of different ranks or scales this is :func:`subtract`.
-    """
-    if left.rank != right.rank or left.scale != right.scale:
-        return subtract(left, right)
-    xp = namespace_of(left.p)
-    p = xp.concatenate([left.p - right.p, right.p])
-    return Generator(p=p, q=xp.concatenate([left.q, left.q - right.q]), scale=left.scale)
-
-
-def interpolate(left: Generator, right: Generator, share: float) -> Generator:
-    """Return ``(1 − share)·Mₗ + share·Mᵣ``."""
-    return sum_weighted([left, right], [1.0 - share, share])
-
-
-def compose(left: Generator, right: Generator) -> Generator:
-    """Return M with ``I + M = (I + Mₗ)(I + Mᵣ)``, of rank rₗ + rᵣ: merging ``left`` into the weights first, then ``right``."""
-    xp = namespace_of(left.p)
-    crossed = left.q + right.scale * ((left.q @ right.p.T) @ right.q)
-    p = xp.concatenate([left.scale * left.p, right.scale * right.p])
-    return Generator(p=p, q=xp.concatenate([crossed, right.q]))
-
-
-def dot(left: Generator, right: Generator) -> float:
-    """Return the Frobenius inner product ``⟨Mₗ, Mᵣ⟩ = sₗsᵣ·Σ (PₗPᵣᵀ) ∘ (QₗQᵣᵀ)``, in O(width·rank²)."""
-    return left.scale * right.scale * float(((left.p @ right.p.T) * (left.q @ right.q.T)).sum())
-
-
-def norm(generator: Generator) -> float:
-    """Return the Frobenius norm of M, from the two rank×rank Grams."""
-    return math.sqrt(max(0.0, dot(generator, generator)))
-
-
-def cosine(left: Generator, right: Generator) -> float:
-    """Return the cosine of the angle between Mₗ and Mᵣ in [-1, 1]; 0 where either is zero."""
-    lengths = norm(left) * norm(right)
-    return max(-1.0, min(1.0, dot(left, right) / lengths)) if lengths > 0 else 0.0
-
-
-def gram(generators: Sequence[Generator]) -> list[list[float]]:
-    """Return the symmetric matrix of inner products ``⟨Mᵢ, Mⱼ⟩``."""
-    rows = [[dot(left, right) for right in generators[: index + 1]] for index, left in enumerate(generators)]
-    return [[rows[max(i, j)][min(i, j)] for j in range(len(rows))] for i in range(len(rows))]
+def to_numpy(array: Any) -> NDArray[Any]:
+    """Return an array, wherever it is, as one of numpy."""
+    return np.asarray(array) if isinstance(array, np.ndarray | np.generic) else np.asarray(array.detach().cpu())

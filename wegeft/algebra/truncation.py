@@ -1,101 +1,157 @@
 """The singular value decomposition of a generator, never larger than rank×rank, and what follows from it.
 
-Thin QR of both factors, ``Pᵀ = AₚRₚ`` and ``Qᵀ = A_qR_q``, then the SVD of ``s·RₚR_qᵀ = USVᵀ``: ``M = (AₚU) S (A_qV)ᵀ``, in
-O(width·rank² + rank³). Cutting it after k values is the best approximation of rank k (Eckart and Young, 1936).
+Thin QR of both factors, ``s·φ = A₁R₁`` and ``ψᵀ = A₂R₂``, then the SVD of ``R₁R₂ᵀ``: O(width·rank² + rank³). Cutting it after k values is
+the best approximation of rank k (Eckart and Young, 1936).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Generic
 
-from wegeft.algebra.generator import Array, Generator, namespace_of
-from wegeft.contracts.errors import InvalidTensors
+import numpy as np
+
+from wegeft.algebra.generator import Array, Generator, check_widths, from_rows, library_of, subtract, to_numpy
+from wegeft.contracts.errors import InvalidAdapterConfig
 
 _GRAM_FLOOR = 1e-14
 """Share of the largest eigenvalue of a Gram below which the others are rounding."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Truncation:
-    """The best approximation of a generator at a rank, and what it costs."""
+@dataclass(frozen=True, kw_only=True)
+class Truncation(Generic[Array]):
+    """A generator of lower rank and how far it is from the one that it stands for, in the norm that was asked for."""
 
-    generator: Generator
-    """Balanced, at scale 1, its rows from the largest singular value to the smallest."""
+    generator: Generator[Array]
     error: float
-    """Frobenius norm of what was cut off."""
-    lost_energy: float
-    """Share of ``‖M‖²`` that was cut off, 0 to 1."""
+    """``‖F (M − M') Xᵀ‖``, with the factors that were given, else ``‖M − M'‖``, Frobenius."""
+    relative_error: float
+    """The same over ``‖F M Xᵀ‖``; 0 if both are 0."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Svd:
-    left: Array
-    """width×k, orthonormal columns."""
-    values: Array
-    """k, falling."""
-    right: Array
-    """width×k, orthonormal columns."""
-
-    def rows(self, start: int, stop: int) -> Generator:
-        """Return the values from ``start`` to ``stop`` as a balanced generator: ``PPᵀ = QQᵀ = diag(values)``."""
-        roots = self.values[start:stop, None] ** 0.5
-        return Generator(p=roots * self.left[:, start:stop].T, q=roots * self.right[:, start:stop].T)
+def singular_values(generator: Generator[Array]) -> Array:
+    """Return the rank singular values of M, largest first."""
+    values: Array = _decompose(generator)[1]
+    return values
 
 
-def _decompose(generator: Generator) -> _Svd:
-    xp = namespace_of(generator.p)
-    a, r = xp.linalg.qr(generator.p.T)
-    b, s = xp.linalg.qr(generator.q.T)
-    u, values, vt = xp.linalg.svd(generator.scale * (r @ s.T), full_matrices=False)
-    left, right = a @ u, b @ vt.T
-    signs = _signs(right)
-    return _Svd(left=left * signs, values=values, right=right * signs)
+def distance(first: Generator[Array], second: Generator[Array]) -> float:
+    """Return ``‖M₁ − M₂‖``, Frobenius, by thin QRs: Gram matrices would hide distances below the square root of the precision."""
+    return float(np.linalg.norm(to_numpy(singular_values(subtract(first, second)))))
 
 
-def _signs(columns: Array) -> Array:
-    """Return +1 or -1 a column, so that its entry of largest magnitude becomes positive: the SVD leaves the sign open."""
-    xp = namespace_of(columns)
-    if not columns.shape[1]:
-        return columns[:1]
-    peaks = columns[abs(columns).argmax(0), xp.arange(columns.shape[1])]
-    return xp.where(peaks < 0, -xp.ones_like(peaks), xp.ones_like(peaks))
+def canonical(generator: Generator[Array]) -> Generator[Array]:
+    """Return the same M in the gauge that its singular value decomposition fixes: ``φ = UΣ^½``, ``ψ = Σ^½Vᵀ``, scale 1.
+
+    Components come largest first, each with the largest entry of its φ positive, so that equal M give equal factors as far as their
+    singular values differ.
+    """
+    return _from_triple(*_decompose(generator))
 
 
-def spectrum(generator: Generator) -> Array:
-    """Return the singular values of M, falling; min(rank, width) of them."""
-    return _decompose(generator).values
+def truncate(
+    generator: Generator[Array], rank: int, *, output_factor: Array | None = None, input_factor: Array | None = None
+) -> Truncation[Array]:
+    """Return the best generator of at most ``rank``, by QR, QR and one rank×rank SVD.
+
+    Plain, it minimises ``‖M − M'‖``. ``output_factor`` F (any×width) minimises ``‖F (M − M')‖``: with the shared layers' weights stacked,
+    or any F with ``FᵀF = ΣWᵀW``, that is the change of what the layers write. ``input_factor`` X (tokens×width, activations, or any X with
+    XᵀX their covariance) minimises ``‖(M − M') Xᵀ‖``; both together, ``‖F (M − M') Xᵀ‖``.
+
+    Source: Eckart and Young, in the metric of F and X; optimal because the best product lies in the span of ``Fφ`` and of ``ψXᵀ``.
+    Raises ``InvalidAdapterConfig`` for a rank below 1 or a factor of another width.
+    """
+    if rank < 1:
+        raise InvalidAdapterConfig("rank must be at least 1", path="rank", value=rank)
+    _check_factors(generator, output_factor, input_factor)
+    library = library_of(generator.phi)
+    left = generator.scale * generator.phi
+    right = generator.psi.T
+    left_r = library.linalg.qr(left if output_factor is None else output_factor @ left)[1]
+    right_r = library.linalg.qr(right if input_factor is None else input_factor @ right)[1]
+    u, values, v = library.linalg.svd(left_r @ right_r.T, full_matrices=False)
+    kept = min(rank, generator.rank)
+    root = values[:kept] ** 0.5
+    cut = Generator(
+        phi=left @ (library.linalg.pinv(left_r) @ (u[:, :kept] * root)),
+        psi=((library.linalg.pinv(right_r) @ (v[:kept].T * root)).T) @ generator.psi,
+    )
+    tail, total = (float(np.linalg.norm(to_numpy(part))) for part in (values[kept:], values))
+    return Truncation(generator=cut, error=tail, relative_error=tail / total if total else 0.0)
 
 
-def truncate(generator: Generator, rank: int) -> Truncation:
-    """Return the best approximation of ``generator`` with at most ``rank`` rows; raise :class:`InvalidTensors` for a negative rank."""
-    if rank < 0:
-        raise InvalidTensors("a rank cannot be negative", value=rank)
-    svd = _decompose(generator)
-    tail, total = _energy(svd.values[rank:]), _energy(svd.values)
-    return Truncation(generator=svd.rows(0, rank), error=math.sqrt(tail), lost_energy=tail / total if total > 0 else 0.0)
+def prune(generator: Generator[Array], energy: float) -> Truncation[Array]:
+    """Return the generator of least rank that keeps at least the share ``energy`` of ``‖M‖²``.
+
+    Raises ``InvalidAdapterConfig`` unless 0 < energy ≤ 1.
+    """
+    if not 0 < energy <= 1:
+        raise InvalidAdapterConfig("energy must be more than 0 and at most 1", path="energy", value=energy)
+    squares = to_numpy(singular_values(generator)) ** 2
+    tails = np.append(np.cumsum(squares[::-1])[::-1][1:], 0.0)
+    enough = tails <= (1 - energy) * squares.sum()
+    return truncate(generator, int(np.argmax(enough)) + 1)
 
 
-def compress(generator: Generator, rank: int) -> Truncation:
+def principal_angles(first: Generator[Array], second: Generator[Array], *, of: str = "psi") -> Array:
+    """Return the angles, in radians, smallest first, between what two generators read (``of='psi'``) or write (``of='phi'``).
+
+    By sines and cosines together, so that small angles are exact (Björck and Golub). The factors must have full rank.
+    """
+    check_widths([first, second])
+    library = library_of(first.phi)
+    one, other = ((first.phi, second.phi) if of == "phi" else (first.psi.T, second.psi.T))[:: 1 if first.rank >= second.rank else -1]
+    one, other = library.linalg.qr(one)[0], library.linalg.qr(other)[0]
+    overlap = one.T @ other
+    cosines = library.linalg.svd(overlap, full_matrices=False)[1]
+    sines = library.linalg.svd(other - one @ overlap, full_matrices=False)[1]
+    angles: Array = library.arctan2(library.flip(sines, (0,)), cosines)
+    return angles
+
+
+def split(generator: Generator[Array], rank: int) -> tuple[Generator[Array], Generator[Array]]:
+    """Return the best approximation at ``rank``, 0 or more, and the rest: canonical, their sum M and their inner product zero."""
+    u, values, v = _decompose(generator)
+    kept = min(max(rank, 0), len(values))
+    return _from_triple(u[:, :kept], values[:kept], v[:, :kept]), _from_triple(u[:, kept:], values[kept:], v[:, kept:])
+
+
+def split_by_energy(generator: Generator[Array], energy: float, most: int) -> tuple[Generator[Array], Generator[Array]]:
+    """Return the best approximation that keeps the share ``energy`` of ``‖M‖²`` at a rank of at most ``most``, and the rest.
+
+    Both are canonical; what is only rounding is in neither.
+    """
+    u, values, v = _decompose(generator)
+    above = _rank_above_rounding(generator, values)
+    kept = min(most, above, _rank_for_energy(values, energy))
+    return _from_triple(u[:, :kept], values[:kept], v[:, :kept]), _from_triple(u[:, kept:above], values[kept:above], v[:, kept:above])
+
+
+def compress(generator: Generator[Array], rank: int) -> Truncation[Array]:
     """Return nearly what :func:`truncate` does, several times faster where rows are many: from rank×rank Grams, without QR.
 
     Grams square the condition of the factors: parts of a factor below 1e-7 of its largest direction are lost; ``error`` counts them.
     """
-    xp = namespace_of(generator.p)
     (root_p, back_p, lost_p), (root_q, back_q, lost_q) = (_halve(factor) for factor in (generator.p, generator.q))
-    u, values, vt = xp.linalg.svd(generator.scale * (root_p.T @ root_q), full_matrices=False)
+    u, values, vt = library_of(generator.phi).linalg.svd(generator.scale * (root_p.T @ root_q), full_matrices=False)
     sizes = values[:rank, None] ** 0.5
-    p, q = (sizes * (u.T[:rank] @ back_p)) @ generator.p, (sizes * (vt[:rank] @ back_q)) @ generator.q
-    tail, total = _energy(values[rank:]), _energy(values)
-    noise = abs(generator.scale) * (lost_p * math.sqrt(_trace(root_q)) + lost_q * math.sqrt(_trace(root_p)))
-    kept = Generator(p=p, q=q)
-    return Truncation(generator=kept, error=math.sqrt(tail) + noise, lost_energy=tail / total if total > 0 else 0.0)
+    kept = from_rows(p=(sizes * (u.T[:rank] @ back_p)) @ generator.p, q=(sizes * (vt[:rank] @ back_q)) @ generator.q)
+    tail, total = (float(np.linalg.norm(to_numpy(part))) for part in (values[rank:], values))
+    noise = abs(generator.scale) * (lost_p * float((root_q**2).sum()) ** 0.5 + lost_q * float((root_p**2).sum()) ** 0.5)
+    return Truncation(generator=kept, error=tail + noise, relative_error=(tail + noise) / total if total else 0.0)
 
 
-def _halve(factor: Array) -> tuple[Array, Array, float]:
+def _rank_for_energy(values: Any, share: float) -> int:
+    """Return how many of the falling singular values hold at least ``share`` of the sum of their squares; 0 where all are zero."""
+    squares = to_numpy(values) ** 2
+    held, total = np.cumsum(squares), float(squares.sum())
+    return min(len(squares), 1 + int(np.searchsorted(held, share * total))) if total > 0 else 0
+
+
+def _halve(factor: Any) -> tuple[Any, Any, float]:
     """Return L with ``LLᵀ`` the Gram of ``factor`` but for its rounding, ``L⁻¹``, and the norm of what was left out."""
-    weights, vectors = namespace_of(factor).linalg.eigh(factor @ factor.T)
+    weights, vectors = library_of(factor).linalg.eigh(factor @ factor.T)
     floor = float(weights[-1]) * _GRAM_FLOOR if len(weights) else 0.0
     dropped = sum(float(weight) <= floor for weight in weights)
     roots = weights[dropped:] ** 0.5
@@ -103,77 +159,29 @@ def _halve(factor: Array) -> tuple[Array, Array, float]:
     return kept * roots, (kept / roots).T, math.sqrt(dropped * floor)
 
 
-def _trace(root: Array) -> float:
-    return float((root**2).sum())
-
-
-def split(generator: Generator, rank: int) -> tuple[Generator, Generator]:
-    """Return the best approximation at ``rank`` and the rest, whose sum is M; both balanced, their inner product zero."""
-    svd = _decompose(generator)
-    kept = min(max(rank, 0), len(svd.values))
-    return svd.rows(0, kept), svd.rows(kept, len(svd.values))
-
-
-def split_by_energy(generator: Generator, energy: float, most: int) -> tuple[Generator, Generator]:
-    """Return the best approximation that keeps the share ``energy`` of ``‖M‖²`` at a rank of at most ``most``, and the rest.
-
-    Both are balanced, their rows from large to small; what is only rounding is in neither.
-    """
-    svd = _decompose(generator)
-    above = _rank_above_rounding(generator, svd.values)
-    kept = min(most, above, rank_for_energy(svd.values, energy))
-    return svd.rows(0, kept), svd.rows(kept, above)
-
-
-def balance(generator: Generator) -> Generator:
-    """Return M in its canonical gauge: ``PPᵀ = QQᵀ = S``, falling, each row's entry of largest magnitude in Q positive.
-
-    Unique where the singular values differ, so that equal M from different factors give equal results up to rounding.
-    The rank stays (rows of zeros stand for what is missing), unless it is over the width.
-    """
-    svd = _decompose(generator)
-    return svd.rows(0, len(svd.values))
-
-
-def rank_for_energy(values: Sequence[float] | Array, share: float) -> int:
-    """Return how many of the falling singular ``values`` hold at least ``share`` of the sum of their squares; 0 where all are zero."""
-    squares = [float(value) ** 2 for value in values]
-    total, held = math.fsum(squares), 0.0
-    if total <= 0:
-        return 0
-    for count, square in enumerate(squares, start=1):
-        held += square
-        if held >= share * total:
-            return count
-    return len(squares)
-
-
-def prune(generator: Generator, energy: float) -> Truncation:
-    """Return ``generator`` at the smallest rank that keeps the share ``energy`` of ``‖M‖²``; 1 keeps all that is above rounding."""
-    if not 0 <= energy <= 1:
-        raise InvalidTensors("a share of energy is between 0 and 1", value=energy)
-    values = spectrum(generator)
-    return truncate(generator, min(_rank_above_rounding(generator, values), rank_for_energy(values, energy)))
-
-
-def principal_angles(left: Generator, right: Generator) -> Array:
-    """Return the angles in radians, rising, between the row spaces of Qₗ and Qᵣ: which directions of the input both edits read.
-
-    Factors are taken as they are: rows of zeros must be pruned first. Small angles are as exact as large ones (Björck and Golub, 1973).
-    """
-    xp = namespace_of(left.q)
-    a, b = xp.linalg.qr(left.q.T)[0], xp.linalg.qr(right.q.T)[0]
-    if a.shape[1] < b.shape[1]:
-        a, b = b, a
-    cosines = xp.clip(xp.linalg.svdvals(a.T @ b), 0.0, 1.0)
-    sines = xp.clip(xp.flip(xp.linalg.svdvals(b - a @ (a.T @ b)), (0,)), 0.0, 1.0)
-    return xp.where(cosines**2 < 0.5, xp.arccos(cosines), xp.arcsin(sines))
-
-
-def _energy(values: Array) -> float:
-    return math.fsum(float(value) ** 2 for value in values)
-
-
-def _rank_above_rounding(generator: Generator, values: Array) -> int:
-    floor = max(generator.width, generator.rank) * float(namespace_of(values).finfo(values.dtype).eps)
+def _rank_above_rounding(generator: Generator[Any], values: Any) -> int:
+    floor = max(generator.width, generator.rank) * float(library_of(values).finfo(values.dtype).eps)
     return sum(float(value) > floor * float(values[0]) for value in values)
+
+
+def _decompose(generator: Generator[Array]) -> tuple[Any, Any, Any]:
+    """Return U (width×rank), the singular values and V (width×rank) of M."""
+    library = library_of(generator.phi)
+    left, left_r = library.linalg.qr(generator.scale * generator.phi)
+    right, right_r = library.linalg.qr(generator.psi.T)
+    u, values, v = library.linalg.svd(left_r @ right_r.T, full_matrices=False)
+    return left @ u, values, right @ v.T
+
+
+def _from_triple(u: Any, values: Any, v: Any) -> Generator[Any]:
+    library = library_of(u)
+    largest = u[abs(u).argmax(0), list(range(u.shape[1]))]
+    root = values**0.5
+    signs = library.where(largest < 0, -root, root)
+    return Generator(phi=u * signs, psi=(v * signs).T)
+
+
+def _check_factors(generator: Generator[Any], *factors: Any) -> None:
+    for factor in factors:
+        if factor is not None and (factor.ndim != 2 or factor.shape[1] != generator.width):
+            raise InvalidAdapterConfig(f"a factor must have {generator.width} columns, not the shape {tuple(factor.shape)}")

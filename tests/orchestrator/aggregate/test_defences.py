@@ -46,7 +46,7 @@ def changed(defence: Defence, state: FederationState, members: list[Contribution
     return flat(change_of(state, outcome.state)) + np.concatenate(carried)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(SEEDS, st.integers(2, 40))
 def test_the_gram_is_that_of_dense_updates_in_any_blocks(seed: int, count: int) -> None:
     state = a_state(seed)
@@ -68,7 +68,7 @@ def test_distances_of_tiny_updates_of_large_generators_are_not_lost() -> None:
     assert np.sqrt(gram[0, 0] + gram[1, 1] - 2 * gram[0, 1]) == pytest.approx(distances, rel=1e-6)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(SEEDS, st.integers(1, 2))
 def test_krum_is_the_definition_of_the_paper(seed: int, malicious: int) -> None:
     state = a_state(seed)
@@ -87,7 +87,7 @@ def test_krum_is_the_definition_of_the_paper(seed: int, malicious: int) -> None:
     np.testing.assert_allclose(changed(MultiKrum(malicious=malicious, keep=1), state, members), vectors[order[0]], atol=1e-9)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(SEEDS, st.integers(3, 8))
 def test_the_geometric_median_has_no_direction_to_go(seed: int, count: int) -> None:
     """At the minimum of Σ wₖ‖u − uₖ‖ the weighted unit vectors towards the points sum to zero, or the point is one of them."""
@@ -128,7 +128,7 @@ def test_fltrust_weighs_by_cosine_to_the_root_at_its_norm() -> None:
     assert "needs the update of hq" in missing.problems[0].message
 
 
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None)
 @given(SEEDS)
 def test_entrywise_middles_are_those_of_dense_updates(seed: int) -> None:
     state = a_state(seed, widths={"q_proj": 11})  # of a width that the sketch covers
