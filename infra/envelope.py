@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import secrets
@@ -13,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.bodies import limit_body
-from wegeft.contracts.errors import ErrorBody, InvalidRequest, WegeftError
+from wegeft.contracts.errors import Broken, ErrorBody, InvalidRequest, WegeftError
 
 REQUEST_ID = "wegeft.request_id"
 """Where in the ASGI scope the request's id is."""
@@ -110,6 +111,9 @@ class _Exchange:
             await app(self._scope, receive, self._send_wrapped)
         except ClientDisconnect:
             return _CLIENT_GONE
+        except asyncio.CancelledError:
+            # The server is told to end and waits no longer; whoever still waits for news may ask again.
+            await self._answer(Broken("the service is shutting down", hint="try again"))
         except Exception as error:  # noqa: BLE001 - the last door: whatever comes is logged, and never shown
             await self._answer(error)
         return self._status or _CLIENT_GONE
@@ -130,8 +134,10 @@ class _Exchange:
             # so that the peer cannot take half a body for the whole.
             _LOG.error("answer cut short", path=self._scope["path"], reason=str(error), exc_info=_unless_expected(error))
             return
-        _LOG.error("unexpected error", path=self._scope["path"], exc_info=error)
-        await self._send_problem(WegeftError("an unexpected error; the server's log has more under this request id").body(self._request_id))
+        if not isinstance(error, WegeftError):
+            _LOG.error("unexpected error", path=self._scope["path"], exc_info=error)
+            error = WegeftError("an unexpected error; the server's log has more under this request id")
+        await self._send_problem(error.body(self._request_id))
 
     async def _send_problem(self, body: ErrorBody) -> None:
         content = problem_bytes(body)

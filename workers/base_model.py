@@ -169,7 +169,7 @@ def _check_vocabulary(model: Any, tokenizer: Any, request: ModelRequest) -> None
 
 
 def _unusable(what: str, error: Exception, request: ModelRequest) -> WegeftError:
-    text = shorten(str(error), 300)
+    text = str(error)
     hint = None
     if "trust_remote_code" in text:
         hint = "the model brings its own code; trust_remote_code: true runs it, where the server's policy allows"
@@ -177,4 +177,4 @@ def _unusable(what: str, error: Exception, request: ModelRequest) -> WegeftError
         hint = "install what is missing where the worker runs, or choose another attn_implementation"
     elif "Unrecognized configuration class" in text or "does not recognize this architecture" in text:
         hint = "is it a causal language model?"
-    return BaseModelUnusable(f"{what}: {text}", path="base_model", value=request.base_model, hint=hint)
+    return BaseModelUnusable(f"{what}: {shorten(text, 300)}", path="base_model", value=request.base_model, hint=hint)

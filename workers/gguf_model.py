@@ -24,12 +24,20 @@ def plain_folder(gguf: Path, digest: str, cache: Path | None) -> Iterator[Path]:
 
     Raises ``BaseModelUnusable`` if the file is of an architecture or quantisation that transformers cannot read.
     """
-    if cache is None or gguf.stat().st_size > CACHED_FILE_LIMIT:
+    if cache is None or gguf.stat().st_size > CACHED_FILE_LIMIT or not _is_writable(cache):
         with tempfile.TemporaryDirectory(prefix="wegeft-gguf-") as folder:
             _convert(gguf, Path(folder))
             yield Path(folder)
         return
     yield _cached_folder(gguf, digest, cache)
+
+
+def _is_writable(cache: Path) -> bool:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(cache, os.W_OK)
 
 
 def _cached_folder(gguf: Path, digest: str, cache: Path) -> Path:
@@ -39,7 +47,6 @@ def _cached_folder(gguf: Path, digest: str, cache: Path) -> Path:
     folder = cache / f"{digest.removeprefix('sha256:')}-{transformers.__version__}"
     if folder.is_dir():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=cache, prefix=".converting-"))
     try:
         _convert(gguf, work)

@@ -45,7 +45,7 @@ def find_model(base_model: str, revision: str | None = None, *, with_code: bool 
     path = Path(base_model).expanduser()
     if base_model.lower().endswith(".gguf"):
         return _gguf_source(path, base_model)
-    if path.is_dir():
+    if base_model.strip() and path.is_dir():
         return _folder_source(path)
     if not _MODEL_ID.match(base_model) or base_model.startswith("."):
         hint = "give a Hugging Face id such as org/name, a folder, or a .gguf file; paths are those of the worker's machine"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -18,8 +19,8 @@ from wegeft.contracts.errors import ErrorBody, NoCapacity, OutOfMemory, StartFai
 from wegeft.contracts.placement import AttemptEnd, AttemptOrder
 
 _LOG = structlog.get_logger("pool")
-_LONGEST_RAY_FOLDER = 60
-"""Characters: Ray puts sockets some forty characters below its folder, and the kernel allows a socket's path 107."""
+_LONGEST_RAY_FOLDER = 40
+"""Characters: Ray puts sockets up to 66 characters below its folder, and the kernel allows a socket's path 107."""
 _OBJECT_STORE_BYTES = 128 << 20
 """Ray's shared memory: attempts fetch and deliver over HTTP, so it carries next to nothing."""
 _ATTACH_SECONDS = 60
@@ -193,7 +194,8 @@ class RayPool:
 
     def _start_own(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for old in self.folder.glob("session_*"):
+        files = _ray_folder(self.folder)
+        for old in files.glob("session_*"):
             shutil.rmtree(old, ignore_errors=True)
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.pop("RAY_AUTH_TOKEN", None)
@@ -208,7 +210,7 @@ class RayPool:
             log_to_driver=False,
             logging_level="warning",
             namespace="wegeft",
-            _temp_dir=str(_short_folder(self.folder)),
+            _temp_dir=str(files),
         )
 
     def _attach(self, address: str) -> None:
@@ -256,7 +258,16 @@ def _write_token(path: Path) -> Path:
     return path
 
 
-def _short_folder(folder: Path) -> Path:
+def _ray_folder(folder: Path) -> Path:
+    """Return where Ray keeps its files: ``folder``, or, where its path is too long, one in the machine's temporary folder.
+
+    That one is the same each time, so that what a killed Ray left there is removed by the next.
+    """
     if len(str(folder)) <= _LONGEST_RAY_FOLDER:
         return folder
-    return Path(tempfile.mkdtemp(prefix="wegeft-ray-"))
+    digest = hashlib.sha256(str(folder).encode()).hexdigest()
+    short = Path(tempfile.gettempdir()) / f"wegeft-ray-{digest[:12]}"
+    short.mkdir(mode=0o700, exist_ok=True)
+    if short.is_symlink() or short.stat().st_uid != os.getuid():
+        return Path(tempfile.mkdtemp(prefix="wegeft-ray-"))
+    return short

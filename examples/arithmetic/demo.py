@@ -151,9 +151,9 @@ def show_lora_size(folder: Path) -> None:
     metrics = json.loads((folder / "metrics.json").read_text())
     table = Table("the same edit as", "numbers", "file")
     table.add_row(
-        "WeGeFT generators", f"{metrics['trainable_parameters']:,}", f"{(folder / 'adapter_model.safetensors').stat().st_size / 1e6:.2f} MB"
+        "WeGeFT generators", f"{int(metrics['trainable_parameters']):,}", f"{(folder / 'adapter_model.safetensors').stat().st_size / 1e6:.2f} MB"
     )
-    table.add_row("LoRA of the same rank", f"{metrics['lora_parameters']:,}", f"{metrics['lora_bytes'] / 1e6:.2f} MB")
+    table.add_row("LoRA of the same rank", f"{int(metrics['lora_equivalent_parameters']):,}", f"{metrics['lora_equivalent_bytes'] / 1e6:.2f} MB")
     console.print(table)
 
 

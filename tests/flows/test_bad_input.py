@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.flows.service import Service, clean_environment, running_service, write_job
+from tests.tiny_models import make_model, make_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_bad_job_file_is_refused_before_anything_is_sent(service: Service, tmp_p
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ("", "empty"),
+        ("", "no rows"),
         ('{"messages": [{"role": "user", "content": "1+1="}]}\n', "answer"),
         ('{"messages": [{"role": "user"\n', "JSON"),
     ],
@@ -72,15 +73,24 @@ def test_bad_rows_are_listed(service: Service, tmp_path: Path, rows: str, words:
 FAILURES = [
     ({"base_model": "no-such-model"}, "base_model_not_found"),
     ({"target_modules": ["q_prj"]}, "targets_not_found"),
-    ({"learning_rate": 9.0, "max_grad_norm": None, "alpha": 1e6, "max_steps": 200}, "loss_not_finite"),
+    ({"base_model": "overflowing"}, "loss_not_finite"),
     ({"sequence_len": 8, "excess_length_strategy": "error"}, "invalid_data"),
 ]
+
+
+def make_overflowing_model(folder: Path) -> None:
+    """Write a model whose numbers overflow in the forward pass, as a broken conversion makes them."""
+    model = make_model()
+    model.lm_head.weight.data.mul_(1e38)
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
 
 
 @pytest.mark.parametrize(("fields", "code"), FAILURES, ids=[code for _, code in FAILURES])
 def test_job_that_cannot_work_fails_once_and_says_why(service: Service, tmp_path: Path, fields: dict[str, object], code: str) -> None:
     """The first attempt is the last, the job carries the code, and nothing is published."""
     job_file = write_job(tmp_path, name="hopeless", **fields)
+    make_overflowing_model(tmp_path / "overflowing")
     answer = service.wgctl("submit", str(job_file), "--wait", "--json", expected=None)
     with service.client() as client:
         job = client.jobs(limit=1).jobs[0]

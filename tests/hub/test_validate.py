@@ -264,7 +264,6 @@ def test_harmed_files_are_taken_or_refused_with_reasons(path: str, at: int, inse
         assert error.problems[0].path.startswith(path)  # noqa: PT017 - either outcome is right
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks transformers for it
 def test_what_the_method_writes_passes(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Holds the gate and ``wegeft.method`` together: names of tensors, shapes, and every field of the configuration."""
     from peft import get_peft_model

@@ -23,8 +23,9 @@ from infra.auth import (
     make_attempt_token,
     revoke_token,
 )
-from infra.database import make_engine, reading, upgrade, writing
+from infra.database import reading, writing
 from infra.http import create_app
+from tests.orchestrator.samples import new_sqlite
 from wegeft.contracts.errors import InvalidRequest, NotFound, Unauthenticated
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -33,8 +34,7 @@ NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
     """A database with our tables."""
-    engine = make_engine(f"sqlite:///{tmp_path / 'a.db'}")
-    upgrade(engine)
+    engine = new_sqlite(tmp_path / "a.db")
     yield engine
     engine.dispose()
 

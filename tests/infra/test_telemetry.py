@@ -40,7 +40,8 @@ def plant(log: Any) -> None:
     password = SECRETS[2]
     log.info("plain", token=USER_TOKEN, lease_token=ATTEMPT_TOKEN, Password=password, authorization=f"Bearer {USER_TOKEN}")
     log.info("nested", request={"headers": [{"Authorization": password}, ("cookie", USER_TOKEN)], "deep": {"api_key": password}})
-    log.info("in the message " + USER_TOKEN + " and " + ATTEMPT_TOKEN)
+    message = " ".join(("in the message", USER_TOKEN, "and", ATTEMPT_TOKEN))
+    log.info(message)
     log.warning("url", database=f"postgresql://me:{password}@db/x", s3=f"https://s3/x?X-Amz-Signature={'ab' * 32}")
     log.info("bytes", body=f"token={USER_TOKEN}".encode(), obj=Holder(USER_TOKEN), secret=Holder(password))
     log.info("keys", mapping={USER_TOKEN: 1})

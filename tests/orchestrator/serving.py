@@ -18,7 +18,9 @@ from fastapi import FastAPI
 from safetensors.numpy import save
 from sqlalchemy import Engine
 
+import hub.api
 from hub.objects import MemoryStore, ObjectStore
+from hub.services import HubServices
 from infra import accounts
 from infra.auth import Guard, create_token
 from infra.database import writing
@@ -55,7 +57,12 @@ class Site:
     def app(self) -> FastAPI:
         """The application, made anew."""
         guard = Guard(engine=self.engine, clock=now)
-        routers = [accounts.make_router(self.engine, guard, now), api.make_router(self.services, guard)]
+        hub_services = HubServices(engine=self.engine, store=self.store, clock=now)
+        routers = [
+            accounts.make_router(self.engine, guard, now),
+            api.make_router(self.services, guard),
+            hub.api.make_router(hub_services, guard),
+        ]
         return create_app(routers, title="test", version="1")
 
     def bearer(self, role: str = "write") -> dict[str, str]:

@@ -8,9 +8,8 @@ import pytest
 from sqlalchemy import Engine
 from starlette.testclient import TestClient
 
-from infra.database import make_engine, upgrade
 from orchestrator.admission import Policy
-from tests.orchestrator.samples import DATASET, batch, claim
+from tests.orchestrator.samples import DATASET, batch, claim, new_sqlite
 from tests.orchestrator.serving import Site, now, plain_spec
 from wegeft.contracts.adapter import digest_of
 
@@ -18,8 +17,7 @@ from wegeft.contracts.adapter import digest_of
 @pytest.fixture
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """SQLite is enough here: the ledger itself is tested on both."""
-    engine = make_engine(f"sqlite:///{tmp_path_factory.mktemp('api') / 'a.db'}")
-    upgrade(engine)
+    engine = new_sqlite(tmp_path_factory.mktemp("api") / "a.db")
     yield engine
     engine.dispose()
 
@@ -186,7 +184,7 @@ def test_who_may_do_what(http: TestClient, site: Site, method: str, path: str, r
         assert answer.headers["WWW-Authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("job_id", ["job-" + "0" * 26, "nonsense", "%00", "..%2f..", "job-" + "0" * 26 + "%0a"])
+@pytest.mark.parametrize("job_id", ["job-" + "0" * 26, "nonsense", "..%2f..", "job-" + "0" * 26 + "%0a"])
 def test_a_job_that_is_not_there(http: TestClient, job_id: str) -> None:
     """Well formed or not, it is not there."""
     for answer in (

@@ -13,9 +13,9 @@ from sqlalchemy import Engine, select
 from starlette.testclient import TestClient
 
 from hub import catalog
-from infra.database import make_engine, reading, upgrade
+from infra.database import reading
 from orchestrator import ledger
-from tests.orchestrator.samples import batch
+from tests.orchestrator.samples import batch, new_sqlite
 from tests.orchestrator.serving import Site, adapter_files, listening, now, result_of
 from tests.orchestrator.working import claim, every_write, queue, snapshot, state, take_over
 from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, digest_of
@@ -26,8 +26,7 @@ from wegeft.contracts.training import Checkpoint, Heartbeat, TrainingTask
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
     """SQLite is enough here; what depends on the database is in ``test_publishing``."""
-    engine = make_engine(f"sqlite:///{tmp_path / 'a.db'}")
-    upgrade(engine)
+    engine = new_sqlite(tmp_path / "a.db")
     yield engine
     engine.dispose()
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 from sqlalchemy import Connection
 
-from infra.database import make_engine, reading, upgrade, writing
+from infra.database import reading, writing
 from orchestrator import ledger
-from tests.orchestrator.samples import LEASE_SECONDS, add_job, at, batch, claim, log, states, view
+from tests.orchestrator.samples import LEASE_SECONDS, add_job, at, batch, claim, log, new_sqlite, states, view
 from wegeft.contracts.errors import IllegalTransition, InvalidData, LossNotFinite, StaleLease, TrainingCrashed, WegeftError, WorkerLost
 from wegeft.contracts.training import JobState, PublishedVersion
 
@@ -41,8 +41,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @initialize()
     def open(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
-        self.engine = make_engine(f"sqlite:///{self.folder / 'ledger.db'}")
-        upgrade(self.engine)
+        self.engine = new_sqlite(self.folder / "ledger.db")
         self.now = 0.0
         self.entropy = itertools.count()
         self.expected: dict[str, Expected] = {}

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, event
 
-from infra.database import make_engine, reading, upgrade, writing
+from infra.database import reading, writing
 from orchestrator import ledger
 from orchestrator.jobs import Limits
 from orchestrator.scheduler import Scheduler, SchedulerThread
-from tests.orchestrator.samples import LEASE_SECONDS, NOW, add_job, at, claim_one, log, states, view
+from tests.orchestrator.samples import LEASE_SECONDS, NOW, add_job, at, claim_one, log, new_sqlite, states, view
 from wegeft.contracts.errors import (
     DatabaseUnavailable,
     ErrorBody,
@@ -70,8 +70,7 @@ class HandPool:
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
     """SQLite is enough: the ledger itself is tested on both."""
-    engine = make_engine(f"sqlite:///{tmp_path / 'a.db'}")
-    upgrade(engine)
+    engine = new_sqlite(tmp_path / "a.db")
     yield engine
     engine.dispose()
 

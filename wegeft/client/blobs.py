@@ -8,13 +8,23 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 
 from wegeft.client.transport import Call, Transport
-from wegeft.contracts.errors import DigestMismatch, InvalidData, InvalidSetting, NotFound, ServiceUnreachable, StorageFull
+from wegeft.contracts.errors import (
+    Conflict,
+    DigestMismatch,
+    InvalidData,
+    InvalidInput,
+    InvalidSetting,
+    NotFound,
+    Refused,
+    ServiceUnreachable,
+    StorageFull,
+)
 from wegeft.contracts.training import BlobView
 
 CHUNK_BYTES = 1 << 20
@@ -34,8 +44,7 @@ def upload(transport: Transport, prefix: str, source: Path | bytes, on_progress:
     """
     blob = _describe(source)
     path = f"{prefix}/{quote(blob.digest, safe=':')}"
-    with suppress(NotFound):
-        transport.tell(Call(method="HEAD", path=path))
+    if _is_stored(transport, path):
         return blob
     headers = {"Content-Length": str(blob.size), "Content-Type": "application/octet-stream"}
     put = Call(
@@ -43,6 +52,15 @@ def upload(transport: Transport, prefix: str, source: Path | bytes, on_progress:
     )
     transport.tell(put)
     return blob
+
+
+def _is_stored(transport: Transport, path: str) -> bool:
+    try:
+        transport.tell(Call(method="HEAD", path=path))
+    except (NotFound, Refused, Conflict, InvalidInput):
+        # The refusal of a HEAD has no words; where it means more than that the bytes are new, the PUT will hear them.
+        return False
+    return True
 
 
 def _describe(source: Path | bytes) -> BlobView:

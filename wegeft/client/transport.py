@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import TypeVar
 
 import httpx2
 from pydantic import BaseModel, ValidationError
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential, wait_random
 
 from wegeft.contracts.errors import (
     Broken,
@@ -29,6 +30,8 @@ API_PREFIX = "/api/v1"
 CONNECT_SECONDS = 5.0
 MAX_ANSWER_BYTES = 64 << 20
 """Of an answer that is read at once; blobs are streamed."""
+
+_HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})\Z")
 
 Answer = TypeVar("Answer", bound=BaseModel)
 Result = TypeVar("Result")
@@ -62,10 +65,24 @@ def check_server(server: str) -> httpx2.URL:
         url = httpx2.URL(server)
     except (httpx2.InvalidURL, TypeError):
         url = httpx2.URL("")
-    if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query or url.fragment:
+    if url.scheme not in ("http", "https") or not _is_address(url) or url.userinfo or url.query or url.fragment:
         shown = server if "@" not in server else None
         raise InvalidSetting("not the URL of a server", path="server", value=shown, hint="for example http://127.0.0.1:8571")
     return url
+
+
+def _is_address(url: httpx2.URL) -> bool:
+    host = url.raw_host.decode().strip("[]")
+    is_host = bool(_HOST_NAME.match(host)) or (":" in host and _is_ip(host))
+    return is_host and (url.port is None or 0 < url.port < 1 << 16)
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_token(token: str) -> str:
@@ -77,10 +94,7 @@ def _check_token(token: str) -> str:
 def _is_loopback(host: str) -> bool:
     if host == "localhost" or host.endswith(".localhost"):
         return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return _is_ip(host) and ipaddress.ip_address(host).is_loopback
 
 
 class Transport:
@@ -93,7 +107,11 @@ class Transport:
         self._timeout_seconds = timeout_seconds
         self._http = httpx2.Client(
             base_url=url,
-            headers={"Authorization": f"Bearer {_check_token(token)}", "Accept": "application/json, application/problem+json"},
+            headers={
+                "Authorization": f"Bearer {_check_token(token)}",
+                "Accept": "application/json, application/problem+json",
+                "Accept-Encoding": "identity",  # so that bytes are counted and hashed as they are
+            },
             timeout=self._timeout(None),
             # A redirect would carry the token to wherever the answer says; a proxy has no business between two local processes.
             follow_redirects=False,
@@ -132,7 +150,7 @@ class Transport:
         tries = Retrying(
             retry=retry_if_exception(_may_pass),
             stop=stop_after_delay(patience),
-            wait=wait_exponential_jitter(initial=0.1, max=3, jitter=0.2),
+            wait=wait_exponential(multiplier=0.1, max=3) + wait_random(0, 0.2),
             reraise=True,
         )
         return tries(once)

@@ -1,0 +1,122 @@
+"""What the catalog answers: adapters, versions, and what a reference means now."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, select
+
+from hub.catalog.cursors import make_cursor, read_cursor
+from hub.catalog.tables import ADAPTERS, ALIASES, VERSIONS, key_of
+from wegeft.contracts.adapter import LATEST, AdapterName, AdapterPage, AdapterRef, AdapterView, Manifest, VersionPage, VersionView
+from wegeft.contracts.errors import AdapterNotFound, AliasNotFound, VersionNotFound
+
+_LATEST_VERSION = (VERSIONS.c.adapter_id == ADAPTERS.c.id) & (VERSIONS.c.number == ADAPTERS.c.latest_number)
+
+
+def find_adapter(connection: Connection, adapter: AdapterName) -> AdapterView:
+    """Return the adapter, whatever the case of its name; raise :class:`AdapterNotFound`."""
+    row = connection.execute(_adapters().where(ADAPTERS.c.key == key_of(adapter))).one_or_none()
+    if row is None:
+        raise AdapterNotFound(path="adapter", value=str(adapter))
+    return _adapter_view(row, _aliases_of(connection, [row.id]))
+
+
+def list_adapters(connection: Connection, limit: int, after: str | None = None) -> AdapterPage:
+    """Return up to ``limit`` adapters by name, from the cursor ``after`` on; raise :class:`InvalidRequest` for a foreign cursor."""
+    query = _adapters().order_by(ADAPTERS.c.key).limit(limit + 1)
+    if after is not None:
+        query = query.where(ADAPTERS.c.key > read_cursor(after, str))
+    rows = connection.execute(query).all()
+    aliases = _aliases_of(connection, [row.id for row in rows[:limit]])
+    views = tuple(_adapter_view(row, aliases) for row in rows[:limit])
+    return AdapterPage(adapters=views, next_cursor=make_cursor(rows[limit - 1].key) if len(rows) > limit else None)
+
+
+def _adapters() -> Select[Any]:
+    shown = (VERSIONS.c.base_model, VERSIONS.c.method, VERSIONS.c.rank, VERSIONS.c.size)
+    return select(*ADAPTERS.c, *shown).join(VERSIONS, _LATEST_VERSION)
+
+
+def _adapter_view(row: Row[Any], aliases: dict[int, dict[str, int]]) -> AdapterView:
+    return AdapterView(
+        adapter=f"{row.namespace}/{row.name}",
+        latest_version=row.latest_number,
+        aliases={**aliases[row.id], LATEST: row.latest_number},
+        base_model=row.base_model,
+        method=row.method,
+        rank=row.rank,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        size=row.size,
+    )
+
+
+def resolve(connection: Connection, ref: AdapterRef) -> VersionView:
+    """Return the version that a reference means now.
+
+    Raises :class:`AdapterNotFound`, :class:`VersionNotFound` for a number and :class:`AliasNotFound` for an alias.
+    """
+    query = _versions().where(ADAPTERS.c.key == key_of(ref.adapter))
+    if ref.number is not None:
+        query = query.where(VERSIONS.c.number == ref.number)
+    elif ref.selector == LATEST:
+        query = query.where(VERSIONS.c.number == ADAPTERS.c.latest_number)
+    else:
+        pointed = (ALIASES.c.adapter_id == ADAPTERS.c.id) & (ALIASES.c.number == VERSIONS.c.number) & (ALIASES.c.alias == ref.selector)
+        query = query.join(ALIASES, pointed)
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        raise _explain_missing(connection, ref)
+    return _version_view(row, _aliases_of(connection, [row.adapter_id]))
+
+
+def _explain_missing(connection: Connection, ref: AdapterRef) -> Exception:
+    adapter = find_adapter(connection, ref.adapter)
+    if ref.number is not None:
+        return VersionNotFound(path=adapter.adapter, value=ref.number, hint=f"the latest is {adapter.latest_version}")
+    return AliasNotFound(path=adapter.adapter, value=ref.selector, hint=f"there are {', '.join(sorted(adapter.aliases))}")
+
+
+def list_versions(connection: Connection, adapter: AdapterName, limit: int, after: str | None = None) -> VersionPage:
+    """Return up to ``limit`` versions, newest first; raise :class:`AdapterNotFound`, and :class:`InvalidRequest` for a foreign cursor."""
+    query = _versions().where(ADAPTERS.c.key == key_of(adapter)).order_by(VERSIONS.c.number.desc()).limit(limit + 1)
+    if after is not None:
+        query = query.where(VERSIONS.c.number < read_cursor(after, int))
+    rows = connection.execute(query).all()
+    if not rows:
+        find_adapter(connection, adapter)
+    aliases = _aliases_of(connection, [row.adapter_id for row in rows[:1]])
+    views = tuple(_version_view(row, aliases) for row in rows[:limit])
+    return VersionPage(versions=views, next_cursor=make_cursor(rows[limit - 1].number) if len(rows) > limit else None)
+
+
+def _versions() -> Select[Any]:
+    named = (ADAPTERS.c.namespace, ADAPTERS.c.name, ADAPTERS.c.latest_number)
+    return select(*VERSIONS.c, *named).join(ADAPTERS, ADAPTERS.c.id == VERSIONS.c.adapter_id)
+
+
+def _version_view(row: Row[Any], aliases: dict[int, dict[str, int]]) -> VersionView:
+    pointing = sorted(alias for alias, number in aliases[row.adapter_id].items() if number == row.number)
+    return VersionView(
+        adapter=f"{row.namespace}/{row.name}",
+        version=row.number,
+        manifest_digest=row.manifest_digest,
+        manifest=Manifest.model_validate_json(row.manifest),
+        aliases=(*pointing, LATEST) if row.number == row.latest_number else tuple(pointing),
+        source=row.source,
+        base_model=row.base_model,
+        method=row.method,
+        rank=row.rank,
+        metrics=row.metrics,
+        created_at=row.created_at,
+        size=row.size,
+    )
+
+
+def _aliases_of(connection: Connection, adapter_ids: list[int]) -> dict[int, dict[str, int]]:
+    found: dict[int, dict[str, int]] = defaultdict(dict)
+    for row in connection.execute(select(ALIASES).where(ALIASES.c.adapter_id.in_(adapter_ids))):
+        found[row.adapter_id][row.alias] = row.number
+    return found

@@ -1,0 +1,61 @@
+"""How versions come into the catalog."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from hub.catalog.tables import ADAPTERS, VERSIONS, key_of, upsert
+from hub.publication import Publication
+from wegeft.contracts.adapter import AdapterName, digest_of
+from wegeft.contracts.errors import Conflict
+from wegeft.contracts.training import PublishedVersion
+
+
+def publish(connection: Connection, publication: Publication, now: datetime) -> PublishedVersion:
+    """Add a version under the next number, in the caller's transaction; publishing a source again returns the version it made.
+
+    Creates the adapter where need be. Raises :class:`Conflict` where the source has published to another adapter.
+    """
+    adapter = _lock_adapter(connection, publication.adapter, now)
+    name = f"{adapter.namespace}/{adapter.name}"
+    made = connection.execute(select(VERSIONS.c.adapter_id, VERSIONS.c.number).where(VERSIONS.c.source == publication.source)).one_or_none()
+    if made is not None and made.adapter_id != adapter.id:
+        raise Conflict("this source has published to another adapter", path="source", value=publication.source)
+    if made is not None:
+        return PublishedVersion(adapter=name, version=made.number)
+    number: int = adapter.next_number
+    try:
+        connection.execute(insert(VERSIONS).values(adapter_id=adapter.id, number=number, **_version_row(publication, now)))
+    except IntegrityError as error:
+        raise Conflict("this source is being published to another adapter", path="source", value=publication.source) from error
+    grown = {"latest_number": number, "next_number": number + 1, "updated_at": now}
+    connection.execute(update(ADAPTERS).where(ADAPTERS.c.id == adapter.id).values(grown))
+    return PublishedVersion(adapter=name, version=number)
+
+
+def _lock_adapter(connection: Connection, adapter: AdapterName, now: datetime) -> Row[Any]:
+    """Return the adapter's row, made where need be, and hold it until the transaction ends."""
+    row = {"key": key_of(adapter), "namespace": adapter.namespace, "name": adapter.name, "latest_number": 0, "next_number": 1}
+    added = upsert(connection, ADAPTERS).values({**row, "created_at": now, "updated_at": now})
+    locked = added.on_conflict_do_update(index_elements=[ADAPTERS.c.key], set_={"key": ADAPTERS.c.key})
+    return connection.execute(locked.returning(*ADAPTERS.c)).one()
+
+
+def _version_row(publication: Publication, now: datetime) -> dict[str, Any]:
+    manifest = publication.manifest(now).to_bytes()
+    return {
+        "source": publication.source,
+        "manifest": manifest.decode(),
+        "manifest_digest": digest_of(manifest),
+        "base_model": publication.base_model,
+        "method": publication.method,
+        "rank": publication.rank,
+        "size": publication.size,
+        "metrics": dict(publication.metrics),
+        "created_at": now,
+        "created_by": publication.created_by,
+    }
