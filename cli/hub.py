@@ -8,6 +8,7 @@ from typing import Literal
 import rich_click as click
 
 from cli.connection import connect
+from cli.lora import download_lora, unpin
 from cli.options import example, json_option
 from cli.output import note, print_fields, print_json, print_table, say, show_age, show_bytes, show_time
 from wegeft.contracts.adapter import AdapterRef, AdapterView, VersionView
@@ -37,12 +38,22 @@ def list_adapters(limit: int, after: str | None, is_json: bool) -> None:
         note("no adapters")
         return
     rows = [
-        (view.adapter, str(view.latest_version), view.base_model, str(view.rank), show_bytes(view.size), show_age(view.updated_at))
+        (view.adapter, str(view.latest_version), short_model(view.base_model), str(view.rank), show_bytes(view.size), _age(view))
         for view in page.adapters
     ]
     print_table(["adapter", "#latest", "base model", "#rank", "#size", "updated"], rows)
     if page.next_cursor:
         note(f"there are more: --after {page.next_cursor}")
+
+
+def _age(view: AdapterView) -> str:
+    return show_age(view.updated_at)
+
+
+def short_model(identity: str) -> str:
+    """Return a pinned base model as a person calls it: without its commit or digest, and a path by its last part."""
+    name, _ = unpin(identity)
+    return name.rpartition("/")[2] if name.startswith("/") else name
 
 
 @adapters.command("show", epilog=example("wgctl adapters show demo/arithmetic\nwgctl adapters show demo/arithmetic@3"))
@@ -136,8 +147,6 @@ def download(ref: str, folder: Path, overwrite: bool, layout: Literal["native", 
         if layout == "native":
             version = client.download(ref, folder, overwrite=overwrite)
         else:
-            from cli.lora import download_lora
-
             version = download_lora(client, ref, folder, base_model)
     if is_json:
         print_json({"ref": version.ref, "folder": str(folder.absolute()), "format": layout, "manifest_digest": version.manifest_digest})

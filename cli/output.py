@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -79,11 +79,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    cells = [[Text(printable(cell), style=state_style(cell)) for cell in row] for row in rows]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name in columns:
-        table.add_column(name.lstrip("#").upper(), justify="right" if name.startswith("#") else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(printable(cell), style=state_style(cell)) for cell in row))
+    for index, name in enumerate(columns):
+        # What comes first names the row, so it is never cut; the rest gives way on a narrow terminal.
+        width = max((len(row[0]) for row in cells), default=0) if index == 0 else None
+        justify: Literal["left", "right"] = "right" if name.startswith("#") else "left"
+        table.add_column(name.lstrip("#").upper(), justify=justify, no_wrap=True, min_width=width)
+    for row in cells:
+        table.add_row(*row)
     console().print(table)
 
 

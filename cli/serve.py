@@ -54,12 +54,11 @@ def serve(host: str | None, port: int | None, pool: str | None, only: Part | Non
 @click.option("--ray-address", help="Cluster to drive; a local one by default.")
 def gateway(ray_address: str | None) -> None:
     """Drive Ray for the service that started it: orders on standard input, ends on standard output, as JSON lines."""
+    from orchestrator.ray_gateway import run_gateway
     from workers.pool import RayPool
 
-    from orchestrator.ray_gateway import serve_pool
-
-    home = Home(load_settings().home)
-    serve_pool(RayPool(address=ray_address, folder=home.folder / "ray"), sys.stdin.buffer, sys.stdout.buffer)
+    folder = Home(load_settings().home).folder / "ray"
+    run_gateway(lambda: RayPool(address=ray_address, folder=folder))
 
 
 def run_service(settings: Settings, *, only: Part | None = None, is_json: bool = False) -> None:

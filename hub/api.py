@@ -49,6 +49,19 @@ def _adapter_name(namespace: str, name: str) -> AdapterName:
 Name = Annotated[AdapterName, Depends(_adapter_name)]
 
 
+def _adapter_filter(
+    search: Annotated[str | None, Query(description="Words, each in the adapter's name or its base model's.")] = None,
+    namespace: Annotated[str | None, Query(description="The part of the name before the slash.")] = None,
+    base_model: Annotated[str | None, Query(description="With or without the pinned revision after '@'.")] = None,
+    method: Annotated[str | None, Query(description="For example `wegeft`.")] = None,
+    rank: Annotated[int | None, Query(ge=1, lt=2**31)] = None,
+) -> catalog.AdapterFilter:
+    return catalog.AdapterFilter(search=search, namespace=namespace, base_model=base_model, method=method, rank=rank)
+
+
+Wanted = Annotated[catalog.AdapterFilter, Depends(_adapter_filter)]
+
+
 def _blob_router(services: HubServices) -> APIRouter:
     router = APIRouter(prefix="/blobs", tags=["blobs"])
 
@@ -77,10 +90,10 @@ def _blob_router(services: HubServices) -> APIRouter:
 def _adapter_router(services: HubServices) -> APIRouter:
     router = APIRouter(prefix="/adapters", tags=["adapters"])
 
-    @router.get("", summary="Adapters, by name")
-    def list_adapters(limit: Limit = 50, after: Cursor = None) -> AdapterPage:
+    @router.get("", summary="Adapters, by name or the last published to first")
+    def list_adapters(wanted: Wanted, limit: Limit = 50, after: Cursor = None, order: catalog.Order = "name") -> AdapterPage:
         with reading(services.engine) as connection:
-            return catalog.list_adapters(connection, limit, after)
+            return catalog.list_adapters(connection, limit, after, wanted=wanted, order=order)
 
     @router.get("/{namespace}/{name}", summary="An adapter")
     def get_adapter(adapter: Name) -> AdapterView:

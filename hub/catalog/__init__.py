@@ -6,19 +6,23 @@ are consecutive on SQLite and on PostgreSQL.
 """
 
 from hub.catalog.aliases import delete_alias, set_alias
-from hub.catalog.lookup import find_adapter, list_adapters, list_versions, resolve
+from hub.catalog.lookup import find_adapter, list_adapters, list_versions, resolve, resolve_commit
 from hub.catalog.publishing import publish
+from hub.catalog.search import AdapterFilter, Order
 from hub.catalog.tables import ADAPTERS, ALIASES, VERSIONS
 
 __all__ = [
     "ADAPTERS",
     "ALIASES",
     "VERSIONS",
+    "AdapterFilter",
+    "Order",
     "delete_alias",
     "find_adapter",
     "list_adapters",
     "list_versions",
     "publish",
     "resolve",
+    "resolve_commit",
     "set_alias",
 ]

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import TypeVar
 
 from wegeft.contracts.errors import InvalidRequest
 
-_Position = TypeVar("_Position", str, int)
+Position = list[str | int]
 
 
-def make_cursor(position: str | int) -> str:
-    return base64.urlsafe_b64encode(json.dumps(position).encode()).decode().rstrip("=")
+def make_cursor(list_name: str, position: Position) -> str:
+    """Return a cursor that only :func:`read_cursor` of the same list takes."""
+    return base64.urlsafe_b64encode(json.dumps([list_name, *position]).encode()).decode().rstrip("=")
 
 
-def read_cursor(cursor: str, kind: type[_Position]) -> _Position:
+def read_cursor(cursor: str, list_name: str, kinds: tuple[type[str] | type[int], ...]) -> Position:
+    """Return the position in a cursor, of these kinds; raise :class:`InvalidRequest` for what is no cursor of this list."""
     try:
-        position = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        found = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except (ValueError, RecursionError):
-        position = None
-    if type(position) is not kind or not _is_storable(position):
+        found = None
+    if not isinstance(found, list) or len(found) != 1 + len(kinds) or found[0] != list_name or not _fits(found[1:], kinds):
         raise InvalidRequest("not a cursor of this list", path="after", value=cursor, hint="pass next_cursor of the page before, unchanged")
-    return position
+    return found[1:]
 
 
-def _is_storable(position: str | int) -> bool:
-    return position.isprintable() if isinstance(position, str) else 0 <= position < 2**31
+def _fits(position: list[object], kinds: tuple[type, ...]) -> bool:
+    return all(type(item) is kind and _is_storable(item) for item, kind in zip(position, kinds, strict=True))
+
+
+def _is_storable(item: object) -> bool:
+    """Whether a database can compare with it: PostgreSQL has no NUL, and its integers end."""
+    return item.isprintable() if isinstance(item, str) else isinstance(item, int) and 0 <= item < 2**31

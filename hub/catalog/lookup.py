@@ -8,10 +8,12 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, select
 
 from hub.catalog.cursors import make_cursor, read_cursor
+from hub.catalog.search import AdapterFilter, Order, behind, conditions, cursor_at, ordering
 from hub.catalog.tables import ADAPTERS, ALIASES, VERSIONS, key_of
 from wegeft.contracts.adapter import LATEST, AdapterName, AdapterPage, AdapterRef, AdapterView, Manifest, VersionPage, VersionView
 from wegeft.contracts.errors import AdapterNotFound, AliasNotFound, VersionNotFound
 
+_VERSIONS_LIST = "versions"
 _LATEST_VERSION = (VERSIONS.c.adapter_id == ADAPTERS.c.id) & (VERSIONS.c.number == ADAPTERS.c.latest_number)
 
 
@@ -23,15 +25,17 @@ def find_adapter(connection: Connection, adapter: AdapterName) -> AdapterView:
     return _adapter_view(row, _aliases_of(connection, [row.id]))
 
 
-def list_adapters(connection: Connection, limit: int, after: str | None = None) -> AdapterPage:
-    """Return up to ``limit`` adapters by name, from the cursor ``after`` on; raise :class:`InvalidRequest` for a foreign cursor."""
-    query = _adapters().order_by(ADAPTERS.c.key).limit(limit + 1)
+def list_adapters(
+    connection: Connection, limit: int, after: str | None = None, *, wanted: AdapterFilter | None = None, order: Order = "name"
+) -> AdapterPage:
+    """Return up to ``limit`` adapters, from the cursor ``after`` on; raise :class:`InvalidRequest` for a foreign cursor."""
+    query = _adapters().where(*conditions(wanted or AdapterFilter())).order_by(*ordering(order)).limit(limit + 1)
     if after is not None:
-        query = query.where(ADAPTERS.c.key > read_cursor(after, str))
+        query = query.where(behind(order, after))
     rows = connection.execute(query).all()
     aliases = _aliases_of(connection, [row.id for row in rows[:limit]])
     views = tuple(_adapter_view(row, aliases) for row in rows[:limit])
-    return AdapterPage(adapters=views, next_cursor=make_cursor(rows[limit - 1].key) if len(rows) > limit else None)
+    return AdapterPage(adapters=views, next_cursor=cursor_at(order, rows[limit - 1]) if len(rows) > limit else None)
 
 
 def _adapters() -> Select[Any]:
@@ -72,6 +76,16 @@ def resolve(connection: Connection, ref: AdapterRef) -> VersionView:
     return _version_view(row, _aliases_of(connection, [row.adapter_id]))
 
 
+def resolve_commit(connection: Connection, adapter: AdapterName, commit: str) -> VersionView:
+    """Return the version whose manifest digest starts with ``commit``, 40 hex digits; raise as :func:`resolve` does."""
+    is_named = VERSIONS.c.manifest_digest.startswith(f"sha256:{commit}", autoescape=True)
+    row = connection.execute(_versions().where(ADAPTERS.c.key == key_of(adapter), is_named)).one_or_none()
+    if row is None:
+        found = find_adapter(connection, adapter)
+        raise VersionNotFound(path=found.adapter, value=commit, hint=f"the latest is {found.latest_version}")
+    return _version_view(row, _aliases_of(connection, [row.adapter_id]))
+
+
 def _explain_missing(connection: Connection, ref: AdapterRef) -> Exception:
     adapter = find_adapter(connection, ref.adapter)
     if ref.number is not None:
@@ -83,13 +97,14 @@ def list_versions(connection: Connection, adapter: AdapterName, limit: int, afte
     """Return up to ``limit`` versions, newest first; raise :class:`AdapterNotFound`, and :class:`InvalidRequest` for a foreign cursor."""
     query = _versions().where(ADAPTERS.c.key == key_of(adapter)).order_by(VERSIONS.c.number.desc()).limit(limit + 1)
     if after is not None:
-        query = query.where(VERSIONS.c.number < read_cursor(after, int))
+        [number] = read_cursor(after, _VERSIONS_LIST, (int,))
+        query = query.where(VERSIONS.c.number < number)
     rows = connection.execute(query).all()
     if not rows:
         find_adapter(connection, adapter)
     aliases = _aliases_of(connection, [row.adapter_id for row in rows[:1]])
     views = tuple(_version_view(row, aliases) for row in rows[:limit])
-    return VersionPage(versions=views, next_cursor=make_cursor(rows[limit - 1].number) if len(rows) > limit else None)
+    return VersionPage(versions=views, next_cursor=make_cursor(_VERSIONS_LIST, [rows[limit - 1].number]) if len(rows) > limit else None)
 
 
 def _versions() -> Select[Any]:

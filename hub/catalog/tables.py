@@ -9,6 +9,7 @@ from sqlalchemy import (
     Connection,
     ForeignKey,
     ForeignKeyConstraint,
+    Index,
     Integer,
     String,
     Table,
@@ -34,6 +35,7 @@ ADAPTERS = Table(
     Column("next_number", Integer, nullable=False),  # only grows, whatever happens to versions
     Column("created_at", UtcTime, nullable=False),
     Column("updated_at", UtcTime, nullable=False),
+    Index(None, "updated_at", "id"),
 )
 
 VERSIONS = Table(

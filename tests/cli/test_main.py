@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import subprocess
 import sys
 import time
@@ -102,6 +103,20 @@ def test_a_reader_that_goes_away_is_no_error(wgctl: Wgctl) -> None:
     os.close(writing)
     _, shown = process.communicate(timeout=60)
     assert shown == ""
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_coloured"), [({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+)
+def test_colours_are_for_terminals_that_want_them(environment: dict[str, str], is_coloured: bool, make_wgctl: Callable[..., Wgctl]) -> None:
+    terminal, inner = pty.openpty()
+    process = make_wgctl(**environment).start("validate", "nothing.yaml", stdout=inner, stderr=inner)
+    os.close(inner)
+    process.wait(60)
+    shown = os.read(terminal, 1 << 16).decode()
+    os.close(terminal)
+    assert "the job file cannot be read" in shown
+    assert ("\x1b[1;31m" in shown) == is_coloured
 
 
 def test_a_fault_of_ours_leaves_a_file_and_no_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

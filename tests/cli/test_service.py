@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.cli.conftest import Wgctl
@@ -98,6 +99,29 @@ def test_a_job_goes_from_file_to_folder(wgctl: Wgctl) -> None:
     wgctl("adapters", "download", "demo/sums", "-o", "adapter", "--overwrite")
     wgctl("adapters", "alias", "rm", "demo/sums", "production")
     assert wgctl("adapters", "show", "demo/sums@production", "--json", status=4).error["code"] == "alias_not_found"
+
+
+def test_a_lora_that_is_downloaded_computes_what_the_adapter_does(wgctl: Wgctl) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    wgctl("submit", write_job(wgctl.folder, name="both", output={"adapter": "demo/both"}), "--wait")
+    wgctl("adapters", "download", "demo/both", "-o", "both")
+    answer = wgctl("adapters", "download", "demo/both", "-o", "both-lora", "--format", "lora", "--json").json
+    assert (answer["ref"], answer["format"]) == ("demo/both@1", "lora")
+    assert json.loads((wgctl.folder / "both-lora" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    assert wgctl("adapters", "download", "demo/both", "-o", "both", "--format", "lora", status=2).out == ""
+
+    import wegeft.method  # noqa: F401 - teaches PEFT the method
+
+    tokens = torch.arange(3, 35).reshape(2, 16)
+    logits = []
+    for folder in ("both", "both-lora"):
+        base = AutoModelForCausalLM.from_pretrained(wgctl.folder / "model").eval()
+        with torch.no_grad():
+            logits.append(PeftModel.from_pretrained(base, wgctl.folder / folder)(tokens).logits)
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-4)
 
 
 def test_a_dry_run_sends_nothing(wgctl: Wgctl) -> None:
@@ -205,3 +229,31 @@ def test_a_log_goes_on_where_its_server_is_killed_and_started_again(make_wgctl: 
     assert [record["sequence"] for record in records] == sorted({record["sequence"] for record in records})
     assert records[-1]["event"] == {"type": "state", "state": "succeeded", "text": records[-1]["event"]["text"]}
     assert wgctl("jobs", "show", job_id, "--json").json["attempt"] == 2
+
+
+@pytest.mark.slow
+def test_on_a_local_ray_a_job_trains_and_nothing_is_left_running(make_wgctl: Callable[..., Wgctl]) -> None:
+    wgctl = make_wgctl(RAY_USAGE_STATS_ENABLED="0")
+    fill(wgctl.folder)
+    job = write_job(wgctl.folder)
+    told = wgctl("submit", job, "--wait", timeout=240)
+    assert "starting one on this machine" in told.err
+    assert told.out.rstrip().endswith("published demo/sums@1")
+    service = psutil.Process(wgctl.record()["pid"])
+    started = service.children(recursive=True)
+    assert any("raylet" in process.name() for process in started)
+    wgctl("down")
+    assert not service.is_running()
+    assert [process for process in started if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
+
+
+@pytest.mark.slow
+def test_a_killed_service_takes_its_ray_along(make_wgctl: Callable[..., Wgctl]) -> None:
+    wgctl = make_wgctl(RAY_USAGE_STATS_ENABLED="0")
+    fill(wgctl.folder)
+    job_id = wgctl("submit", write_job(wgctl.folder, max_steps=ENDLESS)).out.strip()
+    wait_until(lambda: wgctl("jobs", "show", job_id, "--json").json["state"] == "running", 120)
+    started = psutil.Process(wgctl.record()["pid"]).children(recursive=True)
+    wgctl.kill_service()
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert alive == []

@@ -215,9 +215,29 @@ def test_lists_come_in_pages(client: TestClient, hub: Hub) -> None:
         assert seen == (["demo/a0", "demo/a1", "demo/a2", "demo/a3", "demo/a4", "demo/many"] if key == "adapters" else [5, 4, 3, 2, 1])
 
 
+def test_a_list_is_filtered_and_sorted(client: TestClient, hub: Hub) -> None:
+    hub.publish("job:1", "demo/sums", base_model="org/tiny@abc")
+    hub.publish("job:2", "demo/words", rank=16)
+    hub.publish("job:3", "other/sums")
+
+    def listed(**params: Any) -> list[str]:
+        response = client.get(f"{API}/adapters", params=params)
+        return [view.adapter for view in AdapterPage.model_validate(response.json()).adapters]
+
+    assert listed(order="updated") == ["other/sums", "demo/words", "demo/sums"]
+    assert listed(namespace="demo") == ["demo/sums", "demo/words"]
+    assert listed(search="sums") == ["demo/sums", "other/sums"]
+    assert listed(base_model="org/tiny") == ["demo/sums"]
+    assert listed(rank=16, method="wegeft") == ["demo/words"]
+
+
 @pytest.mark.parametrize(
     ("path", "status", "code"),
     [
+        ("/adapters?order=size", 422, "invalid_request"),
+        ("/adapters?rank=0", 422, "invalid_request"),
+        ("/adapters?search=%00", 422, "invalid_request"),
+        ("/adapters?search=a+b+c+d+e+f+g+h+i", 422, "invalid_request"),
         ("/adapters/demo/unknown", 404, "adapter_not_found"),
         ("/adapters/demo/unknown/versions", 404, "adapter_not_found"),
         ("/adapters/demo/unknown/versions/1", 404, "adapter_not_found"),

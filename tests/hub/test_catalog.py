@@ -361,16 +361,111 @@ def _cursor_of(text: str) -> str:
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-_FOREIGN = ["null", "[]", "1e30", "-1", "99999999999999999999", "true", '"\\ud800"', '"\\u0000"', "[" * 9000]
+_ODD = ["null", "[]", "1e30", "true", "[" * 9000, '"x"', '[["adapters by name"]]', '["adapters by name"]', '["adapters by name", "a", "b"]']
+_ODD += ['["adapters by name", 1]', '["adapters by name", null]', '["adapters by name", "\\ud800"]', '["adapters by name", "\\u0000"]']
+_ODD += [
+    '["adapters by updated", "x", 1]',
+    '["adapters by updated", "2026-01-01", true]',
+    '["adapters by updated", "0001-01-01T00:00:00+23:59", 1]',
+]
+_ODD += ['["versions", -1]', '["versions", 99999999999999999999]', '["versions", "1"]', '["versions", 1.0]']
 
 
 def test_a_foreign_cursor_is_refused(engine: Engine) -> None:
     publish(engine)
-    for cursor in ["", "x", "é", "%%%", *map(_cursor_of, _FOREIGN)]:
-        with pytest.raises(InvalidRequest, match="cursor"), reading(engine) as connection:
-            catalog.list_adapters(connection, 3, cursor)
+    for cursor in ["", "x", "é", "%%%", *map(_cursor_of, _ODD)]:
+        for order in ("name", "updated"):
+            with pytest.raises(InvalidRequest, match="cursor"), reading(engine) as connection:
+                catalog.list_adapters(connection, 3, cursor, order=order)
         with pytest.raises(InvalidRequest, match="cursor"), reading(engine) as connection:
             catalog.list_versions(connection, DEMO, 3, cursor)
+
+
+def test_a_cursor_of_another_list_is_refused(engine: Engine) -> None:
+    for number in range(3):
+        publish(engine, f"job:{number}")
+        publish(engine, f"job:a{number}", AdapterName(namespace="demo", name=f"a{number}"))
+    with reading(engine) as connection:
+        versions = catalog.list_versions(connection, DEMO, 1).next_cursor
+        names = catalog.list_adapters(connection, 1).next_cursor
+        updated = catalog.list_adapters(connection, 1, order="updated").next_cursor
+        for cursor, order in ((versions, "name"), (versions, "updated"), (names, "updated"), (updated, "name")):
+            with pytest.raises(InvalidRequest, match="cursor"):
+                catalog.list_adapters(connection, 1, cursor, order=order)  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequest, match="cursor"):
+            catalog.list_versions(connection, DEMO, 1, names)
+
+
+def test_adapters_are_listed_by_their_last_version(engine: Engine) -> None:
+    moments = {"a": 3, "b": 1, "c": 2, "d": 1}
+    for name, day in moments.items():
+        publish(engine, f"job:{name}", AdapterName(namespace="n", name=name), now=NOW + timedelta(days=day))
+    publish(engine, "job:again", AdapterName(namespace="n", name="b"), now=NOW + timedelta(days=9, microseconds=7))
+    seen, cursor = [], None
+    while True:
+        with reading(engine) as connection:
+            page = catalog.list_adapters(connection, 1, cursor, order="updated")
+        seen += [view.adapter for view in page.adapters]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert seen == ["n/b", "n/a", "n/c", "n/d"]
+
+
+def found(engine: Engine, limit: int = 50, **wanted: Any) -> list[str]:
+    with reading(engine) as connection:
+        page = catalog.list_adapters(connection, limit, wanted=catalog.AdapterFilter(**wanted))
+    return [view.adapter for view in page.adapters]
+
+
+def test_a_list_is_filtered_by_the_newest_version(engine: Engine) -> None:
+    def add(name: str, source: str, **changes: Any) -> None:
+        publish(engine, source, AdapterName.parse(name), **changes)
+
+    add("demo/sums", "1", base_model="org/Tiny@abc", rank=8)
+    add("demo/sums", "2", base_model="org/Large@abc", rank=64)
+    add("demo/words", "3", base_model="org/tiny-2@def", rank=8)
+    add("Other/sums.100", "4", base_model="/models/tiny.gguf", rank=16)
+    assert found(engine) == ["demo/sums", "demo/words", "Other/sums.100"]
+    assert found(engine, namespace="DEMO") == ["demo/sums", "demo/words"]
+    assert found(engine, namespace="dem") == []
+    assert found(engine, rank=8) == ["demo/words"]
+    assert found(engine, base_model="org/Large") == found(engine, base_model="org/Large@abc") == ["demo/sums"]
+    assert found(engine, base_model="org/Tiny") == []
+    assert found(engine, search="TINY") == ["demo/words", "Other/sums.100"]
+    assert found(engine, search="tiny sums") == ["Other/sums.100"]
+    assert found(engine, search="  ") == found(engine)
+    assert found(engine, search="nowhere") == []
+    assert found(engine, method="wegeft", namespace="other") == ["Other/sums.100"]
+    assert found(engine, method="lora") == []
+
+
+@pytest.mark.parametrize("search", ["%", "_", "\\", "'; DROP TABLE adapters; --", "a%b", "é"])
+def test_a_search_is_never_a_pattern(engine: Engine, search: str) -> None:
+    publish(engine)
+    assert found(engine, search=search) == []
+
+
+@pytest.mark.parametrize(
+    "wanted", [{"search": "a\x00"}, {"search": "x" * 5000}, {"search": "a " * 9}, {"base_model": "\ud800"}, {"namespace": "\n"}]
+)
+def test_a_filter_that_cannot_be_is_refused(wanted: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match=r"printable|words") as caught:
+        catalog.AdapterFilter(**wanted)
+    assert {problem.path for problem in caught.value.problems} == set(wanted)
+
+
+def test_a_version_is_found_by_its_commit(engine: Engine) -> None:
+    publish(engine, "job:1")
+    publish(engine, "job:2")
+    for number in (1, 2):
+        view = resolve(engine, f"demo/arithmetic@{number}")
+        with reading(engine) as connection:
+            assert catalog.resolve_commit(connection, DEMO, view.manifest_digest.removeprefix("sha256:")[:40]) == view
+    with pytest.raises(VersionNotFound), reading(engine) as connection:
+        catalog.resolve_commit(connection, DEMO, "0" * 40)
+    with pytest.raises(AdapterNotFound), reading(engine) as connection:
+        catalog.resolve_commit(connection, AdapterName(namespace="a", name="b"), "0" * 40)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ def balanced(factors: Factors) -> Factors:
 
 def norm(factors: Factors) -> float:
     """Return ``‖up·down‖_F`` from two thin QRs: ``‖R₁R₂ᵀ‖_F`` with ``up = Q₁R₁`` and ``downᵀ = Q₂R₂``; O((out + in)·rank²)."""
-    return float(np.linalg.norm(np.linalg.qr(factors.up).R @ np.linalg.qr(factors.down.T).R.T))
+    left, right = (np.asarray(np.linalg.qr(part, mode="r")) for part in (factors.up, factors.down.T))
+    return float(np.linalg.norm(left @ right.T))
 
 
 def difference(found: Factors, exact: Factors) -> Factors:

@@ -26,6 +26,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_adapters"),
         sa.UniqueConstraint("key", name="uq_adapters_key"),
     )
+    op.create_index("ix_adapters_updated_at_id", "adapters", ["updated_at", "id"])
     _create_versions()
     op.create_table(
         "aliases",

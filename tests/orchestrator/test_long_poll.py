@@ -1,0 +1,118 @@
+"""Waiting for news of a job, over real connections: told at once, given up when nobody listens, and no burden meanwhile."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from sqlalchemy import event
+
+from infra.database import writing
+from orchestrator import ledger
+from tests.orchestrator.samples import new_sqlite
+from tests.orchestrator.serving import Site, listening, now
+from tests.orchestrator.working import queue
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    """A server's parts."""
+    engine = new_sqlite(tmp_path / "a.db")
+    yield Site(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def url(site: Site) -> Iterator[str]:
+    """Where it listens."""
+    with listening(site.app()) as url:
+        yield url
+
+
+def ask(site: Site, url: str, job_id: str, after: int, wait_seconds: float) -> tuple[Any, float]:
+    """Ask for news; return the answer, and how long it took."""
+    started = time.monotonic()
+    with httpx2.Client(base_url=url, headers=site.bearer("read"), trust_env=False, timeout=60) as http:
+        answer = http.get(f"/api/v1/jobs/{job_id}/events", params={"after": after, "wait_seconds": wait_seconds})
+    return answer, time.monotonic() - started
+
+
+def cancel(site: Site, job_id: str) -> None:
+    """Make news."""
+    with writing(site.engine) as connection:
+        ledger.cancel(connection, job_id, now())
+
+
+def test_news_are_told_at_once(site: Site, url: str) -> None:
+    """Not only when the wait is over."""
+    job_id = queue(site)
+    threading.Timer(0.5, cancel, (site, job_id)).start()
+    answer, seconds = ask(site, url, job_id, 1, 20)
+    assert [record["event"]["state"] for record in answer.json()["records"]] == ["cancelled"]
+    assert seconds < 5
+
+
+def test_without_news_the_wait_ends(site: Site, url: str) -> None:
+    """With an empty page; and at once where there is nothing to come."""
+    job_id = queue(site)
+    answer, seconds = ask(site, url, job_id, 1, 1)
+    assert (answer.json()["records"], answer.json()["state"]) == ([], "queued")
+    assert 0.9 < seconds < 5
+    cancel(site, job_id)
+    answer, seconds = ask(site, url, job_id, 2, 20)
+    assert (answer.json()["records"], answer.json()["state"]) == ([], "cancelled")
+    assert seconds < 5
+
+
+def test_nobody_listens_any_more(site: Site, url: str) -> None:
+    """The server stops looking as soon as the reader has gone."""
+    job_id = queue(site)
+    looks = 0
+
+    def count(_connection: object) -> None:
+        nonlocal looks
+        looks += 1
+
+    event.listen(site.engine, "begin", count)
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"GET /api/v1/jobs/{job_id}/events?after=1&wait_seconds=30 HTTP/1.1\r\nHost: x\r\n"
+        connection.sendall(f"{head}Authorization: {site.bearer('read')['Authorization']}\r\n\r\n".encode())
+        time.sleep(1)
+    assert looks > 2
+    time.sleep(0.7)
+    looks = 0
+    time.sleep(1)
+    assert looks == 0
+
+
+def test_a_hundred_readers_keep_nobody_waiting(site: Site, url: str) -> None:
+    """They hold no thread and no connection to the database; all of them hear the news."""
+    job_id = queue(site)
+    with ThreadPoolExecutor(100) as pool:
+        readers = [pool.submit(ask, site, url, job_id, 1, 25) for _ in range(100)]
+        time.sleep(2)
+        _, seconds = ask(site, url, job_id, 0, 0)
+        assert seconds < 5
+        cancel(site, job_id)
+        answers = [reader.result(30)[0] for reader in readers]
+    assert {answer.json()["state"] for answer in answers} == {"cancelled"}
+
+
+def test_a_server_that_ends_tells_its_readers(site: Site) -> None:
+    """So that they ask again elsewhere or later."""
+    job_id = queue(site)
+    with ThreadPoolExecutor(1) as pool:
+        with listening(site.app()) as url:
+            reader = pool.submit(ask, site, url, job_id, 1, 25)
+            time.sleep(1)
+        answer, seconds = reader.result(10)
+    assert (answer.status_code, answer.json()["detail"]) == (503, "the service is shutting down")
+    assert seconds < 10
