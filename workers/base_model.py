@@ -74,10 +74,11 @@ def load_base_model(request: ModelRequest) -> BaseModel:
     Raises ``BaseModelNotFound``, ``BaseModelUnusable``, ``OutOfMemory``, or ``NoCapacity`` where a GPU is asked for and torch sees none.
     """
     device = _device(request)
-    source = find_model(request.base_model, request.revision, with_code=request.trust_remote_code)
-    with _quiet_libraries(), _folder_of(source, request.cache) as folder:
-        tokenizer = _load_tokenizer(folder, request)
-        model = _load_model(folder, request, device)
+    with _quiet_libraries():
+        source = find_model(request.base_model, request.revision, with_code=request.trust_remote_code)
+        with _folder_of(source, request.cache) as folder:
+            tokenizer = _load_tokenizer(folder, request)
+            model = _load_model(folder, request, device)
     _check_vocabulary(model, tokenizer, request)
     model.requires_grad_(requires_grad=False)
     model.eval()
@@ -107,7 +108,7 @@ def _quiet_libraries() -> Iterator[None]:
     from transformers.utils import logging
 
     was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # Turns off those of huggingface_hub too.
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wegeft.contracts.errors import BaseModelNotFound, BaseModelUnusable, shorten
 
@@ -106,22 +107,28 @@ def _hub_source(base_model: str, revision: str | None, *, with_code: bool) -> Mo
 
 
 def _snapshot(base_model: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
-    """Return the folder of a snapshot: of the commit that the hub names now, or of the cache's where the hub does not answer."""
+    """Return the folder of a snapshot, named by its commit: the hub's of now, or the cache's where the hub does not answer."""
     import httpx2
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
+    wanted: dict[str, Any] = {
+        "repo_id": base_model,
+        "revision": revision,
+        "allow_patterns": list(patterns),
+        "ignore_patterns": list(_UNWANTED),
+    }
     # Retries of the library would take half a minute to say that there is no network; this look-up makes one.
     try:
-        commit = HfApi().model_info(base_model, revision=revision, timeout=_LOOKUP_SECONDS).sha
-        return Path(snapshot_download(base_model, revision=commit, allow_patterns=list(patterns), ignore_patterns=list(_UNWANTED)))
+        HfApi().model_info(base_model, revision=revision, timeout=_LOOKUP_SECONDS)
+        return Path(snapshot_download(**wanted))
     except HfHubHTTPError as error:
         if error.response.status_code < 500:
             raise _refused(error, base_model, revision) from error
         reason: Exception = error
     except (OSError, httpx2.HTTPError) as error:
         reason = error
-    return _cached(lambda: Path(snapshot_download(base_model, revision=revision, local_files_only=True)), base_model, reason)
+    return _cached(lambda: Path(snapshot_download(**wanted, local_files_only=True)), base_model, reason)
 
 
 def _cached(find: Callable[[], Path], base_model: str, reason: Exception) -> Path:

@@ -150,11 +150,15 @@ def show_lora_size(folder: Path) -> None:
     """Print the adapter's size beside that of the LoRA which makes the same edit."""
     metrics = json.loads((folder / "metrics.json").read_text())
     table = Table("the same edit as", "numbers", "file")
-    table.add_row(
-        "WeGeFT generators", f"{int(metrics['trainable_parameters']):,}", f"{(folder / 'adapter_model.safetensors').stat().st_size / 1e6:.2f} MB"
-    )
-    table.add_row("LoRA of the same rank", f"{int(metrics['lora_equivalent_parameters']):,}", f"{metrics['lora_equivalent_bytes'] / 1e6:.2f} MB")
+    size = (folder / "adapter_model.safetensors").stat().st_size
+    table.add_row("WeGeFT generators", _count(metrics["trainable_parameters"]), f"{size / 1e6:.2f} MB")
+    lora_size = metrics["lora_equivalent_bytes"]
+    table.add_row("LoRA of the same rank", _count(metrics["lora_equivalent_parameters"]), f"{lora_size / 1e6:.2f} MB")
     console.print(table)
+
+
+def _count(number: float) -> str:
+    return f"{int(number):,}"
 
 
 def ask_both_models(folder: Path) -> None:
