@@ -4,7 +4,8 @@
     python -m bench.aggregate_scale --sites 50 --megabytes 1 --widths 256 512
 
 Sites' updates are made from seeds as they are read, as if each came from the store; making them is timed apart and taken off. Times are
-CPU seconds, so set OMP_NUM_THREADS=1 to read them as seconds on one core. The comparison takes the best of ``--repeats``. Dense means what other systems do for LoRA products: form the width×width mean and take its SVD.
+CPU seconds, so set OMP_NUM_THREADS=1 to read them as seconds on one core. The comparison takes the best of ``--repeats``.
+Dense means what other systems do for LoRA products: form the width×width mean and take its SVD.
 """
 
 from __future__ import annotations
