@@ -1,0 +1,80 @@
+"""Inner products of all pairs of updates, over all generators: everything that a defence needs to know, in any gauge.
+
+Computed on updates (differences of factors), not on whole generators, in float64, so that distances between updates much smaller than
+the generator do not cancel. Members are read in blocks: memory grows with the block, and reading with members² / block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from orchestrator.aggregate.state import Array, Contribution, FederationState, Score, start_at, trained_by
+from wegeft.algebra import Generator, difference
+
+_BLOCK = 32
+
+
+def update_of(state: FederationState, member: Contribution) -> dict[str, Generator]:
+    """Return how a member's generators differ from those that it started from."""
+    tensors = member.load()
+    updates = {}
+    for group, edit in state.edits.items():
+        start, _ = start_at(edit, member.rank)
+        updates[group] = difference(trained_by(edit, group, tensors, start), start)
+    return updates
+
+
+def gram_of_updates(state: FederationState, members: Sequence[Contribution]) -> Array:
+    """Return the matrix of ``Σ over generators ⟨Uᵢ, Uⱼ⟩``, rows and columns in the order of ``members``."""
+    total = np.zeros((len(members), len(members)))
+    blocks = [range(start, min(start + _BLOCK, len(members))) for start in range(0, len(members), _BLOCK)]
+    for index, rows in enumerate(blocks):
+        left = [update_of(state, members[row]) for row in rows]
+        for columns in blocks[: index + 1]:
+            right = left if columns == rows else [update_of(state, members[column]) for column in columns]
+            products = sum((_products([u[group] for u in left], [u[group] for u in right]) for group in state.edits), np.zeros(()))
+            total[rows.start : rows.stop, columns.start : columns.stop] = products
+            total[columns.start : columns.stop, rows.start : rows.stop] = products.T
+    return (total + total.T) / 2
+
+
+def _products(left: Sequence[Generator], right: Sequence[Generator]) -> Array:
+    rows_p, rows_q, row_starts = _stacked(left)
+    columns_p, columns_q, column_starts = _stacked(right)
+    products = (rows_p @ columns_p.T) * (rows_q @ columns_q.T)
+    return np.asarray(np.add.reduceat(np.add.reduceat(products, row_starts, axis=0), column_starts, axis=1))
+
+
+def _stacked(updates: Sequence[Generator]) -> tuple[Array, Array, list[int]]:
+    p = np.concatenate([update.p * update.scale for update in updates])
+    starts = np.cumsum([0, *(update.rank for update in updates[:-1])])
+    return p, np.concatenate([update.q for update in updates]), [int(start) for start in starts]
+
+
+def score_members(gram: Array, sites: Sequence[str], coefficients: Mapping[str, float]) -> dict[str, Score]:
+    """Return, for each member of some weight, how its update stands to the others', leave-one-out on the Gram.
+
+    With ``u = Σaₖuₖ``: agreement is the cosine of ``uₖ`` and ``u − aₖuₖ``; influence is ``‖u − u₋ₖ‖ / ‖u‖``, where ``u₋ₖ`` is the aggregate
+    of the others at the same total weight. Zero where a norm is.
+    """
+    weights = np.array([coefficients[site] for site in sites])
+    return {site: _score(gram, weights, index) for index, site in enumerate(sites) if weights[index] != 0}
+
+
+def _score(gram: Array, weights: Array, index: int) -> Score:
+    total, own = math.fsum(weights), float(weights[index])
+    others = weights.copy()
+    others[index] = 0.0
+    lengths = _length(gram, others) * math.sqrt(max(0.0, float(gram[index, index])))
+    agreement = float(gram[index] @ others) / lengths if lengths > 0 else 0.0
+    rest = total - own
+    moved = weights - others * (total / rest) if rest > 0 else weights
+    whole = _length(gram, weights)
+    return Score(agreement=max(-1.0, min(1.0, agreement)), influence=_length(gram, moved) / whole if whole > 0 else 0.0)
+
+
+def _length(gram: Array, weights: Array) -> float:
+    return math.sqrt(max(0.0, float(weights @ gram @ weights)))

@@ -1,0 +1,221 @@
+"""One round of a federation from its offers to its record: pure functions around the rules, for whoever keeps rounds and clocks.
+
+A record names everything that went in by digest, so that any member who holds the bytes can compute the round again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from orchestrator.aggregate import Contribution, FederationState, Outcome, Plan, Refused, aggregate
+from orchestrator.federation_files import read_state, write_start, write_state
+from orchestrator.rounds import Aggregate, Closing, Fail, Round
+from orchestrator.update_gate import expected_forms
+from wegeft.contracts.adapter import digest_of
+from wegeft.contracts.federation import (
+    Exclusion,
+    FailureCode,
+    Member,
+    Offer,
+    ReasonCode,
+    RoundRecord,
+    RoundState,
+    Site,
+    TensorForm,
+    Update,
+)
+from wegeft.contracts.federation_rules import Defence, FLTrust, sent_parts
+from wegeft.contracts.federation_spec import FederationSpec
+from wegeft.contracts.job import seconds_of
+from wegeft.contracts.tensors import read_tensors
+
+ReadBytes = Callable[[str], bytes]
+"""Gives the bytes of a digest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federation:
+    """What stays the same from round to round."""
+
+    job_id: str
+    base_model: str
+    """As pinned by the server."""
+    spec: FederationSpec
+    seed: int
+    """The job's; every round's follows from it."""
+    pseudonyms: Mapping[str, str] = field(default_factory=dict)
+    """What stands for each enrolled site in records, by its name."""
+
+
+def closing_of(spec: FederationSpec) -> Closing:
+    """Return when rounds under ``spec`` close."""
+    return Closing(
+        min_sites=spec.min_sites,
+        grace=timedelta(seconds=seconds_of(spec.grace)),
+        deadline=timedelta(seconds=seconds_of(spec.deadline)),
+    )
+
+
+def seed_of(federation: Federation, number: int, attempt: int) -> int:
+    """Return the seed of a round: another one for each round and each try at it."""
+    text = f"{federation.seed}\n{federation.job_id}\n{number}\n{attempt}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def rank_of(federation: Federation, state: FederationState, site: Site) -> int | None:
+    """Return the rank that a site trains, or None where it trains the pair's."""
+    rank = federation.spec.site_ranks.get(site.name)
+    return rank if rank is not None and rank < _full_rank(state) else None
+
+
+def make_offers(
+    federation: Federation, state: FederationState, round_: Round, sites: Collection[Site], attempt: int = 1
+) -> tuple[dict[str, Offer], dict[str, bytes]]:
+    """Return an offer for each site, by pseudonym, and the bytes of what they start from, by digest; those must be stored first."""
+    starts: dict[int | None, tuple[str, bytes]] = {}
+    offers = {}
+    for site in sorted(sites, key=lambda site: site.pseudonym):
+        rank = rank_of(federation, state, site)
+        if rank not in starts:
+            content = write_start(state, rank)
+            starts[rank] = (digest_of(content), content)
+        offers[site.pseudonym] = _offer(federation, state, round_, attempt, (site.pseudonym, rank, starts[rank][0]))
+    return offers, dict(starts.values())
+
+
+def _offer(federation: Federation, state: FederationState, round_: Round, attempt: int, asked: tuple[str, int | None, str]) -> Offer:
+    pseudonym, rank, start = asked
+    spec = federation.spec
+    forms = expected_forms(rank, state, sent_parts(spec.rule, round_.number))
+    return Offer(
+        job_id=federation.job_id,
+        round=round_.number,
+        attempt=attempt,
+        site=pseudonym,
+        base_model=federation.base_model,
+        start=start,
+        rank=rank if rank is not None else _full_rank(state),
+        rule=spec.rule,
+        tensors={name: TensorForm(shape=shape) for name, shape in forms.items()},
+        wire=spec.wire,
+        max_update_norm=spec.max_update_norm,
+        seed=seed_of(federation, round_.number, attempt),
+        deadline_at=round_.deadline_at,
+    )
+
+
+def _full_rank(state: FederationState) -> int:
+    return max(edit.pair.rank for edit in state.edits.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """A member's update and the rank that it was asked for."""
+
+    update: Update
+    rank: int | None
+    """None for the pair's."""
+
+
+def combine_round(
+    federation: Federation, state: FederationState, number: int, attempt: int, sent: Sequence[Sent], read: ReadBytes
+) -> Outcome | Refused:
+    """Return the round put together from the stored bytes of its members' updates, which are read one after the other."""
+    spec = federation.spec
+    plan = Plan(
+        rule=spec.rule,
+        server_optimizer=spec.server_optimizer,
+        defence=_by_pseudonym(federation),
+        round=number,
+        seed=seed_of(federation, number, attempt),
+    )
+    return aggregate(plan, state, [_contribution(one, min(one.update.examples, spec.max_examples), read) for one in sent])
+
+
+def _by_pseudonym(federation: Federation) -> Defence:
+    """Return the defence as members are named: the job names its trusted site, and records name nobody."""
+    defence = federation.spec.defence
+    if not isinstance(defence, FLTrust):
+        return defence
+    return defence.model_copy(update={"root": federation.pseudonyms.get(defence.root, defence.root)})
+
+
+def _contribution(sent: Sent, examples: int, read: ReadBytes) -> Contribution:
+    digest = sent.update.tensors
+    return Contribution(site=sent.update.site, examples=examples, load=lambda: read_tensors(read(digest)), rank=sent.rank)
+
+
+def record_commit(
+    federation: Federation, round_: Round, attempt: int, closed: Aggregate, results: tuple[FederationState, Outcome], sent: Sequence[Sent]
+) -> RoundRecord:
+    """Return the record of a round that is committed; the state before and after must be in the store under its digests."""
+    before, outcome = results
+    members = tuple(_member(one, outcome) for one in sorted(sent, key=lambda one: one.update.site))
+    weightless = {member.site for member in members if member.weight == 0}
+    outvoted = tuple(Exclusion(site=site, reason=ReasonCode.NO_WEIGHT) for site in weightless)
+    return RoundRecord(
+        **_common(federation, round_, attempt),
+        state=RoundState.COMMITTED,
+        start=digest_of(write_state(before)),
+        result=digest_of(write_state(outcome.state)),
+        members=members,
+        left_out=tuple(sorted([*closed.left_out, *outvoted], key=lambda exclusion: exclusion.site)),
+        measures=dict(outcome.measures),
+        closed_at=closed.closed_at,
+    )
+
+
+def record_failure(
+    federation: Federation, round_: Round, attempt: int, before: FederationState, why: Fail | FailureCode, closed_at: datetime
+) -> RoundRecord:
+    """Return the record of a round that failed."""
+    code, left_out = (why.code, why.left_out) if isinstance(why, Fail) else (why, ())
+    return RoundRecord(
+        **_common(federation, round_, attempt),
+        state=RoundState.FAILED,
+        start=digest_of(write_state(before)),
+        failure=code,
+        left_out=left_out,
+        closed_at=closed_at,
+    )
+
+
+def _common(federation: Federation, round_: Round, attempt: int) -> dict[str, Any]:
+    return {
+        "job_id": federation.job_id,
+        "round": round_.number,
+        "attempt": attempt,
+        "rule": federation.spec.rule,
+        "server_optimizer": federation.spec.server_optimizer,
+        "defence": federation.spec.defence,
+        "seed": seed_of(federation, round_.number, attempt),
+        "created_at": round_.since,
+    }
+
+
+def _member(sent: Sent, outcome: Outcome) -> Member:
+    update = sent.update
+    score = outcome.scores.get(update.site)
+    return Member(
+        site=update.site,
+        update=update.digest,
+        tensors=update.tensors,
+        examples=update.examples,
+        weight=outcome.weights[update.site],
+        agreement=score.agreement if score else None,
+        influence=score.influence if score else None,
+    )
+
+
+def recompute(federation: Federation, record: RoundRecord, sent: Sequence[Sent], read: ReadBytes) -> str:
+    """Return the digest of the state after a recorded round, computed again from stored bytes; ``record.result`` where all is in order.
+
+    The same machine gives the same bits; another one may round singular value decompositions otherwise.
+    """
+    before = read_state(read(record.start))
+    outcome = combine_round(federation, before, record.round, record.attempt, sent, read)
+    return "" if isinstance(outcome, Refused) else digest_of(write_state(outcome.state))

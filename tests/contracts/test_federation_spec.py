@@ -1,0 +1,153 @@
+"""The federation section of a job: defaults, short forms, and combinations that promise nothing."""
+
+import json
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from wegeft.contracts.federation_rules import (
+    PRODUCT_RULES,
+    Defence,
+    FedAdagrad,
+    FedAdam,
+    FedYogi,
+    MultiKrum,
+    PoissonSampling,
+    Rule,
+    TrimmedMean,
+    is_linear,
+    least_sites,
+    sent_parts,
+)
+from wegeft.contracts.federation_spec import FederationSpec
+
+RULES = ["generator_exact", "generator_truncate", "factor_mean", "freeze_psi", "freeze_phi", "alternate", "stack", "core"]
+
+
+def parse(**fields: object) -> FederationSpec:
+    return FederationSpec.model_validate_json(json.dumps(fields))
+
+
+def clashes(**fields: object) -> dict[str, str]:
+    with pytest.raises(ValidationError) as caught:
+        parse(**fields)
+    return {clash.path: clash.message for error in caught.value.errors() for clash in error.get("ctx", {}).get("clashes", ())}
+
+
+def test_an_empty_section_is_a_federation_with_the_exact_rule() -> None:
+    spec = parse()
+    assert (spec.rule.name, spec.server_optimizer.name, spec.defence.name, spec.min_sites) == ("generator_exact", "fedavg", "none", 2)
+    assert FederationSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_is_named_by_one_word(name: str) -> None:
+    spec = parse(rule=name)
+    assert spec.rule.name == name
+    assert spec == parse(rule={"name": name})
+
+
+def test_a_rule_says_what_is_sent_and_whether_it_is_linear_in_that() -> None:
+    names = set(TypeAdapter(Rule).json_schema()["discriminator"]["mapping"])
+    assert names == set(RULES)
+    linear = {name for name in RULES if is_linear(parse(rule=name).rule)}
+    assert linear == {"freeze_psi", "freeze_phi", "alternate", "core"}
+    assert not linear & PRODUCT_RULES
+    assert is_linear(parse(rule={"name": "factor_mean", "align": False}).rule)
+    sent = {name: (sent_parts(parse(rule=name).rule, 1), sent_parts(parse(rule=name).rule, 2)) for name in RULES}
+    assert sent["alternate"] == (("phi",), ("psi",))
+    assert (sent["freeze_psi"][0], sent["freeze_phi"][0], sent["core"][0], sent["stack"][0]) == (
+        ("phi",),
+        ("psi",),
+        ("core",),
+        ("phi", "psi"),
+    )
+
+
+def test_the_defaults_are_flowers() -> None:
+    assert FedAdam() == FedAdam(eta=0.1, beta_1=0.9, beta_2=0.99, tau=1e-3)
+    assert FedYogi() == FedYogi(eta=0.01, beta_1=0.9, beta_2=0.99, tau=1e-3)
+    assert FedAdagrad() == FedAdagrad(eta=0.1, tau=1e-3)
+    assert TrimmedMean().beta == 0.2
+
+
+@pytest.mark.parametrize(
+    ("defence", "needed"),
+    [
+        ("none", 1),
+        ("norm_clip", 1),
+        ({"name": "fltrust", "root": "hq"}, 2),
+        ("geometric_median", 3),
+        ("coordinate_median", 3),
+        ({"name": "trimmed_mean", "beta": 0.2}, 5),
+        ({"name": "trimmed_mean", "beta": 0.3}, 4),
+        ({"name": "krum", "malicious": 1}, 5),
+        ({"name": "multi_krum", "malicious": 3}, 9),
+        ({"name": "bulyan", "malicious": 2}, 11),
+    ],
+)
+def test_a_defence_without_enough_sites_is_refused(defence: object, needed: int) -> None:
+    parsed: Defence = TypeAdapter(Defence).validate_python(defence)
+    assert least_sites(parsed) == needed
+    assert parse(defence=defence, min_sites=needed).defence == parsed
+    if needed > 1:
+        assert f"must be {needed} or more" in clashes(defence=defence, min_sites=needed - 1)["min_sites"]
+
+
+def test_krum_cannot_keep_more_than_are_surely_honest() -> None:
+    assert parse(min_sites=9, defence={"name": "multi_krum", "malicious": 3, "keep": 4}).defence == MultiKrum(malicious=3, keep=4)
+    assert "(4) or less" in clashes(min_sites=9, defence={"name": "multi_krum", "malicious": 3, "keep": 5})["defence.keep"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_defences_that_a_rule_cannot_follow_are_refused(rule: str) -> None:
+    takes_generators = rule in ("generator_exact", "generator_truncate")
+    for defence in ("coordinate_median", {"name": "bulyan", "malicious": 0}):
+        if takes_generators:
+            assert parse(rule=rule, defence=defence, min_sites=5)
+        else:
+            assert "cannot follow" in clashes(rule=rule, defence=defence, min_sites=5)["defence"]
+    if rule == "factor_mean":
+        assert "no meaning" in clashes(rule=rule, defence="norm_clip")["defence"]
+    else:
+        assert parse(rule=rule, defence="norm_clip")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_unequal_ranks_are_refused_where_factors_are_averaged(rule: str) -> None:
+    if rule in PRODUCT_RULES:
+        assert parse(rule=rule, site_ranks={"site-a": 2})
+    else:
+        assert "must have one rank" in clashes(rule=rule, site_ranks={"site-a": 2})["site_ranks"]
+
+
+def test_all_clashes_are_told_at_once() -> None:
+    found = clashes(rule="stack", server_optimizer="fedadam", min_sites=4, target_sites=3, defence={"name": "krum", "malicious": 1})
+    assert set(found) == {"server_optimizer", "target_sites", "min_sites"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rule": "fedit"},
+        {"rule": {"name": "stack", "depth": 1}},
+        {"sampling": "poisson"},
+        {"sampling": {"name": "poisson", "rate": 0}},
+        {"defence": "krum"},
+        {"defence": {"name": "trimmed_mean", "beta": 0.5}},
+        {"rounds": 0},
+        {"grace": "soon"},
+        {"wire": "int8"},
+        {"max_update_norm": -1},
+        {"site_ranks": {"Site A": 2}},
+        {"secure": True},
+    ],
+)
+def test_what_is_not_in_a_closed_set_is_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        parse(**fields)
+
+
+def test_poisson_sampling_has_a_rate() -> None:
+    assert parse(sampling={"name": "poisson", "rate": 0.5}).sampling == PoissonSampling(rate=0.5)
+    assert "lower" not in clashes(sampling={"name": "poisson", "rate": 0.5}, target_sites=3)["target_sites"]

@@ -1,0 +1,328 @@
+"""What a federation's server and its sites tell each other: sites, offers, signed updates, receipts and the record of a round."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+
+from wegeft.contracts.adapter import Digest
+from wegeft.contracts.errors import Problem
+from wegeft.contracts.federation_rules import Defence, Rule, ServerOptimiser, SiteName
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
+KeyText = Annotated[str, StringConstraints(pattern=r"^ed25519:[0-9a-f]{64}$")]
+SignatureText = Annotated[str, StringConstraints(pattern=r"^ed25519:[0-9a-f]{128}$")]
+Instant = Annotated[AwareDatetime, AfterValidator(lambda time: time.astimezone(UTC))]
+TensorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.+@-]{1,256}$")]
+
+
+class Message(BaseModel):
+    """Something that is signed or kept: nothing unknown is taken, nothing changes, and it has one way to be written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    def to_bytes(self) -> bytes:
+        """Return the canonical serialisation: JSON, keys sorted, no spaces, ASCII. Equal messages give equal bytes."""
+        data: Any = self.model_dump(mode="json")
+        return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+    @property
+    def digest(self) -> str:
+        """``sha256:…`` of the canonical bytes."""
+        return "sha256:" + hashlib.sha256(self.to_bytes()).hexdigest()
+
+
+class SiteState(StrEnum):
+    """What a site may do."""
+
+    PENDING = "pending"
+    """It has enrolled, and waits for a person to approve it."""
+    APPROVED = "approved"
+    """It is asked in rounds."""
+    REVOKED = "revoked"
+    """It is never asked again."""
+
+
+class RoundState(StrEnum):
+    """Where a round is; ``committed`` and ``failed`` are final."""
+
+    CREATED = "created"
+    SELECTING = "selecting"
+    COLLECTING = "collecting"
+    AGGREGATING = "aggregating"
+    COMMITTED = "committed"
+    FAILED = "failed"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing can happen to the round any more."""
+        return self in {RoundState.COMMITTED, RoundState.FAILED}
+
+
+class ReasonCode(StrEnum):
+    """Why a site's work is not in a round."""
+
+    NOT_SELECTED = "not_selected"
+    """It was not drawn."""
+    NO_ANSWER = "no_answer"
+    """It was asked, and sent nothing before the round closed."""
+    LATE = "late"
+    """Its update came after the round had closed."""
+    DECLINED = "declined"
+    """Its own policy forbids what it was asked."""
+    TRAINING_FAILED = "training_failed"
+    """It tried, and says that training failed."""
+    REFUSED = "refused"
+    """All that it sent had problems."""
+    REVOKED = "revoked"
+    """Its enrolment was revoked while the round was open."""
+    NO_WEIGHT = "no_weight"
+    """The defence gave its update no weight."""
+
+
+class FailureCode(StrEnum):
+    """Why a round failed."""
+
+    NOT_ENOUGH_SITES = "not_enough_sites"
+    """Fewer than min_sites could be asked before the deadline."""
+    NO_QUORUM = "no_quorum"
+    """Fewer than min_sites updates were accepted before the deadline."""
+    PRECONDITION = "precondition"
+    """The defence or rule cannot keep its promise for these updates."""
+    NOT_FINITE = "not_finite"
+    """The aggregate holds a number that is not finite."""
+
+
+class Site(Message):
+    """A site, as the server knows it."""
+
+    name: SiteName
+    """What its members call it; in records a pseudonym stands for it."""
+    pseudonym: Identifier
+    """What stands for it in published records; members are sorted by it."""
+    public_key: KeyText
+    """Ed25519; the private key never leaves the site."""
+    state: SiteState
+    max_examples: Annotated[int, Field(ge=1)]
+    """Examples that it declared at enrolment to have at most."""
+    enrolled_at: Instant
+
+
+class TensorForm(Message):
+    """What one tensor of an update must be."""
+
+    shape: Annotated[tuple[Annotated[int, Field(ge=0, le=1 << 24)], ...], Field(min_length=1, max_length=4)]
+
+
+class Offer(Message):
+    """What a site is asked to do in a round."""
+
+    version: Literal[1] = 1
+    """Version of this message."""
+    job_id: Identifier
+    round: Annotated[int, Field(ge=1)]
+    """Number of the round, from 1."""
+    attempt: Annotated[int, Field(ge=1)] = 1
+    """Rounds that failed are tried again under the same number; this counts."""
+    site: Identifier
+    """Pseudonym of the site that is asked."""
+    base_model: Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+    """As pinned by the server: an id with its commit, or a file with its digest."""
+    start: Digest
+    """The generator to start from, by the digest of its bytes."""
+    rank: Annotated[int, Field(ge=1, le=65_536)]
+    """Rank that this site trains."""
+    rule: Rule
+    """How the updates will be put together."""
+    tensors: Annotated[dict[TensorName, TensorForm], Field(min_length=1)]
+    """Exactly what to send, by name: how far each of these has moved from ``start``."""
+    wire: Literal["fp32", "bf16"] = "fp32"
+    """Numbers in which to send it."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps at most; None leaves it to the job's epochs."""
+    max_update_norm: Annotated[float, Field(gt=0)]
+    """Frobenius norm over all generators beyond which an update is refused."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Decides the order of rows, with the site's name."""
+    deadline_at: Instant
+    """When the round closes at the latest."""
+
+
+class Update(Message):
+    """What a site says of the tensors that it sends; the signature is over the canonical bytes of this."""
+
+    version: Literal[1] = 1
+    """Version of this message."""
+    job_id: Identifier
+    round: Annotated[int, Field(ge=1)]
+    attempt: Annotated[int, Field(ge=1)] = 1
+    site: Identifier
+    """Its pseudonym."""
+    offer: Digest
+    """Digest of the offer that it answers."""
+    base_model: str
+    """The base model that it trained on, as pinned."""
+    start: Digest
+    """The generator that it started from."""
+    tensors: Digest
+    """The tensors' bytes in the store."""
+    size: Annotated[int, Field(ge=0)]
+    """Bytes of them."""
+    examples: int
+    """Rows that it trained on: its weight."""
+    steps: Annotated[int, Field(ge=0)]
+    """Optimizer steps done."""
+    metrics: Annotated[dict[TensorName, Finite], Field(max_length=32)] = Field(default_factory=dict)
+    """For example ``train_loss`` and ``eval_loss``."""
+
+
+class SignedUpdate(Message):
+    """An update and its author's word for it."""
+
+    update: Update
+    signature: SignatureText
+    """By the site's key, over the update's canonical bytes."""
+
+
+class Receipt(Message):
+    """The server's word that an update is safe: its bytes are in the store and its row is committed."""
+
+    version: Literal[1] = 1
+    """Version of this message."""
+    job_id: Identifier
+    round: Annotated[int, Field(ge=1)]
+    attempt: Annotated[int, Field(ge=1)]
+    site: Identifier
+    update: Digest
+    """Digest of the update's canonical bytes."""
+    tensors: Digest
+    received_at: Instant
+
+
+class SignedReceipt(Message):
+    """A receipt and the server's signature."""
+
+    receipt: Receipt
+    signature: SignatureText
+    """By the server's key, over the receipt's canonical bytes."""
+
+
+class Decline(Message):
+    """A site's answer that it will not, or could not, do what it was asked."""
+
+    version: Literal[1] = 1
+    """Version of this message."""
+    job_id: Identifier
+    round: Annotated[int, Field(ge=1)]
+    attempt: Annotated[int, Field(ge=1)] = 1
+    site: Identifier
+    reason: Literal[ReasonCode.DECLINED, ReasonCode.TRAINING_FAILED]
+    problems: tuple[Problem, ...] = ()
+    """What stands in the way, in words that the site is ready to share."""
+
+
+class Member(Message):
+    """A site whose update is in a round's aggregate."""
+
+    site: Identifier
+    """Its pseudonym."""
+    update: Digest
+    """Digest of its update's canonical bytes, as on its receipt."""
+    tensors: Digest
+    examples: int
+    weight: Finite
+    """Factor of its update in the aggregate, after the defence."""
+    agreement: Finite | None = None
+    """Cosine of its update with the aggregate of the others."""
+    influence: Finite | None = None
+    """How far the aggregate moves without it, as a share of the aggregate's norm."""
+
+
+class Exclusion(Message):
+    """A site whose work is not in a round, and why."""
+
+    site: Identifier
+    reason: ReasonCode
+    problems: tuple[Problem, ...] = ()
+
+
+class RoundRecord(Message):
+    """Everything from which a member can compute a committed round again; or why it failed."""
+
+    version: Literal[1] = 1
+    """Version of this message."""
+    job_id: Identifier
+    round: Annotated[int, Field(ge=1)]
+    attempt: Annotated[int, Field(ge=1)] = 1
+    state: RoundState
+    rule: Rule
+    server_optimizer: ServerOptimiser
+    defence: Defence
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    """Of the round: for its selection and for random projections."""
+    start: Digest
+    """State of the federation before the round: factors, residuals, what was carried over, and the optimizer's moments."""
+    result: Digest | None = None
+    """State after it; None where it failed."""
+    members: tuple[Member, ...] = ()
+    """Sorted by pseudonym."""
+    left_out: tuple[Exclusion, ...] = ()
+    """Sorted by pseudonym."""
+    measures: dict[str, Finite] = Field(default_factory=dict)
+    """``aggregation_residual``, ``cut_energy``, ``update_norm``, …"""
+    failure: FailureCode | None = None
+    published: str | None = None
+    """``namespace/name@version``; None where nothing was published."""
+    created_at: Instant
+    closed_at: Instant | None = None
+
+
+class SitePolicy(Message):
+    """What a site lets itself be asked; its own file, which the server never sees."""
+
+    allowed_base_models: tuple[str, ...] = ("*",)
+    """Base models it will train, exactly as pinned, or everything before a closing ``*``."""
+    allowed_rules: tuple[str, ...] = ("*",)
+    """Aggregation rules it will answer, by name; ``*`` is any."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps in one round at most; None is without limit."""
+    max_rank: Annotated[int, Field(ge=1)] | None = None
+    """Rank at most."""
+    max_update_norm: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of an update that it will send; longer ones are shortened to it before they leave."""
+    max_upload_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Bytes that it will send in one round at most, counted as float32."""
+
+    def problems_with(self, offer: Offer) -> list[Problem]:
+        """Return everything in ``offer`` that this policy forbids; empty where the site may go ahead."""
+        problems = []
+        if not any(_matches(pattern, offer.base_model) for pattern in self.allowed_base_models):
+            problems.append(Problem(path="base_model", message="is not among allowed_base_models", value=offer.base_model))
+        if not any(_matches(pattern, offer.rule.name) for pattern in self.allowed_rules):
+            problems.append(Problem(path="rule", message="is not among allowed_rules", value=offer.rule.name))
+        size = 4 * sum(_numbers(form.shape) for form in offer.tensors.values())
+        for path, asked, limit in (
+            ("max_steps", offer.max_steps, self.max_steps),
+            ("rank", offer.rank, self.max_rank),
+            ("max_upload_bytes", size, self.max_upload_bytes),
+        ):
+            if limit is not None and (asked is None or asked > limit):
+                problems.append(Problem(path=path, message=f"must be {limit} or less", value="no limit" if asked is None else str(asked)))
+        return problems
+
+
+def _matches(pattern: str, text: str) -> bool:
+    return text.startswith(pattern[:-1]) if pattern.endswith("*") else text == pattern
+
+
+def _numbers(shape: tuple[int, ...]) -> int:
+    count = 1
+    for side in shape:
+        count *= side
+    return count

@@ -1,0 +1,105 @@
+"""The ``federation:`` section of a job: rounds, when they close, and how what the sites send becomes one generator."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from wegeft.contracts.federation_rules import (
+    ENTRYWISE_DEFENCES,
+    PRODUCT_RULES,
+    RESCALING_DEFENCES,
+    Count,
+    Defence,
+    FedAvg,
+    FractionSampling,
+    GeneratorExact,
+    MultiKrum,
+    NoDefence,
+    Positive,
+    Rule,
+    Sampling,
+    ServerOptimiser,
+    SiteName,
+    least_sites,
+)
+from wegeft.contracts.job_problems import Clash, refuse_clashes
+from wegeft.contracts.job_sections import Duration, Frozen
+
+_LINEAR_IN_ONE_FACTOR = frozenset({"freeze_psi", "freeze_phi", "alternate", "core"})
+
+
+class FederationSpec(Frozen):
+    """How a job is trained by sites that keep their data."""
+
+    rounds: Count = 10
+    """Rounds to commit; each publishes a version."""
+    min_sites: Count = 2
+    """Accepted updates without which a round is not closed (quorum)."""
+    target_sites: Count | None = None
+    """Sites to ask at most in a round; more than min_sites leaves room for some to drop out. By default all that are drawn."""
+    grace: Duration = "60s"
+    """How long a round waits for the others once it has its quorum."""
+    deadline: Duration = "1h"
+    """How long a round waits at all; without a quorum it then fails."""
+    max_failed_rounds: Annotated[int, Field(ge=0, le=1000)] = 3
+    """Rounds that may fail one after the other before the job does."""
+    sampling: Sampling = FractionSampling()
+    """How the sites of a round are drawn: `fraction` or `poisson`."""
+    rule: Rule = GeneratorExact()
+    """How updates become one generator."""
+    server_optimizer: ServerOptimiser = FedAvg()
+    """What the server makes of the aggregate: `fedavg`, `fedavgm`, `fedadam`, `fedyogi` or `fedadagrad`."""
+    defence: Defence = NoDefence()
+    """What guards the aggregate against hostile updates."""
+    max_examples: Annotated[int, Field(ge=1, le=1_000_000_000)] = 1_000_000
+    """Weight that one site can have at most, in examples."""
+    max_update_norm: Positive = 1e3
+    """Largest Frobenius norm of a site's update, over all generators; longer ones are refused."""
+    site_ranks: Annotated[dict[SiteName, Annotated[int, Field(ge=1, le=4096)]], Field(max_length=10_000)] = Field(default_factory=dict)
+    """Ranks of sites that cannot train the job's rank; at most the job's."""
+    wire: Literal["fp32", "bf16"] = "fp32"
+    """Numbers in which generators and updates travel."""
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        refuse_clashes([*self._site_clashes(), *self._defence_clashes(), *self._rule_clashes()])
+        return self
+
+    def _site_clashes(self) -> list[Clash]:
+        clashes = []
+        if self.target_sites is not None and self.target_sites < self.min_sites:
+            clashes.append(Clash(path="target_sites", message=f"must be min_sites ({self.min_sites}) or more"))
+        if self.target_sites is not None and self.sampling.name == "poisson":
+            message = "cannot bound poisson sampling, where each site is drawn by itself"
+            clashes.append(Clash(path="target_sites", message=message, hint="lower the rate"))
+        needed = least_sites(self.defence)
+        if self.min_sites < needed:
+            message = f"must be {needed} or more for {self.defence.name}"
+            clashes.append(Clash(path="min_sites", message=message, hint="with fewer sites the defence promises nothing"))
+        if isinstance(self.defence, MultiKrum) and self.defence.keep is not None:
+            most = self.min_sites - self.defence.malicious - 2
+            if self.defence.keep > most >= 1:
+                clashes.append(Clash(path="defence.keep", message=f"must be min_sites − malicious − 2 ({most}) or less"))
+        return clashes
+
+    def _defence_clashes(self) -> list[Clash]:
+        name, rule = self.defence.name, self.rule.name
+        if name in ENTRYWISE_DEFENCES and rule not in ("generator_exact", "generator_truncate"):
+            message = f"{name} gives a generator, not factors, so {rule} cannot follow it"
+            return [Clash(path="defence", message=message, hint="rule: generator_exact or generator_truncate")]
+        if name in RESCALING_DEFENCES and rule not in PRODUCT_RULES | _LINEAR_IN_ONE_FACTOR:
+            message = f"{name} changes the length of updates, which has no meaning for the factors that {rule} averages"
+            return [Clash(path="defence", message=message, hint="rule: generator_exact")]
+        return []
+
+    def _rule_clashes(self) -> list[Clash]:
+        clashes = []
+        if self.rule.name == "stack" and self.server_optimizer.name != "fedavg":
+            message = "stack starts afresh each round and leaves nothing for an optimizer to act on"
+            clashes.append(Clash(path="server_optimizer", message=message, hint="fedavg, or another rule"))
+        if self.site_ranks and self.rule.name not in PRODUCT_RULES:
+            message = f"{self.rule.name} averages factors, which must have one rank"
+            clashes.append(Clash(path="site_ranks", message=message, hint="rule: generator_exact, generator_truncate or stack"))
+        return clashes
