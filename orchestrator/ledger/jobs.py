@@ -47,6 +47,7 @@ def add(connection: Connection, job: NewJob, now: datetime) -> tuple[JobView, bo
         "owner": job.owner,
         "state": JobState.QUEUED.value,
         "priority": job.spec.priority,
+        "queue_rank": -job.spec.priority,
         "spec": job.spec.model_dump_json(),
         "idempotency_key": job.idempotency_key,
         "request_digest": job.request_digest,
@@ -152,14 +153,14 @@ def _views(connection: Connection, rows: Sequence[Row[Any]], now: datetime) -> l
 
 def _turn(connection: Connection, row: Row[Any]) -> int:
     """Return how many queued jobs go before one."""
-    is_before = or_(JOBS.c.priority > row.priority, and_(JOBS.c.priority == row.priority, JOBS.c.id < row.id))
+    is_before = or_(JOBS.c.queue_rank < row.queue_rank, and_(JOBS.c.queue_rank == row.queue_rank, JOBS.c.id < row.id))
     query = select(func.count()).select_from(JOBS).where(JOBS.c.state == JobState.QUEUED.value, is_before)
     return connection.execute(query).scalar_one()
 
 
 def _turns(connection: Connection) -> dict[str, int]:
     """Return for each queued job how many go before it; for a page, reading the queue once is cheaper than a count each."""
-    query = select(JOBS.c.id).where(JOBS.c.state == JobState.QUEUED.value).order_by(JOBS.c.priority.desc(), JOBS.c.id)
+    query = select(JOBS.c.id).where(JOBS.c.state == JobState.QUEUED.value).order_by(JOBS.c.queue_rank, JOBS.c.id)
     return {job_id: turn for turn, job_id in enumerate(connection.execute(query).scalars())}
 
 

@@ -27,6 +27,7 @@ JOBS = Table(
     Column("owner", String(64), nullable=False),
     Column("state", String(16), nullable=False),
     Column("priority", Integer, nullable=False),
+    Column("queue_rank", Integer, nullable=False),  # minus the priority, so that one ascending index is the queue's order
     Column("spec", Text, nullable=False),  # JSON as it was accepted; read back by the contract, never by SQL
     Column("idempotency_key", String(255), nullable=True),
     Column("request_digest", String(71), nullable=False),
@@ -51,7 +52,7 @@ JOBS = Table(
     Column("result_adapter", String(193), nullable=True),
     Column("result_version", Integer, nullable=True),
     UniqueConstraint("owner", "idempotency_key"),
-    Index(None, "state", "priority", "id"),
+    Index(None, "state", "queue_rank", "id"),
 )
 
 JOB_LABELS = Table(

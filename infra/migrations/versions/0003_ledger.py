@@ -48,6 +48,7 @@ def _create_jobs() -> None:
         sa.Column("owner", sa.String(64), nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("priority", sa.Integer(), nullable=False),
+        sa.Column("queue_rank", sa.Integer(), nullable=False),
         sa.Column("spec", sa.Text(), nullable=False),
         sa.Column("idempotency_key", sa.String(255), nullable=True),
         sa.Column("request_digest", sa.String(71), nullable=False),
@@ -74,7 +75,7 @@ def _create_jobs() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_jobs"),
         sa.UniqueConstraint("owner", "idempotency_key", name="uq_jobs_owner_idempotency_key"),
     )
-    op.create_index("ix_jobs_state_priority_id", "jobs", ["state", "priority", "id"])
+    op.create_index("ix_jobs_state_queue_rank_id", "jobs", ["state", "queue_rank", "id"])
 
 
 def _create_labels() -> None:
