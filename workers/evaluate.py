@@ -10,22 +10,21 @@ import torch
 from torch import Tensor
 
 from workers.answer_loss import AnswerLoss
-from workers.batches import batches_within, collate
+from workers.batches import batches_within
+from workers.layout import Layout
 from workers.tokenization import Example, Question
 
 _TOKENS_AT_ONCE = 8192
 """Of one batch, padding included."""
 
 
-def held_out_loss(model: Any, loss: AnswerLoss, examples: Sequence[Example], check: Callable[[], None]) -> float:
+def held_out_loss(model: Any, loss: AnswerLoss, layout: Layout, examples: Sequence[Example], check: Callable[[], None]) -> float:
     """Return the mean over the answer tokens of ``examples`` of −log p(token), in nats; ``check`` runs between batches, and may raise."""
-    device = next(model.parameters()).device
     total = 0.0
     with _evaluating(model):
         for rows in batches_within([len(example.tokens) for example in examples], _TOKENS_AT_ONCE):
             check()
-            batch = collate([examples[row] for row in rows], 0, device)
-            total += loss(batch).item()
+            total += loss(layout([examples[row] for row in rows])).item()
     return total / sum(example.answer_tokens for example in examples)
 
 

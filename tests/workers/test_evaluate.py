@@ -12,6 +12,7 @@ from tests.tiny_models import make_model, make_tokenizer
 from workers import evaluate
 from workers.answer_loss import AnswerLoss
 from workers.evaluate import answer, exact_share, held_out_loss
+from workers.layout import find_layout
 from workers.rendering import Renderer
 from workers.rows import PromptCompletion, Row
 from workers.tokenization import Example, Question, Rules, encode, questions_of
@@ -30,6 +31,11 @@ def questions() -> tuple[Question, ...]:
 
 def examples() -> tuple[Example, ...]:
     return encode(ROWS, Renderer(make_tokenizer()), Rules(sequence_len=100)).examples
+
+
+def measure(model: Any) -> float:
+    loss = AnswerLoss(model)
+    return held_out_loss(model, loss, find_layout(model, loss, examples()), examples(), go_on)
 
 
 def greedy_by_hand(model: Any, tokens: list[int]) -> list[int]:
@@ -82,13 +88,13 @@ def test_the_loss_is_the_mean_over_all_answer_tokens(monkeypatch: pytest.MonkeyP
     expected = total / sum(example.answer_tokens for example in examples())
     for tokens_at_once in (1, 50, 8192):
         monkeypatch.setattr(evaluate, "_TOKENS_AT_ONCE", tokens_at_once)
-        assert held_out_loss(model, AnswerLoss(model), examples(), go_on) == pytest.approx(expected, rel=1e-5)
+        assert measure(model) == pytest.approx(expected, rel=1e-5)
 
 
 def test_measuring_draws_no_random_numbers_and_leaves_the_mode() -> None:
     model, tokenizer = make_model().train(), make_tokenizer()
     before = torch.get_rng_state()
-    held_out_loss(model, AnswerLoss(model), examples(), go_on)
+    measure(model)
     answer(model, tokenizer, questions(), NEW_TOKENS, go_on)
     assert torch.equal(torch.get_rng_state(), before)
     assert model.training
