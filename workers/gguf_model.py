@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wegeft.contracts.errors import BaseModelUnusable, shorten
+from workers.private_folder import private_folder
 
 CACHED_FILE_LIMIT = 1 << 30
 """Bytes; a larger file is converted each time, for its result could fill a disk."""
@@ -25,9 +26,9 @@ def plain_folder(gguf: Path, digest: str, cache: Path | None) -> Iterator[Path]:
     Raises ``BaseModelUnusable`` if the file is of an architecture or quantisation that transformers cannot read.
     """
     if cache is None or gguf.stat().st_size > CACHED_FILE_LIMIT or not _is_writable(cache):
-        with tempfile.TemporaryDirectory(prefix="wegeft-gguf-") as folder:
-            _convert(gguf, Path(folder))
-            yield Path(folder)
+        with private_folder() as folder:
+            _convert(gguf, folder)
+            yield folder
         return
     yield _cached_folder(gguf, digest, cache)
 
