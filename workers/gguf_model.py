@@ -6,8 +6,6 @@ Converting takes a quarter of a minute for a small model and loading the result 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,16 +46,16 @@ def _cached_folder(gguf: Path, digest: str, cache: Path) -> Path:
     folder = cache / f"{digest.removeprefix('sha256:')}-{transformers.__version__}"
     if folder.is_dir():
         return folder
-    work = Path(tempfile.mkdtemp(dir=cache, prefix=".converting-"))
-    try:
-        _convert(gguf, work)
-        _sync(work)
-        work.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # Otherwise another worker was faster, with the same result.
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with private_folder(cache) as work:
+        result = work / "model"
+        result.mkdir()
+        _convert(gguf, result)
+        _sync(result)
+        try:
+            result.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # Otherwise another worker was faster, with the same result.
+                raise
     return folder
 
 
