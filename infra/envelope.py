@@ -14,7 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from infra.bodies import limit_body
+from infra.bodies import LimitedBody
+from infra.gate import Gate
 from wegeft.contracts.errors import Broken, ErrorBody, InvalidRequest, WegeftError, shorten
 
 REQUEST_ID = "wegeft.request_id"
@@ -78,9 +79,10 @@ def problem_bytes(body: ErrorBody) -> bytes:
 class Envelope:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, *, meter: Meter) -> None:
+    def __init__(self, app: ASGIApp, *, meter: Meter, gate: Gate) -> None:
         self._app = app
         self._meter = meter
+        self._gate = gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, wrapped."""
@@ -90,7 +92,8 @@ class Envelope:
         request_id = scope[REQUEST_ID] = _request_id(scope)
         started = perf_counter()
         with structlog.contextvars.bound_contextvars(request_id=request_id):
-            status = await _Exchange(scope, send, request_id).run(self._app, limit_body(scope, receive))
+            body = LimitedBody(scope, receive, self._gate.body_seconds)
+            status = await _Exchange(scope, send, request_id).run(self._app, body, self._gate)
             seconds = perf_counter() - started
             route = self._meter.note(scope, status, seconds)
             _log_line(scope, route, status, seconds)
@@ -118,13 +121,14 @@ class _Exchange:
         self._request_id = request_id
         self._status: int | None = None
 
-    async def run(self, app: ASGIApp, receive: Receive) -> int:
-        """Run the application; return the status that was answered."""
+    async def run(self, app: ASGIApp, receive: Receive, gate: Gate) -> int:
+        """Run the application, unless the gate refuses; return the status that was answered."""
         if "\0" in self._scope["path"] or b"%00" in self._scope["query_string"]:
             # No name of ours holds a NUL, and databases stumble over it.
             await self._send_problem(InvalidRequest("a NUL cannot be part of an address", path="path").body(self._request_id))
             return self._status or _CLIENT_GONE
         try:
+            gate.check(self._scope)
             await app(self._scope, receive, self._send_wrapped)
         except ClientDisconnect:
             return _CLIENT_GONE
@@ -159,6 +163,8 @@ class _Exchange:
     async def _send_problem(self, body: ErrorBody) -> None:
         content = problem_bytes(body)
         headers = [(b"content-type", PROBLEM_MEDIA_TYPE.encode()), (b"content-length", str(len(content)).encode())]
+        if body.status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
         await self._send_wrapped({"type": "http.response.start", "status": body.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": content})
 

@@ -31,6 +31,8 @@ from wegeft.contracts.errors import (
 )
 
 LIMIT = 20 << 20
+HOLDER = {"Authorization": f"Bearer wgt_{'0' * 12}_{'a' * 64}"}
+"""Whoever sends a body has a token; these endpoints ask for no more than its form."""
 
 
 class Note(BaseModel):
@@ -95,7 +97,7 @@ def make_app(**options: Any) -> FastAPI:
 @pytest.fixture
 def http() -> Iterator[TestClient]:
     """A caller in this process."""
-    with TestClient(make_app()) as client:
+    with TestClient(make_app(), headers=HOLDER) as client:
         yield client
 
 
@@ -164,6 +166,7 @@ def test_values_of_secrets_are_not_repeated(http: TestClient) -> None:
 def test_wrong_places(http: TestClient) -> None:
     """A path, a method, a parameter: the same shape."""
     assert body_of(http.get("/api/v1/nothing"), 404).code == "not_found"
+    assert body_of(http.get("/api/v1/numbers/1/", follow_redirects=False), 404).code == "not_found"
     answer = http.delete("/api/v1/notes")
     assert (body_of(answer, 405).code, answer.headers["Allow"]) == ("invalid_request", "POST")
     assert body_of(http.get("/api/v1/numbers/11"), 422).problems[0].path == "path.number"
@@ -300,7 +303,7 @@ def url() -> Iterator[str]:
 @pytest.fixture
 def wire(url: str) -> Iterator[httpx2.Client]:
     """A caller over a real socket."""
-    with httpx2.Client(base_url=url, trust_env=False, timeout=30) as client:
+    with httpx2.Client(base_url=url, headers=HOLDER, trust_env=False, timeout=30) as client:
         yield client
 
 
