@@ -7,7 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.jobs import Budget, Counters, End, Fail, Keep, Limits, LiveAttempt, Move, Renew, Requeue, decide_retry, judge, move
+from orchestrator.jobs import (
+    Budget,
+    Counters,
+    End,
+    Fail,
+    GiveUp,
+    Keep,
+    Limits,
+    LiveAttempt,
+    Move,
+    Renew,
+    Requeue,
+    decide_retry,
+    judge,
+    move,
+)
 from tests.orchestrator.samples import NOW, at
 from wegeft.contracts.errors import (
     ERROR_KINDS,
@@ -135,8 +150,10 @@ LIVE = LiveAttempt(
 
 
 def verdict(live: LiveAttempt, seconds: float, *, is_in_our_pool: bool = True) -> str:
-    """What is done about an attempt, in a word: keep, renew, or the error that ends it."""
+    """What is done about an attempt, in a word: keep, renew, give up, or the error that ends it."""
     match judge(live, at(seconds), LIMITS, is_in_our_pool=is_in_our_pool):
+        case GiveUp():
+            return "give up"
         case Keep():
             return "keep"
         case Renew():
@@ -173,7 +190,7 @@ def test_a_starting_attempt_of_ours_is_kept_alive_until_its_worker_is_heard() ->
     assert verdict(starting, 7) == "keep"
     assert verdict(starting, 7.5) == "renew"
     assert verdict(starting, 99) == "renew"
-    assert verdict(starting, 100) == "worker_lost"
+    assert verdict(starting, 100) == "give up"
 
 
 def test_a_starting_attempt_of_a_process_that_is_gone_runs_out() -> None:
