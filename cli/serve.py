@@ -24,6 +24,7 @@ from wegeft.contracts.errors import Unauthenticated
 
 if TYPE_CHECKING:
     from fastapi import APIRouter, FastAPI
+    from prometheus_client import CollectorRegistry
     from sqlalchemy import Connection, Engine
 
     from hub.objects import ObjectStore
@@ -220,7 +221,25 @@ def _make_app(parts: _Parts, only: Part | None, server: str) -> FastAPI:
 
     gate = Gate(hosts=loopback_hosts(parts.settings.host, (server, parts.settings.public_url or server)))
     checks = {"database": lambda: _check_database(parts.engine), "store": lambda: _check_store(parts.store)}
-    return create_app(_routers(parts, only), title="WeGeFT hub", version=version("wegeft-hub"), checks=checks, gate=gate)
+    return create_app(
+        _routers(parts, only),
+        title="WeGeFT hub",
+        version=version("wegeft-hub"),
+        checks=checks,
+        registry=_make_registry(parts, only),
+        gate=gate,
+    )
+
+
+def _make_registry(parts: _Parts, only: Part | None) -> CollectorRegistry:
+    from prometheus_client import CollectorRegistry
+
+    from orchestrator.metrics import JobGauges
+
+    registry = CollectorRegistry()
+    if only != "hub":
+        registry.register(JobGauges(parts.engine))
+    return registry
 
 
 def _check_database(engine: Engine) -> None:
