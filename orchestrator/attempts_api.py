@@ -53,6 +53,11 @@ class _Desk:
         with writing(services.engine) as connection:
             yield connection, ledger.contact(connection, lease, services.clock(), services.limits.lease_seconds, step)
 
+    def delivered(self, lease: ledger.Lease, *digests: str) -> frozenset[str]:
+        """Return those of ``digests`` whose bytes the caller's job has delivered."""
+        with self.heard(lease) as (connection, _):
+            return ledger.find_delivered(connection, lease, digests)
+
     def task(self, lease: ledger.Lease) -> TrainingTask:
         """Return what the caller is to train."""
         with self.heard(lease) as (_, row):
@@ -105,7 +110,7 @@ def _delivery_router(desk: _Desk) -> APIRouter:
     @router.post("/checkpoints", status_code=204, summary="Let a later attempt go on from here")
     @takes_reports
     def post_checkpoint(body: Checkpoint, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> None:
-        check_blobs(services.store, body.files)
+        check_blobs(services.store, body.files, desk.delivered(lease, *(entry.digest for entry in body.files)))
         with desk.heard(lease) as (connection, _):
             ledger.save_checkpoint(connection, lease, body, services.clock())
 
@@ -126,25 +131,25 @@ def _blob_router(desk: _Desk) -> APIRouter:
     router = APIRouter()
     services = desk.services
 
-    @router.head("/blobs/{digest}", summary="Whether the bytes are stored")
+    @router.head("/blobs/{digest}", summary="Whether the job has delivered the bytes")
     def head_blob(digest: str, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> Response:
-        with desk.heard(lease):
-            pass
-        size = services.store.has(check_digest(digest))
+        is_delivered = digest in desk.delivered(lease, check_digest(digest))
+        size = services.store.has(digest) if is_delivered else None
         if size is None:
             raise BlobNotFound(path=digest)
         return Response(headers={"Content-Length": str(size), "ETag": f'"{digest}"'})
 
-    @router.put("/blobs/{digest}", status_code=201, summary="Store bytes")
+    @router.put("/blobs/{digest}", status_code=201, summary="Store bytes; 200 where the job has delivered them before")
     @streams_body
     def put_blob(digest: str, request: Request, response: Response, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> BlobView:
         with desk.heard(lease):
             pass
-        size = services.store.has(check_digest(digest))
-        if size is not None:
-            response.status_code = 200
-            return BlobView(digest=digest, size=size)
-        return BlobView(digest=digest, size=_store(services, digest, request))
+        # Read even where the store has it: whoever knows a digest must not pass for one who has its bytes.
+        size = _store(services, check_digest(digest), request)
+        with desk.heard(lease) as (connection, _):
+            if not ledger.note_blob(connection, lease, digest):
+                response.status_code = 200
+        return BlobView(digest=digest, size=size)
 
     @router.get("/blobs/{digest}", summary="Bytes that the task names: data sets and the checkpoint to go on from")
     def get_blob(digest: str, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> Response:

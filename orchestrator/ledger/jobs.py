@@ -26,9 +26,12 @@ class NewJob:
 
     id: str
     owner: str
+    """The name of who submits it, as people read it."""
+    token_id: str
+    """Of who submits it; unlike a name it is one caller's."""
     spec: JobSpec
     idempotency_key: str | None = None
-    """Unique among the owner's jobs."""
+    """Unique among the jobs of the token."""
 
     @property
     def request_digest(self) -> str:
@@ -45,6 +48,7 @@ def add(connection: Connection, job: NewJob, now: datetime) -> tuple[JobView, bo
         "id": job.id,
         "name": job.spec.name,
         "owner": job.owner,
+        "token_id": job.token_id,
         "state": JobState.QUEUED.value,
         "priority": job.spec.priority,
         "queue_rank": -job.spec.priority,
@@ -56,7 +60,7 @@ def add(connection: Connection, job: NewJob, now: datetime) -> tuple[JobView, bo
     table: Any = postgresql.insert(JOBS) if connection.dialect.name == "postgresql" else sqlite.insert(JOBS)
     added = table.values(**row, **zeros, created_at=now, run_after=now)
     # Two requests with one key at the same moment: the second waits for the first to commit, and then finds its row.
-    key = [JOBS.c.owner, JOBS.c.idempotency_key]
+    key = [JOBS.c.token_id, JOBS.c.idempotency_key]
     is_new = connection.execute(added.on_conflict_do_nothing(index_elements=key).returning(JOBS.c.id)).first() is not None
     if not is_new:
         same = find_same(connection, job, now)
@@ -75,7 +79,7 @@ def find_same(connection: Connection, job: NewJob, now: datetime) -> JobView | N
     """
     if job.idempotency_key is None:
         return None
-    is_ours = (JOBS.c.owner == job.owner) & (JOBS.c.idempotency_key == job.idempotency_key)
+    is_ours = (JOBS.c.token_id == job.token_id) & (JOBS.c.idempotency_key == job.idempotency_key)
     row = connection.execute(select(JOBS.c.id, JOBS.c.request_digest).where(is_ours)).one_or_none()
     if row is None:
         return None

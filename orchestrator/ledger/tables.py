@@ -25,6 +25,7 @@ JOBS = Table(
     Column("id", String(30), primary_key=True),
     Column("name", String(64), nullable=False),
     Column("owner", String(64), nullable=False),
+    Column("token_id", String(12), nullable=False),  # names need not be unique, so keys are kept apart by the token
     Column("state", String(16), nullable=False),
     Column("priority", Integer, nullable=False),
     Column("queue_rank", Integer, nullable=False),  # minus the priority, so that one ascending index is the queue's order
@@ -51,7 +52,7 @@ JOBS = Table(
     Column("error", JSON(none_as_null=True), nullable=True),
     Column("result_adapter", String(193), nullable=True),
     Column("result_version", Integer, nullable=True),
-    UniqueConstraint("owner", "idempotency_key"),
+    UniqueConstraint("token_id", "idempotency_key"),
     Index(None, "state", "queue_rank", "id"),
 )
 
@@ -86,6 +87,13 @@ EVENTS = Table(
     Column("at", UtcTime, nullable=False),
     Column("event", JSON, nullable=False),
     UniqueConstraint("job_id", "attempt", "number"),
+)
+
+JOB_BLOBS = Table(
+    "job_blobs",
+    METADATA,
+    Column("job_id", String(30), ForeignKey("jobs.id"), primary_key=True),
+    Column("digest", String(71), primary_key=True),
 )
 
 METRICS = Table(
