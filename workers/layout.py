@@ -45,21 +45,30 @@ class Batch:
     """Where packed: 1×1×length×length, 0 where attention may look and the least number elsewhere, in the model's dtype."""
 
 
-Layout = Callable[[Sequence[Example]], Batch]
+@dataclass(frozen=True)
+class Layout:
+    """How batches are laid out for one model."""
+
+    device: torch.device
+    dtype: torch.dtype
+    width: int
+    """Of the model's hidden states."""
+    can_pack: bool
+    """Whether the model takes positions and a mask as they are given."""
+
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        """Return the rows as one batch, packed where that is possible and less work."""
+        if self.can_pack and is_packing_cheaper(examples, self.width):
+            return pack(examples, self.device, self.dtype)
+        return pad(examples, self.device)
 
 
 def find_layout(model: Any, loss: Callable[[Batch], Tensor], examples: Sequence[Example]) -> Layout:
     """Return how to lay out batches for ``model``, whose loss on a batch is ``loss``; it packs only if both forms agree on a few rows."""
     device, dtype = next(model.parameters()).device, model.dtype
-    padded: Layout = lambda rows: pad(rows, device)  # noqa: E731
-    if not _sees_every_row(model, examples) or not _agree(model, loss, examples[:_PROBED_ROWS], dtype):
-        return padded
-    width: int = model.config.get_text_config().hidden_size
-
-    def cheaper(rows: Sequence[Example]) -> Batch:
-        return pack(rows, device, dtype) if is_packing_cheaper(rows, width) else pad(rows, device)
-
-    return cheaper
+    width = getattr(model.config.get_text_config(), "hidden_size", None)
+    can_pack = width is not None and _sees_every_row(model, examples) and _agree(model, loss, examples[:_PROBED_ROWS], dtype)
+    return Layout(device, dtype, width or 1, can_pack)
 
 
 def _sees_every_row(model: Any, examples: Sequence[Example]) -> bool:
@@ -67,7 +76,7 @@ def _sees_every_row(model: Any, examples: Sequence[Example]) -> bool:
     config = model.config.get_text_config()
     longest = max(len(example.tokens) for example in examples)
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return all(window is None or longest <= window for window in windows) and hasattr(config, "hidden_size")
+    return all(window is None or longest <= window for window in windows)
 
 
 def _agree(model: Any, loss: Callable[[Batch], Tensor], examples: Sequence[Example], dtype: torch.dtype) -> bool:
@@ -92,7 +101,7 @@ def is_packing_cheaper(examples: Sequence[Example], width: int) -> bool:
     The mask hides pairs without sparing the work on them.
     """
     lengths = [len(example.tokens) for example in examples]
-    prefix = shared_prefix(examples)
+    prefix = shared_prefix([example.tokens for example in examples])
     packed = sum(lengths) - prefix * (len(lengths) - 1)
     padded, longest = len(lengths) * max(lengths), max(lengths)
     packed_work = packed + packed**2 / (6 * width)
@@ -100,12 +109,11 @@ def is_packing_cheaper(examples: Sequence[Example], width: int) -> bool:
     return len(lengths) > 1 and packed <= _PACKED_TOKENS_LIMIT and packed_work < _WORTHWHILE * padded_work
 
 
-def shared_prefix(examples: Sequence[Example]) -> int:
+def shared_prefix(rows: Sequence[NDArray[np.int32]]) -> int:
     """Return how many tokens all rows begin with alike, at most all but one of the shortest row's."""
-    first = examples[0].tokens
-    common = min(len(example.tokens) for example in examples) - 1
-    for example in examples[1:]:
-        is_same = first[:common] == example.tokens[:common]
+    common = min(len(row) for row in rows) - 1
+    for row in rows[1:]:
+        is_same = rows[0][:common] == row[:common]
         common = common if is_same.all() else int(is_same.argmin())
     return common
 
@@ -125,7 +133,7 @@ def pad(examples: Sequence[Example], device: torch.device) -> Batch:
 
 def pack(examples: Sequence[Example], device: torch.device, dtype: torch.dtype) -> Batch:
     """Return the rows one after another, behind their common beginning."""
-    prefix = shared_prefix(examples)
+    prefix = shared_prefix([example.tokens for example in examples])
     rests = [len(example.tokens) - prefix for example in examples]
     starts = prefix + np.cumsum([0, *rests])[:-1]
     tokens = np.concatenate([examples[0].tokens[:prefix], *(example.tokens[prefix:] for example in examples)]).astype(np.int64)

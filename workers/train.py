@@ -22,7 +22,7 @@ from workers.adaptation import adapt, sizes, trainable
 from workers.answer_loss import AnswerLoss
 from workers.base_model import BaseModel
 from workers.checkpoint import Measurement, Point, RunState, pack, read_state, unpack
-from workers.evaluate import answer, exact_share, held_out_loss
+from workers.evaluate import Answerer, exact_share, held_out_loss
 from workers.layout import find_layout
 from workers.preparation import Prepared, prepare
 from workers.rows import Row
@@ -240,7 +240,8 @@ class _Run:
         questions, wanted = self._prepared.questions, self._spec.evaluation
         if not questions:
             return None, ()
-        answers = answer(self._model, self._base.tokenizer, questions, wanted.max_new_tokens, self._check_stop)
+        answerer = Answerer(self._model, self._base.tokenizer, wanted.max_new_tokens, self._layout.can_pack)
+        answers = answerer.answer(questions, self._check_stop)
         shown = zip(questions[: wanted.samples], answers, strict=False)
         samples = tuple(Sample(prompt=question.prompt, expected=question.expected, answer=text) for question, text in shown)
         return exact_share(answers, questions), samples

@@ -58,7 +58,7 @@ def test_packing_by_hand() -> None:
 @given(st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=8), min_size=1, max_size=5))
 def test_a_shared_prefix_is_the_longest_one(rows: list[list[int]]) -> None:
     examples = [example(row, [1]) for row in rows]
-    common = shared_prefix(examples)
+    common = shared_prefix([row.tokens for row in examples])
     shortest = min(len(row) for row in rows)
     assert len({tuple(row[:common]) for row in rows}) == 1
     assert common == shortest - 1 or len({tuple(row[: common + 1]) for row in rows}) > 1
