@@ -112,6 +112,7 @@ class RayPool:
     run: Callable[[AttemptOrder], None] | None = None
     """What an actor does; the training of an attempt by default."""
     _placed: dict[str, _Placed] = field(default_factory=dict, init=False)
+    _lost: list[AttemptEnd] = field(default_factory=list, init=False)
     _is_connected: bool = field(default=False, init=False)
 
     def start(self, order: AttemptOrder) -> None:
@@ -123,7 +124,10 @@ class RayPool:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = _living_nodes()
+        if self.address is None and not any(node.get("CPU") for node in nodes):
+            self._start_again()
+            nodes = _living_nodes()
         need = find_need(order, nodes, can_grow=self.address is not None)
         group = ray.util.placement_group([need], strategy="STRICT_PACK", name=order.handle)
         cpus, gpus, memory = need.pop("CPU", 0), need.pop("GPU", 0), need.pop("memory", None)
@@ -144,13 +148,14 @@ class RayPool:
 
     def poll(self) -> tuple[AttemptEnd, ...]:
         """Return the attempts whose actors have ended since the last call."""
+        lost, self._lost = self._lost, []
         if not self._placed:
-            return ()
+            return tuple(lost)
         import ray
 
         results = {placed.result: handle for handle, placed in self._placed.items()}
         done, _ = ray.wait(list(results), num_returns=len(results), timeout=0)
-        return tuple(AttemptEnd(handle=results[result], error=self._end_of(results[result])) for result in done)
+        return (*lost, *(AttemptEnd(handle=results[result], error=self._end_of(results[result])) for result in done))
 
     def _end_of(self, handle: str) -> ErrorBody | None:
         import ray
@@ -199,6 +204,15 @@ class RayPool:
             self._attach(self.address)
         self._is_connected = True
 
+    def _start_again(self) -> None:
+        """Replace a Ray of our own whose node has died; what ran on it is lost."""
+        _LOG.warning("the node of our Ray has died; starting another")
+        error = WorkerLost("the node of Ray has died").body()
+        self._lost += [AttemptEnd(handle=handle, error=error) for handle in self._placed]
+        self._placed.clear()
+        self.close()
+        self._connect()
+
     def _start_own(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         files = _ray_folder(self.folder)
@@ -238,6 +252,12 @@ def _check_answers(address: str) -> None:
     host, _, port = address.rpartition(":")
     if port.isdecimal() and "/" not in host:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ATTACH_SECONDS).close()
+
+
+def _living_nodes() -> list[dict[str, float]]:
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 class _Actor:

@@ -104,7 +104,7 @@ def show_result(job_id: str) -> None:
     evaluations = [event for event in events if event["type"] == "evaluation"]
     steps = [event for event in events if event["type"] == "progress"]
     before, after = evaluations[0], evaluations[-1]
-    heading("What the model learnt, on 48 held-out rows")
+    heading(f"What the model learnt, on {after['rows']} held-out rows")
     table = Table("", "before", "after")
     table.add_row("loss", f"{before['loss']:.3f}", f"{after['loss']:.3f}")
     table.add_row("exact match", f"{before['exact_match']:.0%}", f"{after['exact_match']:.0%}")
@@ -112,6 +112,8 @@ def show_result(job_id: str) -> None:
     plot_loss([step["step"] for step in steps], [step["loss"] for step in steps])
     show_answers(before["samples"], after["samples"])
     show_sizes()
+    if after["loss"] >= before["loss"] or after["exact_match"] <= before["exact_match"]:
+        raise SystemExit("the model has not learnt: that is a defect, please report it")
 
 
 def plot_loss(steps: list[int], losses: list[float]) -> None:
