@@ -2,11 +2,11 @@
 
 from wegeft.method.authors_checkpoints import import_gift, import_peft_fork
 from wegeft.method.config import WeGeFTConfig
-from wegeft.method.conversion import to_lora
 from wegeft.method.export_folder import Export
 from wegeft.method.gguf_adapter import to_gguf
 from wegeft.method.inspection import adapter_state_dict, count_parameters, lora_equivalent_size
 from wegeft.method.layer import WeGeFTLinear
+from wegeft.method.lora_adapter import to_lora
 from wegeft.method.merged_model import merge_into
 from wegeft.method.mlx_adapter import to_mlx
 from wegeft.method.model import WeGeFTModel

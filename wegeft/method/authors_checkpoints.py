@@ -149,17 +149,6 @@ def _fork_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-_CARRIED = (
-    "target_modules",
-    "layers_to_transform",
-    "layers_pattern",
-    "modules_to_save",
-    "task_type",
-    "base_model_name_or_path",
-    "revision",
-)
-
-
 def _fork_config(settings: Mapping[str, Any]) -> dict[str, Any]:
     config = {name: settings.get(name) for name in _CARRIED}
     return config | {"weight_dropout": settings.get("wegeft_dropout") or 0.0, "init_weights": "phi_zero"}

@@ -2,11 +2,14 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from wegeft.contracts.errors import InvalidTensors, Problem
+from wegeft.contracts.errors import InvalidAdapterConfig, InvalidTensors, Problem
+
+ERROR_LIMITS = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2, "q8_0": 5e-2}
+"""Largest relative error of ΔW that storing its factors in a type explains; beyond it what was written is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,12 @@ def write_folder(out: Path, write: Callable[[Path], None]) -> None:
         write(folder)
         _sync(folder)
         folder.rename(out)
+
+
+def check_dtype(dtype: str, kinds: Collection[str]) -> None:
+    """Raise ``InvalidAdapterConfig`` unless ``dtype`` is one of the storage types that a form has."""
+    if dtype not in kinds:
+        raise InvalidAdapterConfig("not a storage type of this form", path="dtype", value=dtype, hint=", ".join(kinds))
 
 
 def check_free(out: Path) -> None:

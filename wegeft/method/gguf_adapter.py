@@ -9,7 +9,7 @@ import gguf
 from torch import nn
 
 from wegeft.contracts.errors import InvalidAdapterConfig
-from wegeft.method.export_folder import Export, check_errors, check_free, write_folder
+from wegeft.method.export_folder import ERROR_LIMITS, Export, check_dtype, check_errors, check_free, write_folder
 from wegeft.method.gguf_layout import Place, architecture_of, dequantise, places_of, quantise
 from wegeft.method.low_rank import Array, Factors, balanced, relative_error
 from wegeft.method.native_adapter import AdapterSource, NativeAdapter, low_rank_factors, read_adapter
@@ -31,8 +31,6 @@ _FILE_TYPES = {
     "bfloat16": gguf.LlamaFileType.MOSTLY_BF16,
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
-_ERROR_LIMITS = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2, "q8_0": 5e-2}
-"""Largest relative error of ΔW that storage explains; beyond it the file is wrong."""
 _BLOCK = 32
 """Numbers in a block of Q8_0; rows of other lengths are stored as float16, as llama.cpp's converter does."""
 
@@ -57,8 +55,7 @@ def to_gguf(
     layout in ``gguf_layout.ARCHITECTURES``, a layer that llama.cpp lacks, an edited bias or ``modules_to_save``; ``InvalidTensors`` if
     the file does not hold the adapter or ``dtype`` cannot. Source: llama.cpp's ``convert_lora_to_gguf.py`` and ``llama-adapter.cpp``.
     """
-    if dtype not in get_args(GgufDtype):
-        raise InvalidAdapterConfig("not a storage type", path="dtype", value=dtype, hint=", ".join(get_args(GgufDtype)))
+    check_dtype(dtype, get_args(GgufDtype))
     out = Path(out_dir)
     check_free(out)
     adapter = read_adapter(source, base_model, adapter_name)
@@ -71,7 +68,7 @@ def to_gguf(
         _write_file(folder / ADAPTER_FILE, adapter, places, dtype)
         (folder / MODELFILE).write_text(modelfile, encoding="utf-8")
         errors.update(_measure(folder / ADAPTER_FILE, adapter, places))
-        check_errors(errors, _ERROR_LIMITS[dtype])
+        check_errors(errors, ERROR_LIMITS[dtype])
 
     write_folder(out, write)
     return Export(path=out, dtype=dtype, errors=errors)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wegeft.contracts.errors import InvalidAdapterConfig, InvalidTensors, Problem
-from wegeft.method.export_folder import Export, check_free, write_folder
+from wegeft.method.export_folder import Export, check_dtype, check_free, write_folder
 from wegeft.method.low_rank import ratio
 from wegeft.method.merging import delta_bias, delta_weight
 from wegeft.method.native_adapter import AdapterSource, LayerEdit, NativeAdapter, read_adapter
@@ -52,8 +52,8 @@ def merge_into(
     base model and ``allow_other_base`` is False, does not fit the base, or the base is quantised; ``InvalidTensors`` if ``dtype`` cannot
     hold the weights; ``BaseModelNotFound`` or ``BaseModelUnusable`` for a base that cannot be opened.
     """
-    if dtype is not None and dtype not in get_args(MergedDtype):
-        raise InvalidAdapterConfig("not a storage type", path="dtype", value=dtype, hint=", ".join(get_args(MergedDtype)))
+    if dtype is not None:
+        check_dtype(dtype, get_args(MergedDtype))
     out = Path(out_dir)
     check_free(out)
     stored = Path(base) if isinstance(base, str | os.PathLike) else None

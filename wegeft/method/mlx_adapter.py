@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wegeft.contracts.errors import InvalidAdapterConfig, Problem
-from wegeft.method.export_folder import Export, check_errors, check_free, write_folder
+from wegeft.method.export_folder import ERROR_LIMITS, Export, check_dtype, check_errors, check_free, write_folder
 from wegeft.method.low_rank import Array, Factors, balanced, relative_error
 from wegeft.method.native_adapter import AdapterSource, NativeAdapter, low_rank_factors, read_adapter
 
@@ -21,8 +21,6 @@ CONFIG_FILE = "adapter_config.json"
 
 MlxDtype = Literal["float32", "float16", "bfloat16"]
 
-_ERROR_LIMITS = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
-"""Largest relative error of ΔW that storage explains; beyond it the file is wrong."""
 _SCALE = 1.0
 _BLOCKS = "model.layers."
 
@@ -63,8 +61,7 @@ def to_mlx(
     ``MODEL_TYPES``, a layer that mlx-lm lacks, an edited bias or ``modules_to_save``; ``InvalidTensors`` if the folder does not hold
     the adapter or ``dtype`` cannot. Source: ``mlx_lm/tuner/lora.py`` and ``mlx_lm/tuner/utils.py``.
     """
-    if dtype not in get_args(MlxDtype):
-        raise InvalidAdapterConfig("not a storage type", path="dtype", value=dtype, hint=", ".join(get_args(MlxDtype)))
+    check_dtype(dtype, get_args(MlxDtype))
     out = Path(out_dir)
     check_free(out)
     adapter = read_adapter(source, base_model, adapter_name)
@@ -76,7 +73,7 @@ def to_mlx(
         save_file(_tensors_of(adapter, dtype), folder / WEIGHTS_FILE, metadata={"format": "mlx"})
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         errors.update(_measure(folder, adapter))
-        check_errors(errors, _ERROR_LIMITS[dtype])
+        check_errors(errors, ERROR_LIMITS[dtype])
 
     write_folder(out, write)
     return Export(path=out, dtype=dtype, errors=errors)

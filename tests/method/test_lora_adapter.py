@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,6 +119,28 @@ def test_saved_modules_are_carried_along(tmp_path: Path) -> None:
     assert lora_error(bert(), tmp_path / "lora", logits(model)) < 1e-5
 
 
+@pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-6), ("float16", 1e-3), ("bfloat16", 1e-2)])
+def test_reported_error_is_the_dense_one_of_every_storage_type(tmp_path: Path, dtype: Any, limit: float) -> None:
+    model = adapted(llama())
+    export = to_lora(model, None, tmp_path / "lora", dtype=dtype)
+    tensors = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    name = "model.layers.1.mlp.down_proj"
+    down, up = (tensors[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
+    assert {str(tensor.dtype) for tensor in tensors.values()} == {f"torch.{dtype}"}
+    change = (dense_reference(llama(), [model]).get_submodule(name).weight - llama().get_submodule(name).weight.double()).detach()
+    dense_error = float((up.double() @ down.double() - change).norm() / change.norm())
+    assert export.errors[name] == pytest.approx(dense_error, rel=1e-3, abs=1e-12)
+    assert 0 < export.largest_error < limit
+
+
+def test_a_change_that_a_type_cannot_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidTensors, match="cannot hold the change"):
+        to_lora(adapted(llama(), std=1e5), None, tmp_path / "lora", dtype="float16")
+    with pytest.raises(InvalidAdapterConfig, match="not a storage type"):
+        to_lora(adapted(llama()), None, tmp_path / "lora", dtype="int8")  # type: ignore[arg-type] # what a caller without a checker may do
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_existing_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "lora").mkdir()
     to_lora(adapted(llama()), None, tmp_path / "lora")
@@ -131,7 +154,7 @@ def test_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(*_: object, **__: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("wegeft.method.conversion.save_file", full)
+    monkeypatch.setattr("wegeft.method.lora_adapter.save_file", full)
     with pytest.raises(OSError, match="No space"):
         to_lora(adapted(llama()), None, tmp_path / "lora")
     assert list(tmp_path.iterdir()) == []
