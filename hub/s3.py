@@ -20,7 +20,8 @@ from minio.commonconfig import CopySource
 from minio.error import MinioException, S3Error
 from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 
-from hub.objects import CHUNK_BYTES, FolderStore, MemoryStore, ObjectStore, Readable, VerifiedSource, absence_of, check_span
+from hub.folder_store import FolderStore
+from hub.objects import CHUNK_BYTES, MemoryStore, ObjectStore, Readable, VerifiedSource, absence_of, check_span
 from wegeft.contracts.adapter import check_digest
 from wegeft.contracts.errors import BlobNotFound, DigestMismatch, InvalidSetting, StorageFull, StorageUnavailable, WegeftError
 

@@ -24,7 +24,8 @@ from typing import Any
 import pytest
 import urllib3
 
-from hub.objects import CHUNK_BYTES, FolderStore, MemoryStore, ObjectStore, read_verified, stream_verified
+from hub.folder_store import FolderStore
+from hub.objects import CHUNK_BYTES, MemoryStore, ObjectStore, read_verified, stream_verified
 from hub.s3 import S3Access, open_store
 from tests.servers import S3Server
 from wegeft.contracts.adapter import digest_of

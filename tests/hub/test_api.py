@@ -15,7 +15,8 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
-from hub.objects import VERIFIED_FIRST_BYTES, FolderStore, MemoryStore
+from hub.folder_store import FolderStore
+from hub.objects import VERIFIED_FIRST_BYTES, MemoryStore
 from hub.s3 import S3Access, open_store
 from hub.serving import VERIFIED_RANGE_BYTES
 from tests.hub.serving import CONFIG, MAX_BLOB_BYTES, WEIGHTS, Hub, listening, made_hub

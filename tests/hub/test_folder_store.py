@@ -11,20 +11,17 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from hub.objects import VERIFIED_FIRST_BYTES, FolderStore, MemoryStore, ObjectStore, read_verified, stream_verified
+from hub.folder_store import FolderStore
+from hub.objects import VERIFIED_FIRST_BYTES, MemoryStore, ObjectStore, read_verified, stream_verified
 from hub.s3 import open_store
 from tests.conformance.test_object_stores import MIB, Pattern
 from wegeft.contracts.adapter import digest_of
-from wegeft.contracts.errors import BlobNotFound, DigestMismatch, InvalidSetting, StorageFull, StorageUnavailable, WegeftError
+from wegeft.contracts.errors import DigestMismatch, InvalidSetting, StorageFull, StorageUnavailable
 
 
 def everything(root: Path) -> list[str]:
@@ -45,7 +42,9 @@ def test_a_blob_cannot_be_written_to_by_mistake(tmp_path: Path) -> None:
 
 
 def run_child(program: str, *arguments: object, file_limit: int | None = None) -> subprocess.CompletedProcess[str]:
-    lines = "import resource, sys, json; a = json.loads(sys.argv[1]); from hub.objects import *; from pathlib import Path; import io\n"
+    lines = (
+        "import io, json, resource, sys\nfrom pathlib import Path\nfrom hub.folder_store import FolderStore\na = json.loads(sys.argv[1])\n"
+    )
     if file_limit is not None:
         lines += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({file_limit}, {file_limit}))\n"
     command = [sys.executable, "-c", lines + program, json.dumps(arguments)]
@@ -290,73 +289,3 @@ def test_what_is_no_store_is_refused(url: str) -> None:
     with pytest.raises(InvalidSetting) as caught:
         open_store(url)
     assert caught.value.problems[0].path == "store"
-
-
-CONTENTS = st.binary(max_size=40)
-
-
-class FollowsTheModel(RuleBasedStateMachine):
-    """A folder does what a dictionary does, whatever the order, opened anew at any time."""
-
-    blobs = Bundle("blobs")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.root = Path(f"/tmp/wgfolder-{os.getpid()}-{time.monotonic_ns()}")
-        self.folder, self.model = FolderStore(self.root), MemoryStore()
-
-    def teardown(self) -> None:
-        shutil.rmtree(self.root)
-
-    @rule(target=blobs, content=CONTENTS)
-    def put(self, content: bytes) -> str:
-        digest = digest_of(content)
-        assert self.folder.put(digest, io.BytesIO(content)) == self.model.put(digest, io.BytesIO(content))
-        return digest
-
-    @rule(digest=blobs, content=CONTENTS)
-    def put_wrong(self, digest: str, content: bytes) -> None:
-        if digest_of(content) != digest:
-            for store in (self.folder, self.model):
-                with pytest.raises(DigestMismatch):
-                    store.put(digest, io.BytesIO(content))
-
-    @rule(digest=blobs)
-    def delete(self, digest: str) -> None:
-        self.folder.delete(digest)
-        self.model.delete(digest)
-
-    @rule(digest=blobs)
-    def read(self, digest: str) -> None:
-        assert self.outcome(lambda store: b"".join(store.get(digest)), self.folder) == self.outcome(
-            lambda store: b"".join(store.get(digest)), self.model
-        )
-
-    @rule(digest=blobs, start=st.integers(0, 50), length=st.integers(0, 50))
-    def read_part(self, digest: str, start: int, length: int) -> None:
-        assert self.outcome(lambda store: store.range(digest, start, length), self.folder) == self.outcome(
-            lambda store: store.range(digest, start, length), self.model
-        )
-
-    @rule(digest=blobs)
-    def has(self, digest: str) -> None:
-        assert self.folder.has(digest) == self.model.has(digest)
-
-    @rule()
-    def open_again(self) -> None:
-        self.folder = FolderStore(self.root)
-
-    @invariant()
-    def holds_the_same(self) -> None:
-        names = {path.rpartition("/")[2] for path in everything(self.root)}
-        assert names == {digest.removeprefix("sha256:") for digest in self.model._blobs}
-
-    def outcome(self, call: Callable[[ObjectStore], bytes], store: ObjectStore) -> bytes | type[WegeftError]:
-        try:
-            return call(store)
-        except BlobNotFound as error:
-            return type(error)
-
-
-TestFollowsTheModel = FollowsTheModel.TestCase
-TestFollowsTheModel.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)

@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from hub.objects import FolderStore
+from hub.folder_store import FolderStore
 from tests.hub.serving import CONFIG, WEIGHTS, Hub, listening, made_hub
 from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, AliasMove
 
