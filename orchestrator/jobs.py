@@ -20,12 +20,18 @@ from wegeft.contracts.errors import (
     DurationExceeded,
     ErrorBody,
     IllegalTransition,
+    DatabaseUnavailable,
     LeaseExpired,
+    NoProgress,
+    ServiceTimeout,
+    ServiceUnreachable,
     Stalled,
     StartFailed,
+    StorageUnavailable,
     TrainingCrashed,
     WegeftError,
     WorkerLost,
+    shorten,
 )
 from wegeft.contracts.job import RecoverySpec
 from wegeft.contracts.training import JobState
@@ -95,6 +101,8 @@ class Counters:
 
     restarts: int = 0
     preemptions: int = 0
+    lost_in_a_row: int = 0
+    """Attempts lost since the last newer checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +111,24 @@ class Requeue:
 
     after_seconds: float
     budget: Budget
+    is_loss: bool = False
+    """Whether the attempt adds to those lost in a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fail:
     """Do not try again."""
 
+    instead: ErrorBody | None = None
+    """The job's error, where it is another than the attempt's."""
 
+
+MAX_LOST_IN_A_ROW = 5
+"""Attempts lost in a row without a newer checkpoint, after which another would be lost too: a full disk, too little memory."""
+
+
+_OUTAGES = (StorageUnavailable, DatabaseUnavailable, ServiceUnreachable, ServiceTimeout)
+"""What a worker meets while a part of the service is down: that passes, however long it takes, and is no property of the job."""
 _RESTART_SECONDS = 2.0
 _PREEMPTION_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 60.0
@@ -121,7 +140,8 @@ def decide_retry(error: ErrorBody, counters: Counters, recovery: RecoverySpec) -
     """Return whether an attempt that ended with ``error`` is made again, and after how long.
 
     What the user must change is never tried again. Errors of the training code and losses of the machinery have a budget each,
-    so that a cluster that loses its nodes does not use up a job's patience with its own code.
+    so that a cluster that loses its nodes does not use up a job's patience with its own code. Without any budget, a job whose
+    attempts are lost :data:`MAX_LOST_IN_A_ROW` times without a newer checkpoint fails; outages of the service do not count for that.
     """
     kind = ERROR_KINDS.get(error.code, TrainingCrashed)
     if kind is WegeftError:
@@ -129,12 +149,21 @@ def decide_retry(error: ErrorBody, counters: Counters, recovery: RecoverySpec) -
     if not kind.is_retryable:
         return Fail()
     if issubclass(kind, TrainingCrashed):
-        is_allowed = counters.restarts < recovery.max_restarts_on_errors
-        wait, budget = _backoff(_RESTART_SECONDS, counters.restarts), Budget.RESTARTS
-    else:
-        is_allowed = recovery.max_preemptions < 0 or counters.preemptions < recovery.max_preemptions
-        wait, budget = _backoff(_PREEMPTION_SECONDS, counters.preemptions), Budget.PREEMPTIONS
-    return Requeue(after_seconds=wait, budget=budget) if is_allowed else Fail()
+        if counters.restarts >= recovery.max_restarts_on_errors:
+            return Fail()
+        return Requeue(after_seconds=_backoff(_RESTART_SECONDS, counters.restarts), budget=Budget.RESTARTS)
+    if 0 <= recovery.max_preemptions <= counters.preemptions:
+        return Fail()
+    is_loss = not issubclass(kind, _OUTAGES)
+    if is_loss and counters.lost_in_a_row + 1 >= MAX_LOST_IN_A_ROW:
+        return Fail(instead=_give_up(error, counters.lost_in_a_row + 1))
+    return Requeue(after_seconds=_backoff(_PREEMPTION_SECONDS, counters.preemptions), budget=Budget.PREEMPTIONS, is_loss=is_loss)
+
+
+def _give_up(last: ErrorBody, count: int) -> ErrorBody:
+    reason = shorten(f"{last.code}: {last.detail}", 500)
+    hint = "look at the workers' memory, disk and log; a smaller save_every makes checkpoints sooner"
+    return NoProgress(f"{count} attempts in a row were lost without a newer checkpoint, the last by {reason}", hint=hint).body()
 
 
 def _backoff(first_seconds: float, times: int) -> float:

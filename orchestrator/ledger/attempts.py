@@ -151,7 +151,11 @@ def record_events(connection: Connection, lease: Lease, batch: EventBatch, now: 
 
 def save_checkpoint(connection: Connection, lease: Lease, checkpoint: Checkpoint, now: datetime) -> None:
     """Let a later attempt go on from ``checkpoint``, whose blobs are stored already."""
-    _write(connection, lease, {"resume_from": checkpoint.model_dump(mode="json"), "progress_at": now})
+    before = hold(connection, lease).resume_from
+    values = {"resume_from": checkpoint.model_dump(mode="json"), "progress_at": now}
+    if checkpoint.step > (Checkpoint.model_validate(before).step if before else 0):
+        values["lost_in_a_row"] = 0
+    _write(connection, lease, values)
 
 
 def was_published(connection: Connection, lease: Lease) -> PublishedVersion | None:
@@ -186,7 +190,7 @@ def end_attempt(connection: Connection, lease: Lease, error: ErrorBody, now: dat
     """
     row = hold(connection, lease)
     state = JobState(row.state)
-    counters = Counters(restarts=row.restarts, preemptions=row.preemptions)
+    counters = Counters(restarts=row.restarts, preemptions=row.preemptions, lost_in_a_row=row.lost_in_a_row)
     reason = _reason(error)
     if state is JobState.CANCELLING:
         after, values, text = move(state, Move.STOP), {}, ""
@@ -197,8 +201,9 @@ def end_attempt(connection: Connection, lease: Lease, error: ErrorBody, now: dat
                 after, text = move(state, Move.REQUEUE), f"{reason}; tried again in {decision.after_seconds:g} s"
                 values = _again(decision, counters, reason, now)
             case Fail():
-                after, text = move(state, Move.FAIL), reason
-                values = {"error": error.model_dump(mode="json")}
+                final = decision.instead or error
+                after, text = move(state, Move.FAIL), _reason(final)
+                values = {"error": final.model_dump(mode="json")}
     _write(connection, lease, {**_over(after, now), **values})
     _close(connection, lease, error, now)
     note_state(connection, lease.job_id, lease.attempt, after, now, text)
@@ -212,6 +217,7 @@ def _reason(error: ErrorBody) -> str:
 
 def _again(decision: Requeue, counters: Counters, reason: str, now: datetime) -> dict[str, Any]:
     used = {"restarts": counters.restarts, "preemptions": counters.preemptions}
+    used["lost_in_a_row"] = counters.lost_in_a_row + decision.is_loss
     match decision.budget:
         case Budget.RESTARTS:
             used["restarts"] += 1

@@ -56,7 +56,7 @@ def add(connection: Connection, job: NewJob, now: datetime) -> tuple[JobView, bo
         "idempotency_key": job.idempotency_key,
         "request_digest": job.request_digest,
     }
-    zeros = dict.fromkeys(("attempt", "restarts", "preemptions", "lease_token", "step", "last_sequence"), 0)
+    zeros = dict.fromkeys(("attempt", "restarts", "preemptions", "lost_in_a_row", "lease_token", "step", "last_sequence"), 0)
     table: Any = postgresql.insert(JOBS) if connection.dialect.name == "postgresql" else sqlite.insert(JOBS)
     added = table.values(**row, **zeros, created_at=now, run_after=now)
     # Two requests with one key at the same moment: the second waits for the first to commit, and then finds its row.

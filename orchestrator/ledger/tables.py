@@ -40,6 +40,7 @@ JOBS = Table(
     Column("attempt", Integer, nullable=False),
     Column("restarts", Integer, nullable=False),
     Column("preemptions", Integer, nullable=False),
+    Column("lost_in_a_row", Integer, nullable=False, server_default="0"),  # since the last newer checkpoint
     Column("lease_token", BigInteger, nullable=False),  # only grows
     Column("lease_expires_at", UtcTime, nullable=True),
     Column("deadline_at", UtcTime, nullable=True),

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.jobs import (
+    MAX_LOST_IN_A_ROW,
     Budget,
     Counters,
     End,
@@ -26,6 +27,7 @@ from orchestrator.jobs import (
 from tests.orchestrator.samples import NOW, at
 from wegeft.contracts.errors import (
     ERROR_KINDS,
+    DatabaseUnavailable,
     DurationExceeded,
     ErrorBody,
     IllegalTransition,
@@ -34,7 +36,10 @@ from wegeft.contracts.errors import (
     LossNotFinite,
     NoCapacity,
     OutOfMemory,
+    ServiceTimeout,
+    ServiceUnreachable,
     Stalled,
+    StorageFull,
     StorageUnavailable,
     TrainingCrashed,
     WegeftError,
@@ -86,6 +91,11 @@ def decide(error: ErrorBody, restarts: int = 0, preemptions: int = 0, **recovery
     return decide_retry(error, Counters(restarts=restarts, preemptions=preemptions), RecoverySpec(**recovery))
 
 
+def decide_after(error: ErrorBody, lost_in_a_row: int, **recovery: int) -> Requeue | Fail:
+    """The decision about an error after so many losses."""
+    return decide_retry(error, Counters(preemptions=lost_in_a_row, lost_in_a_row=lost_in_a_row), RecoverySpec(**recovery))
+
+
 @pytest.mark.parametrize("kind", [InvalidInput, LossNotFinite, OutOfMemory, DurationExceeded, NoCapacity])
 def test_what_the_user_must_change_is_never_tried_again(kind: type[InvalidInput]) -> None:
     """A wrong job would only fail again."""
@@ -104,11 +114,52 @@ def test_crashes_are_tried_again_as_often_as_the_job_says() -> None:
 @pytest.mark.parametrize("kind", [WorkerLost, LeaseExpired, Stalled, StorageUnavailable])
 def test_losses_of_the_machinery_do_not_use_up_the_jobs_own_budget(kind: type[WorkerLost]) -> None:
     """Lost workers are replaced without limit unless the job says otherwise."""
-    assert decide(kind().body(), restarts=1) == Requeue(after_seconds=1, budget=Budget.PREEMPTIONS)
-    assert decide(kind().body(), preemptions=1000) == Requeue(after_seconds=60, budget=Budget.PREEMPTIONS)
+    is_loss = kind is not StorageUnavailable
+    assert decide(kind().body(), restarts=1) == Requeue(after_seconds=1, budget=Budget.PREEMPTIONS, is_loss=is_loss)
+    assert decide(kind().body(), preemptions=1000) == Requeue(after_seconds=60, budget=Budget.PREEMPTIONS, is_loss=is_loss)
     assert decide(kind().body(), max_preemptions=0) == Fail()
-    assert decide(kind().body(), preemptions=2, max_preemptions=3) == Requeue(after_seconds=4, budget=Budget.PREEMPTIONS)
+    assert decide(kind().body(), preemptions=2, max_preemptions=3) == Requeue(
+        after_seconds=4, budget=Budget.PREEMPTIONS, is_loss=is_loss
+    )
     assert decide(kind().body(), preemptions=3, max_preemptions=3) == Fail()
+
+
+@pytest.mark.parametrize("kind", [WorkerLost, LeaseExpired, Stalled, StorageFull])
+def test_a_job_that_gets_nowhere_is_given_up(kind: type[WorkerLost]) -> None:
+    """A full disk or too little memory kills every attempt alike; without a limit on losses a job would go on for ever."""
+    loss = kind("as ever").body()
+    assert isinstance(decide_after(loss, MAX_LOST_IN_A_ROW - 2), Requeue)
+    final = decide_after(loss, MAX_LOST_IN_A_ROW - 1)
+    assert isinstance(final, Fail)
+    assert final.instead is not None
+    assert (final.instead.code, ERROR_KINDS["no_progress"].is_retryable) == ("no_progress", False)
+    assert f"5 attempts in a row were lost without a newer checkpoint, the last by {loss.code}: as ever" in final.instead.detail
+    assert decide_after(loss, MAX_LOST_IN_A_ROW - 1, max_preemptions=4) == Fail()
+
+
+@pytest.mark.parametrize("kind", [StorageUnavailable, DatabaseUnavailable, ServiceUnreachable, ServiceTimeout])
+def test_an_outage_of_the_service_is_waited_for_however_long(kind: type[WegeftError]) -> None:
+    """It is no property of the job, and adds nothing to what is."""
+    decision = decide_after(kind().body(), 1000)
+    assert decision == Requeue(after_seconds=60, budget=Budget.PREEMPTIONS, is_loss=False)
+
+
+@given(st.lists(st.sampled_from(["loss", "outage", "crash", "checkpoint"]), max_size=40))
+def test_no_job_outlives_so_many_losses_in_a_row(happenings: list[str]) -> None:
+    """Only a newer checkpoint starts the count again."""
+    errors = {"loss": WorkerLost().body(), "outage": StorageUnavailable().body(), "crash": TrainingCrashed().body()}
+    counters, row = Counters(), 0
+    for happening in happenings:
+        if happening == "checkpoint":
+            counters, row = replace(counters, lost_in_a_row=0), 0
+            continue
+        row += happening == "loss"
+        decision = decide_retry(errors[happening], counters, RecoverySpec(max_restarts_on_errors=100))
+        if isinstance(decision, Fail):
+            assert (happening, row) == ("loss", MAX_LOST_IN_A_ROW)
+            return
+        counters = replace(counters, lost_in_a_row=counters.lost_in_a_row + decision.is_loss)
+        assert row < MAX_LOST_IN_A_ROW
 
 
 def test_an_error_without_a_name_counts_as_a_crash() -> None:

@@ -32,6 +32,7 @@ from wegeft.contracts.errors import (
     InvalidData,
     JobNotFound,
     StaleLease,
+    StorageFull,
     TrainingCrashed,
     Unauthenticated,
     WorkerLost,
@@ -286,6 +287,28 @@ def test_crashes_use_up_the_jobs_patience_and_losses_do_not(engine: Engine) -> N
     end(engine, claim_one(engine, now), TrainingCrashed("second"), now)
     seen = view(engine, job_id)
     assert (seen.state, seen.attempt, seen.error) == ("failed", 4, TrainingCrashed("second").body())
+
+
+def test_losses_without_a_newer_checkpoint_end_the_job(engine: Engine) -> None:
+    """The same checkpoint again is no progress, nor is a job that was given back a loss; a newer one begins the count anew."""
+    job_id = add_job(engine)
+    now = 0.0
+    for step in (None, 7, 7, None, 6, 8, 8, None, None):
+        lease = claim_one(engine, now)
+        with writing(engine) as connection:
+            if step is not None:
+                ledger.save_checkpoint(connection, lease, Checkpoint(step=step, files=CHECKPOINT.files), at(now))
+        end(engine, lease, StorageFull("the worker's disk is full"), now)
+        assert view(engine, job_id).state == "queued"
+        now += 100
+        given_back = claim_one(engine, now)
+        with writing(engine) as connection:
+            ledger.give_back(connection, given_back, WorkerLost().body(), at(now), 0)
+    end(engine, claim_one(engine, now), WorkerLost(), now)
+    error = view(engine, job_id).error
+    assert error is not None
+    assert (view(engine, job_id).state, error.code) == ("failed", "no_progress")
+    assert "lost without a newer checkpoint, the last by worker_lost" in error.detail
 
 
 def test_a_worker_may_report_its_failure_twice(engine: Engine) -> None:

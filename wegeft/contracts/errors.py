@@ -32,7 +32,7 @@
     │   └── UnexpectedAnswer    a peer spoke another protocol
     └── JobFailure              why an attempt ended without a result
         ├── LossNotFinite · OutOfMemory · BaseModelUnusable · TrainingCrashed
-        ├── WorkerLost · LeaseExpired · Stalled · DurationExceeded · NoCapacity
+        ├── WorkerLost · LeaseExpired · Stalled · NoProgress · DurationExceeded · NoCapacity
         └── JobFailed · JobCancelled · JobPending   how ``wait`` ended for a script
 
 A class's docstring is its default message; ``code`` is its name on the wire. ``ERROR_KINDS`` maps each code to one HTTP status
@@ -320,6 +320,12 @@ class Stalled(JobFailure):
     """The worker lives but made no progress for too long."""
 
     code, is_retryable = "stalled", True
+
+
+class NoProgress(JobFailure):
+    """Too many attempts in a row were lost without a newer checkpoint."""
+
+    code = "no_progress"
 
 
 class DurationExceeded(JobFailure):

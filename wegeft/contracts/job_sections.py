@@ -106,7 +106,7 @@ class RecoverySpec(Frozen):
     max_restarts_on_errors: Annotated[int, Field(ge=0, le=100)] = 1
     """After an unexpected error of the training code. Wrong input is never tried again."""
     max_preemptions: Annotated[int, Field(ge=-1, le=10_000)] = -1
-    """After a lost worker, node or lease; -1 is without limit."""
+    """After a lost worker, node or lease; -1 is without limit, as long as one attempt in five leaves a newer checkpoint."""
 
 
 class EvaluationSpec(Frozen):
