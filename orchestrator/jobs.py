@@ -17,10 +17,10 @@ from typing import assert_never
 
 from wegeft.contracts.errors import (
     ERROR_KINDS,
+    DatabaseUnavailable,
     DurationExceeded,
     ErrorBody,
     IllegalTransition,
-    DatabaseUnavailable,
     LeaseExpired,
     NoProgress,
     ServiceTimeout,

@@ -118,9 +118,7 @@ def test_losses_of_the_machinery_do_not_use_up_the_jobs_own_budget(kind: type[Wo
     assert decide(kind().body(), restarts=1) == Requeue(after_seconds=1, budget=Budget.PREEMPTIONS, is_loss=is_loss)
     assert decide(kind().body(), preemptions=1000) == Requeue(after_seconds=60, budget=Budget.PREEMPTIONS, is_loss=is_loss)
     assert decide(kind().body(), max_preemptions=0) == Fail()
-    assert decide(kind().body(), preemptions=2, max_preemptions=3) == Requeue(
-        after_seconds=4, budget=Budget.PREEMPTIONS, is_loss=is_loss
-    )
+    assert decide(kind().body(), preemptions=2, max_preemptions=3) == Requeue(after_seconds=4, budget=Budget.PREEMPTIONS, is_loss=is_loss)
     assert decide(kind().body(), preemptions=3, max_preemptions=3) == Fail()
 
 
