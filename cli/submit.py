@@ -178,13 +178,20 @@ def _show_plan(plan: JobPlan, *, is_json: bool) -> None:
 
 def _show_figures(plan: JobPlan) -> None:
     spec = plan.spec
-    rows_a_step = spec.micro_batch_size * spec.accumulation_steps
     print_fields(
         [
             ("adapter", str(spec.adapter)),
             ("training rows", None if plan.training_rows is None else str(plan.training_rows)),
             ("held-out rows", None if plan.held_out_rows is None else str(plan.held_out_rows)),
-            ("steps", None if plan.total_steps is None else f"{plan.total_steps}, of {rows_a_step} rows each"),
+            ("steps", _show_steps(plan)),
             ("to upload", show_bytes(plan.upload_bytes)),
         ]
     )
+
+
+def _show_steps(plan: JobPlan) -> str | None:
+    spec = plan.spec
+    contents = f"of {spec.micro_batch_size * spec.accumulation_steps} {'packed sequences' if spec.sample_packing else 'rows'} each"
+    if plan.total_steps is not None:
+        return f"{plan.total_steps}, {contents}"
+    return f"as many as the rows' tokens fill, {contents}" if spec.sample_packing else None

@@ -51,7 +51,8 @@ class AnswerLoss:
 
     def _run(self, batch: Batch) -> Tensor:
         # Padded rows need no mask: padding is on the right, and a position never attends to what follows it.
-        given = {} if batch.mask is None else {"attention_mask": batch.mask, "position_ids": batch.places}
+        given: dict[str, Any] = {} if batch.places is None else {"attention_mask": batch.mask, "position_ids": batch.places}
+        given |= {} if batch.segments is None else {"segments": batch.segments}
         logits: Tensor = self._model(input_ids=batch.tokens, use_cache=False, return_dict=True, **given).logits
         return logits
 

@@ -11,9 +11,11 @@ from functools import lru_cache
 import numpy as np
 
 from wegeft.contracts.errors import InvalidData
+from workers.packing import Bin, fill_bins
 
 _HOLD_OUT_STREAM = 1 << 63
 """Apart from the streams of epochs, which count from 0."""
+_BINS_STREAM = _HOLD_OUT_STREAM + 1
 
 MicroBatch = tuple[int, ...]
 """Row numbers of one forward and backward pass."""
@@ -21,18 +23,29 @@ MicroBatch = tuple[int, ...]
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The rows of every step. Each epoch visits each row once, in an order of its own."""
+    """The rows of every step. Each epoch visits each row once, in an order of its own.
+
+    Where rows are packed, sequences of them take the rows' place: they are filled once, and each epoch visits them in an order of its own.
+    """
 
     lengths: tuple[int, ...]
     """Tokens of each row."""
     micro_batch_size: int
+    """Rows of a pass; where rows are packed, sequences."""
     accumulation_steps: int
     seed: int
+    sequence_len: int | None = None
+    """Tokens of a packed sequence at most; None where rows are not packed."""
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in which every row is visited once; the last one may hold fewer rows."""
-        return math.ceil(len(self.lengths) / (self.micro_batch_size * self.accumulation_steps))
+        return math.ceil(self.sequences / (self.micro_batch_size * self.accumulation_steps))
+
+    @property
+    def sequences(self) -> int:
+        """What an epoch is made of: rows, or packed sequences of them."""
+        return len(self.lengths) if self.sequence_len is None else len(_bins(self))
 
     def total_steps(self, num_epochs: float, max_steps: int | None) -> int:
         """Return the optimizer steps of a job: ``max_steps`` where given, or else those of ``num_epochs``, at least 1."""
@@ -46,15 +59,23 @@ class BatchPlan:
     @property
     def fingerprint(self) -> str:
         """A digest of all that the plan depends on; a checkpoint of another plan must not be resumed."""
-        text = repr((self.lengths, self.micro_batch_size, self.accumulation_steps, self.seed))
+        packed = () if self.sequence_len is None else (self.sequence_len,)
+        text = repr((self.lengths, self.micro_batch_size, self.accumulation_steps, self.seed, *packed))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 @lru_cache(maxsize=4)
 def _epoch(plan: BatchPlan, epoch: int) -> tuple[tuple[MicroBatch, ...], ...]:
-    order = _shuffled(len(plan.lengths), plan.seed, epoch)
-    rows_of_step = plan.micro_batch_size * plan.accumulation_steps
-    return tuple(_micro_batches(plan, order[start : start + rows_of_step]) for start in range(0, len(order), rows_of_step))
+    order = _shuffled(plan.sequences, plan.seed, epoch)
+    size = plan.micro_batch_size * plan.accumulation_steps
+    cut = _micro_batches if plan.sequence_len is None else _packed_micro_batches
+    return tuple(cut(plan, order[start : start + size]) for start in range(0, len(order), size))
+
+
+@lru_cache(maxsize=4)
+def _bins(plan: BatchPlan) -> tuple[Bin, ...]:
+    assert plan.sequence_len is not None  # noqa: S101 - for the type checker; both callers have asked
+    return fill_bins(plan.lengths, _shuffled(len(plan.lengths), plan.seed, _BINS_STREAM), plan.sequence_len)
 
 
 def _shuffled(count: int, seed: int, stream: int) -> list[int]:
@@ -69,6 +90,12 @@ def _micro_batches(plan: BatchPlan, rows: list[int]) -> tuple[MicroBatch, ...]:
     ordered = sorted(rows, key=lambda row: plan.lengths[row])
     size = plan.micro_batch_size
     return tuple(tuple(ordered[start : start + size]) for start in range(0, len(ordered), size))
+
+
+def _packed_micro_batches(plan: BatchPlan, sequences: list[int]) -> tuple[MicroBatch, ...]:
+    bins, size = _bins(plan), plan.micro_batch_size
+    passes = (sequences[start : start + size] for start in range(0, len(sequences), size))
+    return tuple(tuple(row for number in numbers for row in bins[number]) for numbers in passes)
 
 
 def hold_out(rows: int, amount: float, seed: int) -> tuple[list[int], list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,14 +45,15 @@ def prepare(spec: JobSpec, tokenizer: Any, train_rows: Sequence[Row], held_out_r
     if spec.evaluation.exact_match and not questions:
         raise InvalidData("the held-out rows have no questions to answer", path="evaluation.exact_match", hint="they are plain texts")
     lengths = tuple(len(example.tokens) for example in encoding.examples)
-    plan = BatchPlan(lengths, spec.micro_batch_size, spec.accumulation_steps, spec.seed)
+    capacity = spec.sequence_len if spec.sample_packing else None
+    plan = BatchPlan(lengths, spec.micro_batch_size, spec.accumulation_steps, spec.seed, capacity)
     return Prepared(
         examples=encoding.examples,
         held_out=measured.examples if measured else (),
         questions=questions,
         plan=plan,
         total_steps=plan.total_steps(spec.num_epochs, spec.max_steps),
-        messages=_messages(spec, encoding, measured),
+        messages=(*_messages(spec, encoding, measured), *_packing_messages(plan)),
     )
 
 
@@ -87,3 +88,9 @@ def _messages(spec: JobSpec, encoding: Encoding, measured: Encoding | None) -> t
             text = f"{split.dropped:,} {where} rows were left out: no answer within {spec.sequence_len:,} tokens (sequence_len)"
             messages.append(Message(level="warning", text=text))
     return tuple(messages)
+
+
+def _packing_messages(plan: BatchPlan) -> Iterator[Message]:
+    if plan.sequence_len is not None:
+        share = sum(plan.lengths) / (plan.sequences * plan.sequence_len)
+        yield Message(text=f"packed into {plan.sequences:,} sequences of up to {plan.sequence_len:,} tokens, {share:.0%} full")

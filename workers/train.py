@@ -120,6 +120,8 @@ class _Run:
         self._parameters = trainable(self._model)
         self._loss = AnswerLoss(self._model)
         self._layout = find_layout(self._model, self._loss, prepared.examples + prepared.held_out)
+        if spec.sample_packing:
+            self._layout.require_packing(spec.micro_batch_size * spec.sequence_len)
         self._schedule = schedule_of(spec, prepared.total_steps)
         self._optimizer = _optimizer(spec, self._parameters)
         self._state = RunState(plan=prepared.plan.fingerprint, base_model=base.identity, commit=base.commit)
@@ -177,7 +179,8 @@ class _Run:
         self._model.train()
         for rows in micro_batches:
             self._check_stop()
-            loss = self._loss(self._layout([examples[row] for row in rows])) / answer_tokens
+            batch = self._layout([examples[row] for row in rows], is_packed=self._spec.sample_packing)
+            loss = self._loss(batch) / answer_tokens
             loss.backward()  # type: ignore[no-untyped-call] # torch's own method
             total += loss.detach()
         tokens = sum(len(examples[row].tokens) for rows in micro_batches for row in rows)

@@ -142,6 +142,14 @@ def test_the_plan_counts_as_the_worker_does(rows: int, amount: float, micro: int
     assert spec.count_steps(len(training)) == worker.total_steps(epochs, None)
 
 
+def test_the_plan_of_packed_rows_does_not_guess_their_steps(folder: Path) -> None:
+    packed = plan_of(prepare(f"{JOB}packing: true\n", folder))
+    assert packed.spec.sample_packing
+    assert packed.training_rows is not None
+    assert packed.total_steps is None
+    assert plan_of(prepare(f"{JOB}packing: true\nmax_steps: 7\n", folder)).total_steps == 7
+
+
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_bytes(b"\xff\xfe")])
 def test_a_job_file_that_cannot_be_read_is_a_problem(make: object, tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"

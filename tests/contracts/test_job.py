@@ -42,7 +42,7 @@ def test_other_trainers_names_mean_our_fields(alias: str, field: str) -> None:
         "base_model": "org/other", "base_model_revision": "main", "method": "wegeft", "rank": 8, "alpha": 3.5, "target_modules": ["q_proj"],
         "sequence_len": 99, "val_set_size": 5, "test_datasets": [{"path": "held.csv"}], "train_on_inputs": True, "micro_batch_size": 7,
         "num_epochs": 2.5, "learning_rate": 0.5, "lr_scheduler": "cosine", "optimizer": "adamw_torch", "max_grad_norm": 0.25,
-        "logging_steps": 9, "gradient_checkpointing": True,
+        "logging_steps": 9, "gradient_checkpointing": True, "sample_packing": True,
     }  # fmt: skip
     plain: dict[str, object] = {"name": "x", "base_model": "some/model", "datasets": [{"path": "rows.jsonl"}]}
     by_name = parse_spec(plain | {field: values[field]})  # type: ignore[arg-type]  # plain JSON data

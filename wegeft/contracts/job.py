@@ -102,6 +102,8 @@ class JobSpec(Frozen):
     """Tokens of a row at most."""
     excess_length_strategy: Literal["truncate", "drop", "error"] = "truncate"
     """What to do with a longer row."""
+    sample_packing: bool = False
+    """Fill sequences of up to sequence_len tokens with several rows, none of which sees another, and count those instead of rows."""
     train_on_inputs: bool = False
     """Learn the prompt too, and not only the answer."""
 
@@ -110,11 +112,11 @@ class JobSpec(Frozen):
     max_steps: StepCount | None = None
     """Optimizer steps; when given, it decides instead of num_epochs."""
     micro_batch_size: Annotated[int, Field(ge=1, le=65_536)] = 4
-    """Rows in one forward and backward pass."""
+    """Rows in one forward and backward pass; with sample_packing, packed sequences."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=65_536)] | None = None
     """Passes for one optimizer step; by default global_batch_size / micro_batch_size, or 1."""
     global_batch_size: StepCount | None = None
-    """Rows in one optimizer step; must be micro_batch_size × gradient_accumulation_steps."""
+    """Rows, or packed sequences, in one optimizer step; must be micro_batch_size × gradient_accumulation_steps."""
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 4e-4
     """Highest learning rate, after the warm-up."""
     lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
@@ -218,8 +220,13 @@ class JobSpec(Frozen):
         """Return how many of ``rows`` training rows ``val_set_size`` holds out; a share holds out at least one."""
         return max(1, round(rows * self.val_set_size)) if 0 < self.val_set_size < 1 else int(self.val_set_size)
 
-    def count_steps(self, rows: int) -> int:
-        """Return the optimizer steps over ``rows`` rows that are left to train on; the last step of an epoch may hold fewer."""
+    def count_steps(self, rows: int) -> int | None:
+        """Return the optimizer steps over ``rows`` rows that are left to train on; the last step of an epoch may hold fewer.
+
+        None where rows are packed and ``num_epochs`` decides: how many sequences they fill depends on their tokens, which a worker counts.
+        """
+        if self.sample_packing:
+            return self.max_steps
         batches = math.ceil(rows / self.micro_batch_size)
         steps_per_epoch = math.ceil(batches / self.accumulation_steps)
         return self.max_steps or max(1, math.ceil(self.num_epochs * steps_per_epoch - 1e-9))

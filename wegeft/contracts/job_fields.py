@@ -34,6 +34,7 @@ ALIASES: dict[str, dict[str, str]] = {
         "val_size": "val_set_size",
         "eval_datasets": "test_datasets",
         "train_on_input": "train_on_inputs",
+        "packing": "sample_packing",
         "per_device_train_batch_size": "micro_batch_size",
         "batch_size": "micro_batch_size",
         "epochs": "num_epochs",
@@ -61,15 +62,13 @@ TYPE_ALIASES: dict[str, str] = {
 """Other trainers' names of the dataset types."""
 
 _NO_QUANTISATION = "a .gguf base model is loaded dequantised"
-_NO_PACKING = "rows of similar length are batched together instead"
 
 UNSUPPORTED: dict[str, dict[str, str]] = {
     "": {
         "load_in_4bit": _NO_QUANTISATION,
         "load_in_8bit": _NO_QUANTISATION,
         "quantization_bit": _NO_QUANTISATION,
-        "sample_packing": _NO_PACKING,
-        "packing": _NO_PACKING,
+        "eval_sample_packing": "held-out rows are laid out in whichever way is less work",
         "roles_to_train": "every assistant turn is learnt, and nothing else unless train_on_inputs is true",
         "resume_from_checkpoint": "a job always goes on from its own last checkpoint",
         "save_total_limit": "a job keeps its last checkpoint",
