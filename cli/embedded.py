@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from contextlib import suppress
+from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
@@ -162,25 +165,34 @@ def join_or_start(settings: Settings) -> ServiceRecord:
         raise
 
 
-def _spawn(home: Home, settings: Settings) -> subprocess.Popen[bytes]:
+@dataclass(frozen=True)
+class _Child:
+    process: subprocess.Popen[bytes]
+    log_start: int
+    """Bytes that the service's log held before."""
+
+
+def _spawn(home: Home, settings: Settings) -> _Child:
     command = [sys.executable, "-P", "-m", "cli.main", "up", "--json", "--port", str(settings.port), "--pool", settings.pool]
     log = home.open_log()
     with open(log, "ab", buffering=0) as file:  # noqa: PTH123 - a descriptor, not a path
-        return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        log_start = os.fstat(file.fileno()).st_size
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file, start_new_session=True, cwd=home.folder
         )
+    return _Child(process=process, log_start=log_start)
 
 
-def _wait_until_ready(home: Home, child: subprocess.Popen[bytes]) -> ServiceRecord:
+def _wait_until_ready(home: Home, child: _Child) -> ServiceRecord:
     end = monotonic() + START_SECONDS
     while monotonic() < end:
-        if child.poll() is not None:
-            raise _why_it_ended(home, child.returncode)
+        if child.process.poll() is not None:
+            raise _why_it_ended(home, child)
         record = home.read_record()
-        if record and record.pid == child.pid and _answers(home, record):
+        if record and record.pid == child.process.pid and _answers(home, record):
             return record
         sleep(0.05)
-    _kill([psutil.Process(child.pid)])
+    _kill([psutil.Process(child.process.pid)])
     raise StartFailed(f"the service did not answer within {START_SECONDS:g} s", hint=f"its log is {home.log_file}")
 
 
@@ -196,16 +208,18 @@ def _answers(home: Home, record: ServiceRecord) -> bool:
     return True
 
 
-def _why_it_ended(home: Home, code: int) -> WegeftError:
-    """Return the error that the service wrote as the last line of its log, or a plain one."""
-    lines = home.log_file.read_bytes().splitlines()[-1:]
-    try:
-        body = ErrorBody.model_validate_json(lines[0]) if lines else None
-    except ValidationError:
-        body = None
-    if body is None:
-        return StartFailed(f"the service ended with exit status {code}", hint=f"its log is {home.log_file}")
-    return error_from_body(body)
+def _why_it_ended(home: Home, child: _Child) -> WegeftError:
+    """Return the last error with the child's exit status in the log since its start, or a plain one.
+
+    Services that start at once in one home share its log, so other lines may follow.
+    """
+    code = child.process.returncode
+    for line in reversed(home.log_file.read_bytes()[child.log_start :].splitlines()):
+        with suppress(ValidationError):
+            error = error_from_body(ErrorBody.model_validate_json(line))
+            if error.exit_status == code:
+                return error
+    return StartFailed(f"the service ended with exit status {code}", hint=f"its log is {home.log_file}")
 
 
 def _stop(holder: psutil.Process, seconds: float) -> None:
