@@ -1,23 +1,28 @@
-"""``wgctl adapters``: list, look at and download what was published."""
+"""``wgctl adapters``: list, look at and download what was published, and convert it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import rich_click as click
 
+from cli.adapter_export import Wish, check_wish, convert, export, open_published
+from cli.adapter_import import import_checkpoint
+from cli.base_models import unpin
 from cli.connection import connect
-from cli.lora import download_lora, unpin
 from cli.options import example, json_option
 from cli.output import note, print_fields, print_json, print_table, say, show_age, show_bytes, show_time
 from wegeft.contracts.adapter import AdapterRef, AdapterView, VersionView
 from wegeft.contracts.errors import InvalidSetting
 
+if TYPE_CHECKING:
+    from wegeft.client import Client
+
 
 @click.group(no_args_is_help=True)
 def adapters() -> None:
-    """List and download published adapters.
+    """List, download and convert adapters.
 
     An adapter is namespace/name; a version of it is namespace/name@3, or @alias, and the latest where neither is said.
     """
@@ -147,11 +152,23 @@ def download(ref: str, folder: Path, overwrite: bool, layout: Literal["native", 
         if layout == "native":
             version = client.download(ref, folder, overwrite=overwrite)
         else:
-            version = download_lora(client, ref, folder, base_model)
+            version = _download_lora(client, ref, folder, base_model)
     if is_json:
         print_json({"ref": version.ref, "folder": str(folder.absolute()), "format": layout, "manifest_digest": version.manifest_digest})
     else:
         say(f"{version.ref} is in {folder}")
+
+
+def _download_lora(client: Client, ref: str, folder: Path, base_model: str | None) -> VersionView:
+    wish = Wish(layout="lora", target=folder.expanduser().absolute(), base_model=base_model, allow_other_base=True)
+    check_wish(wish)
+    with open_published(client, ref) as (version, source):
+        convert(source, wish)
+    return version
+
+
+adapters.add_command(export)
+adapters.add_command(import_checkpoint)
 
 
 @adapters.group("alias", no_args_is_help=True)

@@ -27,7 +27,7 @@ COMMANDS: dict[str, Entry] = {
     "submit": Entry("cli.submit:submit", "Queue the job that a file describes, and print its id."),
     "validate": Entry("cli.submit:validate", "Check a job file and its data sets; nothing is sent."),
     "jobs": Entry("cli.jobs:jobs", "List, follow, cancel and wait for jobs."),
-    "adapters": Entry("cli.hub:adapters", "List and download published adapters."),
+    "adapters": Entry("cli.hub:adapters", "List, download and convert adapters."),
     "serve": Entry("cli.serve:serve", "Run the service as the settings say, in the foreground."),
     "tokens": Entry("cli.tokens:tokens", "Make, list and revoke the service's tokens."),
     "gateway": Entry("cli.serve:gateway", "Drive Ray for the service that started it.", is_hidden=True),

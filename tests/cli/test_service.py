@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cli.main import main
 from tests.cli.conftest import Wgctl
 from tests.tiny_models import make_model_folder, write_sums
 
@@ -101,7 +102,9 @@ def test_a_job_goes_from_file_to_folder(wgctl: Wgctl) -> None:
     assert wgctl("adapters", "show", "demo/sums@production", "--json", status=4).error["code"] == "alias_not_found"
 
 
-def test_a_lora_that_is_downloaded_computes_what_the_adapter_does(wgctl: Wgctl) -> None:
+def test_a_published_adapter_becomes_a_lora_that_computes_the_same_and_what_else_engines_read(
+    wgctl: Wgctl, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -122,6 +125,13 @@ def test_a_lora_that_is_downloaded_computes_what_the_adapter_does(wgctl: Wgctl) 
         with torch.no_grad():
             logits.append(PeftModel.from_pretrained(base, wgctl.folder / folder)(tokens).logits)
     torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-4)
+
+    monkeypatch.setenv("WEGEFT_HOME", str(wgctl.home))
+    assert main(["adapters", "export", "demo/both", "--format", "gguf", "-o", str(wgctl.folder / "both-gguf"), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["adapter"], set(answer["files"])) == ("demo/both@1", {"adapter.gguf", "Modelfile"})
+    assert answer["base_model"] == wgctl("adapters", "show", "demo/both@1", "--json").json["base_model"]
+    assert 0 < answer["largest_error"] < 1e-6
 
 
 def test_a_dry_run_sends_nothing(wgctl: Wgctl) -> None:

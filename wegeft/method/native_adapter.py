@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from wegeft.contracts.errors import InvalidAdapterConfig, InvalidTensors, Problem
+from wegeft.contracts.errors import InvalidAdapterConfig, InvalidTensors, Problem, shorten
 from wegeft.method.config import WeGeFTConfig
 from wegeft.method.inspection import adapter_state_dict
 from wegeft.method.layer import WeGeFTLinear
@@ -151,7 +152,10 @@ def read_config(folder: Path) -> WeGeFTConfig:
     # PEFT would look a missing folder up in the network.
     if not (folder / CONFIG_NAME).is_file():
         raise InvalidAdapterConfig(f"the folder has no {CONFIG_NAME}", path=str(folder))
-    config = WeGeFTConfig.from_pretrained(str(folder))
+    try:
+        config = WeGeFTConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InvalidAdapterConfig(f"its {CONFIG_NAME} cannot be read: {shorten(str(error))}", path=str(folder)) from error
     if not isinstance(config, WeGeFTConfig):
         raise InvalidAdapterConfig("the folder does not hold a WeGeFT adapter", path=str(folder), value=getattr(config, "peft_type", None))
     return config
@@ -161,7 +165,10 @@ def _from_folder(folder: Path) -> tuple[WeGeFTConfig, Mapping[str, Tensor]]:
     config = read_config(folder)
     if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
         raise InvalidTensors(f"the folder has no {SAFETENSORS_WEIGHTS_NAME}", path=str(folder), hint="pickled weights are never read")
-    return config, load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+    try:
+        return config, load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+    except SafetensorError as error:
+        raise InvalidTensors(f"{SAFETENSORS_WEIGHTS_NAME} cannot be read: {shorten(str(error))}", path=str(folder)) from error
 
 
 def _from_model(model: Any, adapter_name: str) -> tuple[WeGeFTConfig, Mapping[str, Tensor]]:

@@ -1,0 +1,77 @@
+"""The base model that a conversion needs, found on this machine or downloaded, and whether it is the one that an adapter names."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from cli.output import is_terminal, note
+from wegeft.contracts.base_model_name import is_hub_id
+from wegeft.contracts.errors import BaseModelNotFound, InvalidAdapterConfig
+
+_PINNED = re.compile(r"(?P<name>.+)@(?P<pin>[0-9a-f]{40}|sha256:[0-9a-f]{64})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundBase:
+    """A base model's files."""
+
+    name: str
+    """As it was asked for."""
+    identity: str
+    """The name with its pin: ``id@commit``, or ``path@sha256:…``."""
+    path: Path
+    """A folder, or a ``.gguf`` file."""
+
+
+def find_base(name: str, revision: str | None = None) -> FoundBase:
+    """Return where a base model is, downloading an id if need be; raise ``BaseModelNotFound`` or ``BaseModelUnusable``."""
+    if not is_terminal(sys.stderr):
+        # Read once, when the libraries are imported: a log has no use for bars.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from workers.model_source import find_model
+
+    try:
+        source = find_model(name, revision)
+    except BaseModelNotFound as error:
+        if not (is_hub_id(name) and Path(name).is_dir()):
+            raise
+        # What reads as an id is one; here is a person who can say which is meant.
+        raise BaseModelNotFound(error.message, path="--base", value=name, hint=f"for the folder of that name, --base ./{name}") from error
+    path = source.folder or source.gguf
+    assert path is not None  # noqa: S101 - a source has one of the two
+    return FoundBase(name=name, identity=source.identity, path=path)
+
+
+def check_is_base(found: FoundBase, wanted: str, *, allow_other: bool) -> None:
+    """Raise ``InvalidAdapterConfig`` unless ``found`` is the model that ``wanted`` names, or say so and go on where another is allowed."""
+    if is_same_model(found.identity, wanted):
+        return
+    message = f"the adapter was trained on {wanted}"
+    if not allow_other:
+        hint = "--allow-other-base converts for this one all the same"
+        raise InvalidAdapterConfig(message, path="--base", value=found.identity, hint=hint)
+    note(f"{message}, and this is {found.identity}: what is written is exact for this one")
+
+
+def is_same_model(first: str, second: str) -> bool:
+    """Whether two names mean one model: by their pins where both have one of a kind, else by their names."""
+    from wegeft.method.stored_base import canonical_name
+
+    pins = [unpin(identity)[1] for identity in (first, second)]
+    digests = [identity.rpartition("@")[2] for identity in (first, second) if _PINNED.fullmatch(identity)]
+    if len(digests) == 2 and (pins[0] is None) == (pins[1] is None):
+        return digests[0] == digests[1]
+    return canonical_name(first) == canonical_name(second)
+
+
+def unpin(identity: str) -> tuple[str, str | None]:
+    """Return the name in a pinned base model, and its commit where it is a Hugging Face id."""
+    match = _PINNED.fullmatch(identity)
+    if match is None:
+        return identity, None
+    pin = match["pin"]
+    return match["name"], None if pin.startswith("sha256:") else pin
