@@ -72,19 +72,27 @@ def test_merging_says_why_it_cannot_on_quantised_layers() -> None:
         adapted(packed_llama()).merge_adapter()
 
 
-@pytest.mark.parametrize("library", ["bitsandbytes", "torchao"])
-def test_quantisation_libraries(library: str) -> None:
-    """x-form over the libraries' own layers, against the same layers without an adapter fed with the edited input."""
-    module = pytest.importorskip(library)
+def quantised(library: str) -> nn.Sequential:
+    """Return one linear layer as a quantisation library keeps it; skip where the library is not installed."""
+    name, _, bits = library.partition("-")
+    module = pytest.importorskip(name)
     torch.manual_seed(0)
     base = nn.Sequential()
     base.add_module("q_proj", nn.Linear(64, 64))
-    if library == "bitsandbytes":
-        layer = module.nn.Linear4bit(64, 64, compute_dtype=torch.float32)
-        layer.load_state_dict(base.q_proj.state_dict())
-        base.q_proj = layer.to("cpu")
-    else:
+    if name == "torchao":
         module.quantize_(base, module.quantization.Int8WeightOnlyConfig())
+        return base
+    four, eight = module.nn.Linear4bit, module.nn.Linear8bitLt
+    layer = four(64, 64, compute_dtype=torch.float32) if bits == "4" else eight(64, 64, has_fp16_weights=False)
+    layer.load_state_dict(base.q_proj.state_dict())
+    base.q_proj = layer.to("cpu")
+    return base
+
+
+@pytest.mark.parametrize("library", ["bitsandbytes-4", "bitsandbytes-8", "torchao"])
+def test_quantisation_libraries(library: str) -> None:
+    """x-form over the libraries' own layers, against the same layers without an adapter fed with the edited input."""
+    base = quantised(library)
     frozen = base.q_proj
     x = torch.randn(5, 64)
     model = adapted(base, r=4, target_modules=["q_proj"])
@@ -93,6 +101,23 @@ def test_quantisation_libraries(library: str) -> None:
     assert error(model(x), frozen(edited)) < 1e-5
     model(x).pow(2).sum().backward()
     assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in trainable(model).values())
+
+
+@pytest.mark.parametrize(("library", "rounding"), [("bitsandbytes-4", 0.3), ("bitsandbytes-8", 0.03)])
+def test_merge_into_quantised_weights_is_undone_from_a_copy_or_not_at_all(library: str, rounding: float) -> None:
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
+    model = adapted(quantised(library), r=4, target_modules=["q_proj"])
+    with model.disable_adapter():
+        before = model(x)
+    edited = model(x)
+    model.base_model.merge_adapter(keep_copy=True)
+    assert error(model(x), edited) < rounding
+    model.unmerge_adapter()
+    with model.disable_adapter():
+        assert error(model(x), before) < 0.01
+    model.merge_adapter()
+    with pytest.raises(InvalidAdapterConfig, match="cannot be undone without a copy"):
+        model.unmerge_adapter()
 
 
 @pytest.mark.parametrize("transform", ["input", "output"])

@@ -111,13 +111,18 @@ class WeGeFTLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc] # PEFT is u
     def unmerge(self) -> None:
         """Take all merged adapters out of the weight: exactly if a copy was kept, else by solving (``merging.unmerge``).
 
-        Raises ``InvalidAdapterConfig`` if the merge was ill-conditioned, or mixed input and output forms, and no copy was kept.
+        Raises ``InvalidAdapterConfig`` if the merge was ill-conditioned, mixed input and output forms, or went into quantised weights, and
+        no copy was kept.
         """
         if not self.merged:
             return
         if self.unmerged_copy is not None:
             self._set_base_parameters(*self.unmerged_copy)
         else:
+            if self.quantization_backend is not None:
+                # What was merged was rounded to a few bits, and solving would magnify that.
+                hint = "merge with keep_copy=True, or load the base model again"
+                raise InvalidAdapterConfig("a merge into quantised weights cannot be undone without a copy", path=self.name, hint=hint)
             edits = [self._edit(name) for name in self.merged_adapters]
             if len({edit.transform for edit in edits}) > 1:
                 raise InvalidAdapterConfig(
