@@ -1,9 +1,19 @@
 """Trainable parameters equal the published counts, on the published architectures (built without memory)."""
 
+from typing import Any
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    Qwen2Config,
+    RobertaConfig,
+    ViTConfig,
+)
 
 from tests.method.models import llama
 from wegeft.method import WeGeFTConfig, count_parameters, lora_equivalent_size
@@ -60,12 +70,39 @@ def test_published_counts(architecture: LlamaConfig, targets: list[str], rank: i
     assert count_parameters(WeGeFTConfig(r=rank, target_modules=targets), model) == expected
 
 
-def test_sharing_counts() -> None:
-    """Tied across types by width, and not tied at all (method: 7B, QKVUD)."""
+ROBERTA_BASE = RobertaConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, vocab_size=128)
+ROBERTA_LARGE = RobertaConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, vocab_size=128)
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture", "targets", "rank", "expected"),
+    [
+        (AutoModelForSequenceClassification, ROBERTA_BASE, ["query", "value"], 32, 98_304),
+        (AutoModelForSequenceClassification, ROBERTA_LARGE, ["query", "value"], 32, 131_072),
+        (AutoModelForImageClassification, ViTConfig(), ["attention.o_proj"], 16, 24_576),
+    ],
+)
+def test_published_counts_of_encoders(kind: Any, architecture: Any, targets: list[str], rank: int, expected: int) -> None:
+    """GLUE and the vision tables; the head that is trained in full is not counted, as in the papers."""
+    with torch.device("meta"):
+        model = kind.from_config(architecture)
+    assert count_parameters(WeGeFTConfig(r=rank, target_modules=targets, modules_to_save=["classifier"]), model) == expected
+
+
+@pytest.mark.parametrize(
+    ("targets", "tied", "rank", "expected"),
+    [
+        (QKVUD, "width", 64, 1_933_312),
+        (ALL7, "width", 64, 1_933_312),
+        (QKVUD, "layer", 16, 28_049_408),
+        (QKVUD, "layer", 64, 112_197_632),
+    ],
+)
+def test_sharing_counts(targets: list[str], tied: Any, rank: int, expected: int) -> None:
+    """Tied across types by width, and not tied at all, of a model of 7B."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(LLAMA2_7B)
-    assert count_parameters(WeGeFTConfig(r=64, target_modules=QKVUD, tied_modules="width"), model) == 1_933_312
-    assert count_parameters(WeGeFTConfig(r=16, target_modules=QKVUD, tied_modules="layer"), model) == 28_049_408
+    assert count_parameters(WeGeFTConfig(r=rank, target_modules=targets, tied_modules=tied), model) == expected
 
 
 def test_print_trainable_parameters_counts_each_generator_once(capsys: pytest.CaptureFixture[str]) -> None:

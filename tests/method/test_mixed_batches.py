@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from tests.method.models import IDS, adapted, dense_reference, error, llama, logits, randomise
+from tests.method.models import IDS, adapted, bert, dense_reference, error, llama, logits, randomise
 from wegeft.contracts.errors import InvalidAdapterConfig
 from wegeft.method import WeGeFTConfig
 
@@ -28,6 +28,20 @@ def test_each_row_is_edited_by_its_own() -> None:
     for row, name in enumerate(names):
         reference = dense_reference(llama(bias=True), [] if name == "__base__" else [(model, name)])
         assert error(found[row], logits(reference, ROWS[row : row + 1])[0]) < 1e-5, name
+
+
+def test_each_row_is_judged_by_its_own_head() -> None:
+    model = adapted(bert(), modules_to_save=["classifier"])
+    model.add_adapter("second", WeGeFTConfig(r=2, target_modules=["query"], modules_to_save=["classifier"]))
+    randomise(model, seed=8, name="second")
+    with torch.no_grad():
+        model.base_model.model.classifier.modules_to_save["second"].weight.mul_(-2)
+        found = model.eval()(input_ids=ROWS, adapter_names=["second", "default", "second", "__base__"]).logits
+    for row, name in enumerate(["second", "default", "second"]):
+        model.set_adapter(name)
+        assert error(found[row], logits(model, ROWS[row : row + 1])[0]) < 1e-5, name
+    with model.disable_adapter():
+        assert error(found[3], logits(model, ROWS[3:])[0]) < 1e-5
 
 
 def test_hooks_are_gone_after_the_call() -> None:

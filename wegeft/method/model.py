@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, get_quantization_kwargs
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -34,13 +35,27 @@ class WeGeFTModel(BaseTuner):  # type: ignore[misc] # PEFT is untyped
     prefix = "wegeft_"
     tuner_layer_cls = WeGeFTLinear
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-    uses_shared_state = True
+    # It does, but PEFT's own refusal of direct injection would not say what to do instead; __init__ refuses it.
+    uses_shared_state = False
 
     wegeft_generators: nn.ModuleDict
     """By adapter, then by group with ``/`` for ``.``, which torch does not allow in names."""
     # BaseTuner's, which nn.Module's __getattr__ would hide from the type checker.
     model: nn.Module
     peft_config: dict[str, WeGeFTConfig]
+
+    def __init__(self, model: nn.Module, peft_config: PeftConfig | dict[str, PeftConfig], adapter_name: str, **options: Any) -> None:
+        if isinstance(peft_config, PeftConfig):
+            # Direct injection keeps the model and drops the tuner, and with it the generators that the layers share.
+            raise InvalidAdapterConfig(
+                "the generators are shared by many layers, so they cannot be injected into a model by itself",
+                path="peft_type",
+                value=peft_config.peft_type,
+                hint="instead of AutoModel….from_pretrained(adapter) or model.load_adapter(adapter) use "
+                "AutoPeftModel….from_pretrained(adapter) or PeftModel.from_pretrained(model, adapter); instead of "
+                "model.add_adapter(config) use get_peft_model(model, config); or convert the adapter: wgctl adapters export",
+            )
+        super().__init__(model, peft_config, adapter_name, **options)
 
     def _pre_injection_hook(self, model: nn.Module, config: WeGeFTConfig, adapter_name: str) -> None:  # noqa: ARG002 # PEFT's signature
         self.wegeft_generators = nn.ModuleDict()
