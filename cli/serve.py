@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -104,11 +104,14 @@ class _Parts:
     store: ObjectStore
     guard: Guard
     settings: Settings
+    registry: CollectorRegistry
 
 
 @contextmanager
 def _assembled(settings: Settings, home: Home, server: str, only: Part | None) -> Iterator[FastAPI]:
     """Give the application, its scheduler ticking; stop it and close everything at the end."""
+    from prometheus_client import CollectorRegistry
+
     from infra.auth import Guard
     from infra.database import make_engine, upgrade
 
@@ -116,7 +119,13 @@ def _assembled(settings: Settings, home: Home, server: str, only: Part | None) -
     try:
         upgrade(engine)
         _keep_token(engine, home)
-        parts = _Parts(engine=engine, store=_open_store(settings), guard=Guard(engine=engine, clock=now), settings=settings)
+        parts = _Parts(
+            engine=engine,
+            store=_open_store(settings),
+            guard=Guard(engine=engine, clock=now),
+            settings=settings,
+            registry=CollectorRegistry(),
+        )
         with _scheduling(parts, home, settings.public_url or server) if only != "hub" else nullcontext():
             yield _make_app(parts, only, server)
     finally:
@@ -129,12 +138,26 @@ def _scheduling(parts: _Parts, home: Home, server: str) -> Iterator[None]:
     from orchestrator.scheduler import Scheduler, SchedulerThread
 
     pool = _make_pool(parts.settings, home)
-    thread = SchedulerThread(Scheduler(parts.engine, pool, _limits(parts.settings), server), now)
+    scheduler = Scheduler(parts.engine, pool, _limits(parts.settings), server, _make_upkeep(parts))
+    thread = SchedulerThread(scheduler, now)
     thread.start()
     try:
         yield
     finally:
         thread.close()
+
+
+def _make_upkeep(parts: _Parts) -> Callable[[datetime], None] | None:
+    from hub.collection import Collector
+    from orchestrator.metrics import CollectionTally
+    from orchestrator.upkeep import Upkeep, UpkeepTimes
+
+    settings = parts.settings
+    if not settings.collect_seconds:
+        return None
+    times = UpkeepTimes(interval_seconds=settings.collect_seconds, keep_seconds=settings.keep_seconds)
+    collector = Collector(engine=parts.engine, store=parts.store)
+    return Upkeep(parts.engine, collector, times, CollectionTally(parts.registry).count).tick
 
 
 def _make_pool(settings: Settings, home: Home) -> Pool:
@@ -226,20 +249,17 @@ def _make_app(parts: _Parts, only: Part | None, server: str) -> FastAPI:
         title="WeGeFT hub",
         version=version("wegeft-hub"),
         checks=checks,
-        registry=_make_registry(parts, only),
+        registry=_with_gauges(parts, only),
         gate=gate,
     )
 
 
-def _make_registry(parts: _Parts, only: Part | None) -> CollectorRegistry:
-    from prometheus_client import CollectorRegistry
-
+def _with_gauges(parts: _Parts, only: Part | None) -> CollectorRegistry:
     from orchestrator.metrics import JobGauges
 
-    registry = CollectorRegistry()
     if only != "hub":
-        registry.register(JobGauges(parts.engine))
-    return registry
+        parts.registry.register(JobGauges(parts.engine))
+    return parts.registry
 
 
 def _check_database(engine: Engine) -> None:
@@ -262,11 +282,22 @@ def _routers(parts: _Parts, only: Part | None) -> list[APIRouter]:
 
     routers = [accounts.make_router(parts.engine, parts.guard, now)]
     if only != "orchestrator":
-        services = HubServices(engine=parts.engine, store=parts.store, clock=now, max_blob_bytes=parts.settings.max_upload_bytes)
+        services = HubServices(
+            engine=parts.engine,
+            store=parts.store,
+            clock=now,
+            max_blob_bytes=parts.settings.max_upload_bytes,
+            keep_seconds=parts.settings.keep_seconds,
+        )
         routers.append(hub.api.make_router(services, parts.guard))
     if only != "hub":
         jobs = OrchestratorServices(
-            engine=parts.engine, store=parts.store, clock=now, policy=_policy(parts.settings), limits=_limits(parts.settings)
+            engine=parts.engine,
+            store=parts.store,
+            clock=now,
+            policy=_policy(parts.settings),
+            limits=_limits(parts.settings),
+            keep_seconds=parts.settings.keep_seconds,
         )
         routers.append(orchestrator.api.make_router(jobs, parts.guard))
     return routers

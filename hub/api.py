@@ -5,10 +5,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from hub import catalog, hf_api
+from hub.collection import Collector
+from hub.intake import check_kept
 from hub.services import HubServices
 from hub.serving import ServedBlob, answer_blob, answer_head
-from infra.auth import Guard, Role
-from infra.bodies import BodyReader, streams_body
+from infra.auth import Guard, Principal, Role
+from infra.bodies import streams_body
 from infra.database import reading, writing
 from infra.http import API_PREFIX
 from wegeft.contracts.adapter import (
@@ -23,12 +25,14 @@ from wegeft.contracts.adapter import (
     check_segment,
     check_selector,
 )
-from wegeft.contracts.errors import BlobNotFound, DigestMismatch, FileNotFoundInVersion, InvalidRequest
+from wegeft.contracts.collection import Collected, CollectionPlan
+from wegeft.contracts.errors import BlobNotFound, FileNotFoundInVersion
 from wegeft.contracts.training import BlobView
 
 Limit = Annotated[int, Query(ge=1, le=100, description="How many to answer at most.")]
 Cursor = Annotated[str | None, Query(max_length=1000, description="`next_cursor` of the page before.")]
 Selector = Annotated[str, Path(description="A version's number, or an alias.")]
+_COLLECTED_AT_ONCE = 100
 _BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 
 
@@ -42,10 +46,11 @@ def make_router(services: HubServices, guard: Guard) -> APIRouter:
 
 def _own_router(services: HubServices, guard: Guard) -> APIRouter:
     router = APIRouter()
-    router.include_router(_blob_router(services), dependencies=[Depends(guard.require(Role.WRITE))])
+    router.include_router(_blob_router(services, guard))
     router.include_router(_adapter_router(services), dependencies=[Depends(guard.require(Role.READ))])
     router.include_router(_file_router(services), dependencies=[Depends(guard.require(Role.READ))])
     router.include_router(_alias_router(services), dependencies=[Depends(guard.require(Role.WRITE))])
+    router.include_router(_collection_router(services), dependencies=[Depends(guard.require(Role.ADMIN))])
     return router
 
 
@@ -69,29 +74,44 @@ def _adapter_filter(
 Wanted = Annotated[catalog.AdapterFilter, Depends(_adapter_filter)]
 
 
-def _blob_router(services: HubServices) -> APIRouter:
+def _blob_router(services: HubServices, guard: Guard) -> APIRouter:
     router = APIRouter(prefix="/blobs", tags=["blobs"])
+    intake = services.intake
+    Writer = Annotated[Principal, Depends(guard.require(Role.WRITE))]
 
-    @router.head("/{digest}", summary="Whether bytes are stored")
-    def head_blob(digest: str) -> Response:
-        size = services.store.has(check_digest(digest))
+    @router.head("/{digest}", summary="Whether bytes are stored that the caller has sent, or that are published")
+    def head_blob(digest: str, caller: Writer) -> Response:
+        # What others have sent is told apart from nothing by nobody who knows its digest alone.
+        size = _find(services, caller, check_digest(digest))
         if size is None:
             raise BlobNotFound(path=digest)
         return Response(headers={"Content-Length": str(size), "ETag": f'"{digest}"'}, media_type="application/octet-stream")
 
-    @router.put("/{digest}", summary="Store bytes under their digest", status_code=201, openapi_extra={"requestBody": _BYTES})
+    @router.put(
+        "/{digest}",
+        summary="Store bytes under their digest; 200 where the caller has sent them before",
+        status_code=201,
+        openapi_extra={"requestBody": _BYTES},
+    )
     @streams_body
-    def put_blob(digest: str, request: Request, response: Response) -> BlobView:
-        # Bytes that are there already are read and stored again: the sender is half way through them, and rot is mended by it.
-        response.status_code = 201 if services.store.has(check_digest(digest)) is None else 200
-        try:
-            with BodyReader(request, services.max_blob_bytes) as body:
-                return BlobView(digest=digest, size=services.store.put(digest, body, body.length))
-        except DigestMismatch as error:
-            # Between a store and us this is rot; from a caller it is a wrong request.
-            raise InvalidRequest("the bytes are not those that the digest names", problems=error.problems) from error
+    def put_blob(digest: str, caller: Writer, request: Request, response: Response) -> BlobView:
+        response.status_code = 201 if _find(services, caller, check_digest(digest)) is None else 200
+        size = intake.receive(digest, request)
+        with writing(services.engine) as connection:
+            is_kept = intake.own(connection, digest, size, catalog.upload_of(caller.token_id))
+        check_kept(digest, is_kept=is_kept)
+        return BlobView(digest=digest, size=size)
 
     return router
+
+
+def _find(services: HubServices, caller: Principal, digest: str) -> int | None:
+    """Return the size of a blob that is stored and that the caller may know of, and let it stay long enough to be named."""
+    holder = catalog.upload_of(caller.token_id)
+    with writing(services.engine) as connection:
+        may_know = digest in catalog.find_had(connection, holder, [digest])
+        is_kept = may_know and not catalog.hold(connection, holder, [digest], services.intake.keep_until)
+    return services.store.has(digest) if is_kept else None
 
 
 def _adapter_router(services: HubServices) -> APIRouter:
@@ -146,6 +166,21 @@ def _alias_router(services: HubServices) -> APIRouter:
     def delete_alias(adapter: Name, alias: str) -> None:
         with writing(services.engine) as connection:
             catalog.delete_alias(connection, adapter, alias)
+
+    return router
+
+
+def _collection_router(services: HubServices) -> APIRouter:
+    router = APIRouter(prefix="/collection", tags=["collection"])
+    collector = Collector(engine=services.engine, store=services.store)
+
+    @router.get("", summary="What is stored, and what nobody needs any more")
+    def get_plan() -> CollectionPlan:
+        return collector.plan(services.clock())
+
+    @router.post("", summary="Delete some of what nobody needs; ask again until it is done")
+    def post_collection() -> Collected:
+        return collector.collect(services.clock(), _COLLECTED_AT_ONCE)
 
     return router
 

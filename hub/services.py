@@ -8,6 +8,7 @@ from datetime import datetime
 
 from sqlalchemy import Engine
 
+from hub.intake import KEEP_SECONDS, Intake
 from hub.objects import ObjectStore
 
 
@@ -20,3 +21,12 @@ class HubServices:
     clock: Callable[[], datetime]
     max_blob_bytes: int = 4 << 30
     """Longer uploads are refused."""
+    keep_seconds: float = KEEP_SECONDS
+    """How long an upload stays that nothing names."""
+
+    @property
+    def intake(self) -> Intake:
+        """Takes uploads in."""
+        return Intake(
+            engine=self.engine, store=self.store, clock=self.clock, max_blob_bytes=self.max_blob_bytes, keep_seconds=self.keep_seconds
+        )

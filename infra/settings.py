@@ -100,6 +100,11 @@ class Settings(BaseSettings):
     allow_remote_code: bool = False
     """Whether a job may run code that comes with a base model."""
 
+    keep_seconds: Annotated[float, Field(ge=600, le=366 * 86_400)] = 86_400
+    """How long bytes stay that nothing names: uploads before a job names them, data and checkpoint of a job after its end, in seconds."""
+    collect_seconds: Annotated[float, Field(ge=0, le=86_400)] = 600
+    """Time between two collections of bytes that nothing needs, in seconds; 0 is never."""
+
     pool: Literal["ray", "inline"] = "ray"
     """Where jobs run: workers on Ray, or threads of the service itself, which is for tests and small trials."""
     ray_address: str | None = None
@@ -151,6 +156,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Commands that talk to a service": ("server", "token"),
     "The service": ("host", "port", "public_url", "database_url", "store", "s3_endpoint", "s3_region", "s3_access_key", "s3_secret_key"),
     "What the service allows": ("max_upload_bytes", "allow_local_models", "allow_remote_code"),
+    "What the service keeps": ("keep_seconds", "collect_seconds"),
     "Where jobs run": ("pool", "ray_address", "max_concurrent_jobs", "lease_seconds", "heartbeat_seconds"),
     "Logs of the service": ("log_format", "log_level"),
 }

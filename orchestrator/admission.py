@@ -38,6 +38,12 @@ def check_submission(spec: JobSpec, policy: Policy, size_of: Callable[[str], int
         raise PolicyRefused("this server's policy does not allow the job", problems=refusals)
 
 
+def explain_missing(spec: JobSpec, missing: frozenset[str]) -> InvalidJob:
+    """Return what to raise where data sets were collected while the job was being let in."""
+    problems = list(_dataset_problems(spec, lambda digest: None if digest in missing else 1))
+    return InvalidJob(f"{len(problems)} problem{'s' if len(problems) != 1 else ''} with the job", problems=problems)
+
+
 def is_local_model(base_model: str) -> bool:
     """Return whether a base model is named by a path on a disk, and not by an id in a model hub."""
     return not is_hub_id(base_model)

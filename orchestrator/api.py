@@ -9,11 +9,12 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, JsonValue
 
+from hub import catalog
 from infra.auth import Guard, Principal, Role
 from infra.database import reading, writing
 from infra.http import API_PREFIX
 from orchestrator import attempts_api, ledger
-from orchestrator.admission import check_submission
+from orchestrator.admission import check_submission, explain_missing
 from orchestrator.ids import ENTROPY_BYTES, check_job_id, make_job_id
 from orchestrator.services import OrchestratorServices
 from wegeft.contracts.errors import InvalidRequest, JobNotFound
@@ -100,11 +101,17 @@ def _queue(services: OrchestratorServices, job: ledger.NewJob, now: datetime) ->
     """Return the job, and whether it is new; a repeated request gets its job even where the policy has changed since."""
     with reading(services.engine) as connection:
         known = ledger.find_same(connection, job, now)
+        had = catalog.find_had(connection, catalog.upload_of(job.token_id), ledger.data_of(job.spec))
     if known is not None:
         return known, False
-    check_submission(job.spec, services.policy, services.store.has)
+    # What others have sent is told apart from nothing by nobody who knows its digest alone.
+    check_submission(job.spec, services.policy, lambda digest: services.store.has(digest) if digest in had else None)
     with writing(services.engine) as connection:
-        return ledger.add(connection, job, now)
+        view, is_new = ledger.add(connection, job, now)
+        missing = ledger.hold_data(connection, view.id, job.spec) if is_new else frozenset()
+        if missing:
+            raise explain_missing(job.spec, missing)
+    return view, is_new
 
 
 def _parse_label(text: str) -> tuple[str, str]:
@@ -147,7 +154,7 @@ def _log_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
     @router.get("/jobs/{job_id}/metrics/{name}", summary="A metric's values, one a step")
     def get_metric(
         job_id: JobId,
-        name: Annotated[str, Path(pattern=r"^[a-z_]{1,64}$")],
+        name: Annotated[str, Path(pattern=r"^[a-z0-9_]{1,64}$")],
         after: Annotated[int, Query(ge=-1, le=_LAST_NUMBER, description="The last step seen")] = -1,
         limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
     ) -> MetricPage:

@@ -9,15 +9,16 @@ from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import Connection, Row
 
+from hub.intake import check_kept
 from hub.objects import stream_verified
 from infra.auth import Credentials, bearer_of
-from infra.bodies import BodyReader, streams_body, takes_reports
+from infra.bodies import streams_body, takes_reports
 from infra.database import reading, writing
 from orchestrator import ledger
 from orchestrator.publishing import check_blobs, publish_result
 from orchestrator.services import OrchestratorServices
 from wegeft.contracts.adapter import check_digest
-from wegeft.contracts.errors import BlobNotFound, DigestMismatch, ErrorBody, InvalidRequest
+from wegeft.contracts.errors import BlobNotFound, ErrorBody
 from wegeft.contracts.job import JobSpec
 from wegeft.contracts.training import (
     BlobView,
@@ -133,8 +134,9 @@ def _blob_router(desk: _Desk) -> APIRouter:
 
     @router.head("/blobs/{digest}", summary="Whether the job has delivered the bytes")
     def head_blob(digest: str, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> Response:
-        is_delivered = digest in desk.delivered(lease, check_digest(digest))
-        size = services.store.has(digest) if is_delivered else None
+        with desk.heard(lease) as (connection, _):
+            is_kept = ledger.renew_delivered(connection, lease, check_digest(digest), services.intake.keep_until)
+        size = services.store.has(digest) if is_kept else None
         if size is None:
             raise BlobNotFound(path=digest)
         return Response(headers={"Content-Length": str(size), "ETag": f'"{digest}"'})
@@ -144,11 +146,12 @@ def _blob_router(desk: _Desk) -> APIRouter:
     def put_blob(digest: str, request: Request, response: Response, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> BlobView:
         with desk.heard(lease):
             pass
-        # Read even where the store has it: whoever knows a digest must not pass for one who has its bytes.
-        size = _store(services, check_digest(digest), request)
+        size = services.intake.receive(digest, request)
         with desk.heard(lease) as (connection, _):
-            if not ledger.note_blob(connection, lease, digest):
+            is_kept = services.intake.own(connection, digest, size, ledger.delivery_of(lease.job_id))
+            if is_kept and not ledger.note_blob(connection, lease, digest):
                 response.status_code = 200
+        check_kept(digest, is_kept=is_kept)
         return BlobView(digest=digest, size=size)
 
     @router.get("/blobs/{digest}", summary="Bytes that the task names: data sets and the checkpoint to go on from")
@@ -156,11 +159,12 @@ def _blob_router(desk: _Desk) -> APIRouter:
         task = desk.task(lease)
         if digest not in _named_by(task):
             raise BlobNotFound("the task names no such blob", path=digest)
+        chunks = stream_verified(services.store, digest)
+        # What is wrong at once is told before the answer begins; only then the size, which what was set aside has none of.
+        first = next(chunks, b"")
         size = services.store.has(digest)
         if size is None:
             raise BlobNotFound(path=digest)
-        chunks = stream_verified(services.store, digest)
-        first = next(chunks, b"")  # what is wrong at once is told before the answer begins
         return StreamingResponse(
             chain([first], chunks), media_type="application/octet-stream", headers={"Content-Length": str(size), "ETag": f'"{digest}"'}
         )
@@ -168,15 +172,5 @@ def _blob_router(desk: _Desk) -> APIRouter:
     return router
 
 
-def _store(services: OrchestratorServices, digest: str, request: Request) -> int:
-    try:
-        with BodyReader(request, services.policy.max_blob_bytes) as body:
-            return services.store.put(digest, body, body.length)
-    except DigestMismatch as error:
-        # Between a store and us this is rot; from a caller it is a wrong request.
-        raise InvalidRequest("the bytes are not those that the digest names", problems=error.problems) from error
-
-
 def _named_by(task: TrainingTask) -> set[str]:
-    data = {dataset.path for dataset in (*task.spec.datasets, *task.spec.test_datasets)}
-    return data | {entry.digest for entry in (task.resume_from.files if task.resume_from else ())}
+    return ledger.data_of(task.spec) | {entry.digest for entry in (task.resume_from.files if task.resume_from else ())}

@@ -74,12 +74,13 @@ class Pool(Protocol):
 class Scheduler:
     """Gives queued jobs to a pool and sees every attempt to its end; not for several threads at once."""
 
-    def __init__(self, engine: Engine, pool: Pool, limits: Limits, server: str) -> None:
-        """``server`` is the orchestrator's base URL, as the pool's workers reach it."""
+    def __init__(self, engine: Engine, pool: Pool, limits: Limits, server: str, upkeep: Callable[[datetime], None] | None = None) -> None:
+        """``server`` is the orchestrator's base URL, as the pool's workers reach it; ``upkeep`` is called at the end of each tick."""
         self._engine = engine
         self._pool = pool
         self._limits = limits
         self._server = server
+        self._upkeep = upkeep
         self._given: dict[str, datetime | None] = {}  # handle → since when its attempt is over in the ledger
         self._unrecorded: list[AttemptEnd] = []
         self._pool_failures = 0
@@ -101,6 +102,8 @@ class Scheduler:
             self._guarded("judge", attempt.handle, partial(self._judge, attempt, now))
         self._kill_lingering(live, now)
         self._launch(now)
+        if self._upkeep is not None:
+            self._upkeep(now)
 
     def close(self, now: datetime) -> None:
         """Kill every attempt of this pool and put its job back into the queue, so that the next start need not wait for its lease."""

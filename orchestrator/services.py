@@ -8,6 +8,7 @@ from datetime import datetime
 
 from sqlalchemy import Engine
 
+from hub.intake import KEEP_SECONDS, Intake
 from hub.objects import ObjectStore
 from orchestrator.admission import Policy
 from orchestrator.jobs import Limits
@@ -22,3 +23,16 @@ class OrchestratorServices:
     clock: Callable[[], datetime]
     policy: Policy = field(default_factory=Policy)
     limits: Limits = field(default_factory=Limits)
+    keep_seconds: float = KEEP_SECONDS
+    """How long bytes stay that nothing names."""
+
+    @property
+    def intake(self) -> Intake:
+        """Takes in what workers deliver."""
+        return Intake(
+            engine=self.engine,
+            store=self.store,
+            clock=self.clock,
+            max_blob_bytes=self.policy.max_blob_bytes,
+            keep_seconds=self.keep_seconds,
+        )

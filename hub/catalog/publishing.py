@@ -8,17 +8,19 @@ from typing import Any
 from sqlalchemy import Connection, Row, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from hub.catalog.holds import hold, version_of
 from hub.catalog.tables import ADAPTERS, VERSIONS, key_of, upsert
 from hub.publication import Publication
 from wegeft.contracts.adapter import AdapterName, digest_of
-from wegeft.contracts.errors import Conflict
+from wegeft.contracts.errors import Conflict, InvalidRequest, Problem
 from wegeft.contracts.training import PublishedVersion
 
 
 def publish(connection: Connection, publication: Publication, now: datetime) -> PublishedVersion:
     """Add a version under the next number, in the caller's transaction; publishing a source again returns the version it made.
 
-    Creates the adapter where need be. Raises :class:`Conflict` where the source has published to another adapter.
+    Creates the adapter where need be, and keeps the version's bytes for ever. Raises :class:`Conflict` where the source has published
+    to another adapter, and :class:`InvalidRequest` where bytes have been collected that were stored before.
     """
     adapter = _lock_adapter(connection, publication.adapter, now)
     name = f"{adapter.namespace}/{adapter.name}"
@@ -27,6 +29,7 @@ def publish(connection: Connection, publication: Publication, now: datetime) -> 
         raise Conflict("this source has published to another adapter", path="source", value=publication.source)
     if made is not None:
         return PublishedVersion(adapter=name, version=made.number)
+    _hold_files(connection, publication)
     number: int = adapter.next_number
     try:
         connection.execute(insert(VERSIONS).values(adapter_id=adapter.id, number=number, **_version_row(publication, now)))
@@ -35,6 +38,17 @@ def publish(connection: Connection, publication: Publication, now: datetime) -> 
     grown = {"latest_number": number, "next_number": number + 1, "updated_at": now}
     connection.execute(update(ADAPTERS).where(ADAPTERS.c.id == adapter.id).values(grown))
     return PublishedVersion(adapter=name, version=number)
+
+
+def _hold_files(connection: Connection, publication: Publication) -> None:
+    missing = hold(connection, version_of(publication.source), [entry.digest for entry in publication.files], None)
+    if missing:
+        gone = [entry for entry in publication.files if entry.digest in missing]
+        problems = [
+            Problem(path=entry.path, message="its bytes are not kept any more", value=entry.digest, hint="upload them again")
+            for entry in gone
+        ]
+        raise InvalidRequest("the files are not all stored", problems=problems)
 
 
 def _lock_adapter(connection: Connection, adapter: AdapterName, now: datetime) -> Row[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Connection,
     ForeignKey,
@@ -65,6 +66,23 @@ ALIASES = Table(
     Column("number", Integer, nullable=False),
     Column("updated_at", UtcTime, nullable=False),
     ForeignKeyConstraint(["adapter_id", "number"], ["versions.adapter_id", "versions.number"]),
+)
+
+BLOBS = Table(
+    "blobs",
+    METADATA,
+    Column("digest", String(71), primary_key=True),
+    Column("size", BigInteger, nullable=True),  # bytes, once they have all come
+    Column("is_leaving", Boolean, nullable=False),  # chosen by the collector: nobody may name it, and its bytes may be gone
+)
+
+HOLDS = Table(
+    "holds",
+    METADATA,
+    Column("digest", String(71), ForeignKey("blobs.digest"), primary_key=True),
+    Column("holder", String(220), primary_key=True),
+    Column("until", UtcTime, nullable=True),  # none is for ever
+    Index(None, "holder"),
 )
 
 

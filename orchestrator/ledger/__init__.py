@@ -23,7 +23,7 @@ from orchestrator.ledger.attempts import (
     succeed,
     was_published,
 )
-from orchestrator.ledger.blobs import find_delivered, note_blob
+from orchestrator.ledger.blobs import data_of, delivery_of, find_delivered, hold_data, let_go_of_ended, note_blob, renew_delivered
 from orchestrator.ledger.jobs import JobFilter, NewJob, add, cancel, count_by_state, count_live, find, find_same, list_jobs
 from orchestrator.ledger.log import read_events, read_metric
 
@@ -39,6 +39,8 @@ __all__ = [
     "contact",
     "count_by_state",
     "count_live",
+    "data_of",
+    "delivery_of",
     "end_attempt",
     "find",
     "find_delivered",
@@ -47,6 +49,8 @@ __all__ = [
     "find_same",
     "give_back",
     "hold",
+    "hold_data",
+    "let_go_of_ended",
     "list_jobs",
     "list_live",
     "note_blob",
@@ -55,6 +59,7 @@ __all__ = [
     "record_events",
     "record_failure",
     "renew",
+    "renew_delivered",
     "save_checkpoint",
     "succeed",
     "was_published",

@@ -8,14 +8,19 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, func, insert, select, update
 
+from hub import catalog
 from infra.auth import is_attempt_token, is_same_secret
 from orchestrator.jobs import LIVE_STATES, Budget, Counters, Fail, LiveAttempt, Move, Requeue, decide_retry, move
+from orchestrator.ledger.holders import checkpoint_of, delivery_of
 from orchestrator.ledger.log import note_state, record
 from orchestrator.ledger.tables import ATTEMPTS, JOBS
-from wegeft.contracts.errors import ErrorBody, StaleLease, Unauthenticated, shorten
+from wegeft.contracts.errors import ErrorBody, InvalidRequest, StaleLease, Unauthenticated, shorten
 from wegeft.contracts.job import JobSpec, seconds_of
 from wegeft.contracts.placement import handle_of
 from wegeft.contracts.training import Checkpoint, EventBatch, JobState, Progress, PublishedVersion
+
+SUPERSEDED_SECONDS = 600.0
+"""How long a checkpoint stays after a newer one; nobody begins to read it any more, and who has begun may finish."""
 
 _LIVE = [state.value for state in LIVE_STATES]
 
@@ -150,8 +155,20 @@ def record_events(connection: Connection, lease: Lease, batch: EventBatch, now: 
 
 
 def save_checkpoint(connection: Connection, lease: Lease, checkpoint: Checkpoint, now: datetime) -> None:
-    """Let a later attempt go on from ``checkpoint``, whose blobs are stored already."""
+    """Let a later attempt go on from ``checkpoint``, whose blobs the job has delivered; the one before it goes after a while.
+
+    Raises :class:`InvalidRequest` where a blob was collected since it was delivered.
+    """
     before = hold(connection, lease).resume_from
+    digests = [entry.digest for entry in checkpoint.files]
+    missing = catalog.hold(connection, checkpoint_of(lease.job_id), digests, None)
+    if missing:
+        raise InvalidRequest("the checkpoint's bytes are not kept any more", path="files", value=min(missing), hint="upload them again")
+    superseded_at = now + timedelta(seconds=SUPERSEDED_SECONDS)
+    catalog.let_go(connection, checkpoint_of(lease.job_id), superseded_at, but=digests)
+    if before:
+        old = {entry.digest for entry in Checkpoint.model_validate(before).files}.difference(digests)
+        catalog.let_go(connection, delivery_of(lease.job_id), superseded_at, only=old)
     values = {"resume_from": checkpoint.model_dump(mode="json"), "progress_at": now}
     if checkpoint.step > (Checkpoint.model_validate(before).step if before else 0):
         values["lost_in_a_row"] = 0

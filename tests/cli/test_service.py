@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx2
 import psutil
 import pytest
 
@@ -100,6 +101,11 @@ def test_a_job_goes_from_file_to_folder(wgctl: Wgctl) -> None:
     wgctl("adapters", "download", "demo/sums", "-o", "adapter", "--overwrite")
     wgctl("adapters", "alias", "rm", "demo/sums", "production")
     assert wgctl("adapters", "show", "demo/sums@production", "--json", status=4).error["code"] == "alias_not_found"
+
+    plan = wgctl("hub", "gc", "--dry-run", "--json").json
+    assert plan["stored_blobs"] >= 7
+    assert (plan["unheld_blobs"], plan["unheld_bytes"], plan["first"]) == (0, 0, [])
+    assert wgctl("hub", "gc").out == "deleted 0 blobs, 0 B\n"
 
 
 def test_a_published_adapter_becomes_a_lora_that_computes_the_same_and_what_else_engines_read(
@@ -210,6 +216,7 @@ def test_a_token_may_do_what_its_role_says_until_it_is_revoked(wgctl: Wgctl) -> 
     reader("jobs", "ls")
     assert reader("submit", write_job(wgctl.folder), "--json", status=6).error["code"] == "forbidden"
     assert reader("tokens", "ls", "--json", status=6).error["code"] == "forbidden"
+    assert reader("hub", "gc", "--dry-run", "--json", status=6).error["code"] == "forbidden"
     listed = {view["id"]: view for view in wgctl("tokens", "ls", "--json").json}
     assert (listed[made["id"]]["name"], listed[made["id"]]["role"]) == ("reader", "read")
     assert made["token"].rpartition("_")[2] not in wgctl("tokens", "ls").out
@@ -217,6 +224,15 @@ def test_a_token_may_do_what_its_role_says_until_it_is_revoked(wgctl: Wgctl) -> 
     assert reader("jobs", "ls", "--json", status=6).error["code"] == "unauthenticated"
     local = wgctl("tokens", "create", "operator", "--role", "admin", "--local").out.strip()
     assert Wgctl(wgctl.home, wgctl.folder, {**FAST, "WEGEFT_TOKEN": local})("tokens", "ls").status == 0
+
+
+def test_the_service_answers_to_its_own_names_alone(wgctl: Wgctl) -> None:
+    """A page from elsewhere whose name was made to point to this machine is refused, whatever it asks for."""
+    server = wgctl.record()["server"]
+    with httpx2.Client(trust_env=False, timeout=30) as http:
+        answers = {host: http.get(f"{server}/healthz", headers={"Host": host}) for host in ("localhost", "127.0.0.1:1", "evil.example")}
+    assert [answer.status_code for answer in answers.values()] == [200, 200, 422]
+    assert answers["evil.example"].json()["problems"][0]["path"] == "host"
 
 
 def test_a_job_from_standard_input_starts_from_the_current_folder(wgctl: Wgctl) -> None:

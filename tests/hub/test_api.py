@@ -155,6 +155,20 @@ def test_an_empty_blob_is_a_blob(client: TestClient, hub: Hub) -> None:
     assert hub.store.has(digest_of(b"")) == 0
 
 
+def test_who_knows_a_digest_alone_learns_nothing(client: TestClient, hub: Hub) -> None:
+    """Not by looking, nor by sending other bytes, nor by how the right ones are taken; what is published everybody may know of."""
+    digest = hub.put(b"somebody else's")
+    other = {"Authorization": hub.bearer("admin")["Authorization"]}
+    assert client.head(f"{API}/blobs/{digest}").status_code == 404
+    problem(client.put(f"{API}/blobs/{digest}", content=b""), 422, "invalid_request")
+    assert client.head(f"{API}/blobs/{digest}").status_code == 404
+    assert client.put(f"{API}/blobs/{digest}", content=b"somebody else's").status_code == 201
+    assert client.head(f"{API}/blobs/{digest}").status_code == 200
+    assert client.head(f"{API}/blobs/{digest}", headers=other).status_code == 404
+    hub.publish()
+    assert client.head(f"{API}/blobs/{digest_of(WEIGHTS)}").status_code == 200
+
+
 def test_other_bytes_than_named_are_the_senders_fault(client: TestClient, hub: Hub) -> None:
     body = problem(client.put(f"{API}/blobs/{digest_of(b'right')}", content=b"wrong"), 422, "invalid_request")
     assert digest_of(b"wrong") in str(body.problems[0])
@@ -176,6 +190,7 @@ def test_a_blob_over_the_limit_is_refused(client: TestClient, hub: Hub) -> None:
 
 def test_storing_again_mends_rot(client: TestClient, hub: Hub, tmp_path: Path) -> None:
     digest = hub.put(b"whole")
+    assert client.put(f"{API}/blobs/{digest}", content=b"whole").status_code == 201
     rot(hub, tmp_path, b"whole", b"whale")
     assert client.put(f"{API}/blobs/{digest}", content=b"whole").status_code == 200
     assert b"".join(hub.store.get(digest)) == b"whole"

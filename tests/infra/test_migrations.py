@@ -1,12 +1,13 @@
 """The migrations make exactly the tables that the code uses, on SQLite and on PostgreSQL, and can be undone."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, Table, inspect
+from sqlalchemy import Connection, Engine, Table, inspect, select
 
 from hub import catalog
 from infra import auth
@@ -60,3 +61,35 @@ def test_several_processes_may_upgrade_at_once(database_url: str) -> None:
     assert differences(engines[0]) == []
     for engine in engines:
         engine.dispose()
+
+
+def test_what_was_stored_before_is_held_as_it_is_named(database_url: str) -> None:
+    """Versions, data sets, checkpoints and deliveries of the time before holds stay where they are needed."""
+    engine = make_engine(database_url)
+    with engine.connect().execution_options(writer=True) as connection, connection.begin():
+        command.upgrade(migration_config(connection), "0005")
+        _insert_old_rows(connection)
+    upgrade(engine)
+    with engine.connect() as connection:
+        held = {(digest[7:8], holder) for digest, holder in connection.execute(select(catalog.HOLDS.c.digest, catalog.HOLDS.c.holder))}
+        sizes = {digest[7:8]: size for digest, size in connection.execute(select(catalog.BLOBS.c.digest, catalog.BLOBS.c.size))}
+    assert held == {("a", "version:job:1"), ("b", "job:1"), ("c", "checkpoint:1"), ("c", "delivery:1"), ("d", "delivery:1")}
+    assert sizes == {"a": 3, "b": None, "c": 5, "d": None}
+    engine.dispose()
+
+
+def _insert_old_rows(connection: Connection) -> None:
+    a, b, c, d = (f"sha256:{letter * 64}" for letter in "abcd")
+    manifest = json.dumps({"layers": [{"digest": a, "size": 3}]})
+    spec = json.dumps({"datasets": [{"path": b}], "test_datasets": [{"path": "left.jsonl"}]})
+    moment = "'2026-01-01 00:00:00+00:00'" if connection.dialect.name == "postgresql" else "'2026-01-01 00:00:00'"
+    statements = [
+        f"INSERT INTO adapters VALUES (1, 'a/b', 'a', 'b', 1, 2, {moment}, {moment})",
+        f"INSERT INTO versions VALUES (1, 1, 1, 'job:1', '{manifest}', '{a}', 'm', 'wegeft', 1, 3, '{{}}', {moment}, 'ada')",
+        "INSERT INTO jobs (id, name, owner, token_id, state, priority, queue_rank, spec, request_digest, created_at, run_after, attempt,"
+        " restarts, preemptions, lease_token, step, last_sequence, resume_from) VALUES ('1', 'n', 'o', 't', 'running', 1, -1,"
+        f" '{spec}', 'd', {moment}, {moment}, 1, 0, 0, 1, 0, 0, '{json.dumps({'step': 1, 'files': [{'digest': c, 'size': 5}]})}')",
+        *(f"INSERT INTO job_blobs VALUES ('1', '{digest}')" for digest in (c, d)),
+    ]
+    for statement in statements:
+        connection.exec_driver_sql(statement)

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
+from hub import catalog
 from infra.auth import hash_secret, make_attempt_token
 from infra.database import make_engine, reading, upgrade, writing
 from orchestrator import ledger
@@ -15,7 +16,7 @@ from orchestrator.ids import make_job_id
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.errors import WegeftError
 from wegeft.contracts.job import JobSpec, parse_spec
-from wegeft.contracts.training import EventBatch, EventRecord, JobView, Progress, StateChanged
+from wegeft.contracts.training import Checkpoint, EventBatch, EventRecord, JobView, Progress, StateChanged
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 DATASET = b'{"prompt": "1+1", "completion": "2"}\n'
@@ -88,6 +89,15 @@ def end(engine: Engine, lease: ledger.Lease, error: WegeftError, seconds: float 
     """End the attempt with an error."""
     with writing(engine) as connection:
         ledger.end_attempt(connection, lease, error.body(), at(seconds))
+
+
+def save(engine: Engine, lease: ledger.Lease, checkpoint: Checkpoint, seconds: float = 0) -> None:
+    """Deliver a checkpoint's files, as far as the ledger knows, and let the next attempt go on from it."""
+    with writing(engine) as connection:
+        for entry in checkpoint.files:
+            catalog.expect(connection, entry.digest, at(seconds + 86_400))
+            assert catalog.arrive(connection, entry.digest, entry.size, ledger.delivery_of(lease.job_id), at(seconds + 86_400))
+        ledger.save_checkpoint(connection, lease, checkpoint, at(seconds))
 
 
 def view(engine: Engine, job_id: str, seconds: float = 0) -> JobView:

@@ -81,6 +81,8 @@ def test_two_tokens_of_one_name_share_no_keys(site: Site, http: TestClient) -> N
         twin = create_token(connection, "the writeer", "write", now())[1]
     first = http.post("/api/v1/jobs", json={"spec": plain_spec()}, headers={"Idempotency-Key": "k"})
     theirs = {"Idempotency-Key": "k", "Authorization": f"Bearer {twin}"}
+    assert http.post("/api/v1/jobs", json={"spec": plain_spec()}, headers=theirs).json()["code"] == "invalid_job"
+    assert http.put(f"/api/v1/blobs/{digest_of(DATASET)}", content=DATASET, headers=theirs).status_code == 201
     same = http.post("/api/v1/jobs", json={"spec": plain_spec()}, headers=theirs)
     assert (first.status_code, same.status_code) == (201, 201)
     assert first.json()["id"] != same.json()["id"]
@@ -90,7 +92,7 @@ def test_two_tokens_of_one_name_share_no_keys(site: Site, http: TestClient) -> N
 
 def test_a_repeated_submission_is_answered_whatever_has_changed(site: Site, http: TestClient) -> None:
     """The data set is gone by now; the job is there all the same."""
-    digest = site.put(b"short-lived")
+    digest = site.upload(b"short-lived")
     body = {"spec": plain_spec(datasets=[{"path": digest, "file_format": "jsonl"}])}
     first = http.post("/api/v1/jobs", json=body, headers={"Idempotency-Key": "k"})
     site.store.delete(digest)
@@ -139,7 +141,7 @@ def test_every_problem_of_a_job_at_once(http: TestClient) -> None:
 
 def test_what_the_server_sees_is_told_at_once_too(http: TestClient, site: Site) -> None:
     """Every data set that is missing, local or empty, the policy's refusals, and the words that cannot be."""
-    empty = site.put(b"")
+    empty = site.upload(b"")
     missing = [digest_of(b"1"), digest_of(b"2")]
     paths = [*missing, "train.jsonl", "/etc/passwd", empty, digest_of(DATASET)]
     spec = plain_spec(

@@ -22,6 +22,7 @@ from tests.orchestrator.samples import (
     log,
     make_spec,
     progress,
+    save,
     states,
     view,
 )
@@ -238,8 +239,7 @@ def test_a_checkpoint_is_where_the_next_attempt_begins(engine: Engine) -> None:
     """It outlives the attempt that saved it."""
     job_id = add_job(engine)
     lease = claim_one(engine)
-    with writing(engine) as connection:
-        ledger.save_checkpoint(connection, lease, CHECKPOINT, at(1))
+    save(engine, lease, CHECKPOINT, 1)
     end(engine, lease, WorkerLost(), 2)
     assert view(engine, job_id).resume_from == CHECKPOINT
     second = claim_one(engine, 10)
@@ -295,9 +295,8 @@ def test_losses_without_a_newer_checkpoint_end_the_job(engine: Engine) -> None:
     now = 0.0
     for step in (None, 7, 7, None, 6, 8, 8, None, None):
         lease = claim_one(engine, now)
-        with writing(engine) as connection:
-            if step is not None:
-                ledger.save_checkpoint(connection, lease, Checkpoint(step=step, files=CHECKPOINT.files), at(now))
+        if step is not None:
+            save(engine, lease, Checkpoint(step=step, files=CHECKPOINT.files), now)
         end(engine, lease, StorageFull("the worker's disk is full"), now)
         assert view(engine, job_id).state == "queued"
         now += 100

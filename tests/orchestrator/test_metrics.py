@@ -1,6 +1,8 @@
 """Jobs by state, as Prometheus sees them."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from starlette.testclient import TestClient
@@ -36,9 +38,10 @@ def test_the_service_tells_them_where_it_runs_jobs(tmp_path: Path) -> None:
     """The application that ``wgctl serve`` puts together; a hub alone has no jobs to count."""
     engine = new_sqlite(tmp_path / "a.db")
     add_job(engine)
-    parts = _Parts(engine=engine, store=MemoryStore(), guard=Guard(engine=engine, clock=now), settings=Settings())
+    plain: dict[str, Any] = {"engine": engine, "store": MemoryStore(), "guard": Guard(engine=engine, clock=now), "settings": Settings()}
+    parts = _Parts(**plain, registry=CollectorRegistry())
     with TestClient(_make_app(parts, None, "http://testserver")) as http:
         assert 'wegeft_jobs{state="queued"} 1.0' in http.get("/metrics").text
-    with TestClient(_make_app(parts, "hub", "http://testserver")) as http:
+    with TestClient(_make_app(replace(parts, registry=CollectorRegistry()), "hub", "http://testserver")) as http:
         assert "wegeft_jobs{" not in http.get("/metrics").text
     engine.dispose()

@@ -18,6 +18,7 @@ from wegeft.client.blobs import Progress, upload
 from wegeft.client.transport import Answer, Call, Params, Transport, json_body
 from wegeft.contracts.accounts import Identity, NewToken, RoleName, TokenRequest, TokenView
 from wegeft.contracts.adapter import AdapterName, AdapterPage, AdapterRef, AdapterView, AliasMove, VersionPage, VersionView, check_alias
+from wegeft.contracts.collection import Collected, CollectionPlan
 from wegeft.contracts.errors import JobPending, UnexpectedAnswer
 from wegeft.contracts.job import JobSpec
 from wegeft.contracts.training import BlobView, EventPage, EventRecord, JobPage, JobState, JobView, MetricPage, MetricPoint
@@ -222,6 +223,16 @@ class Client:
     def revoke_token(self, token_id: str) -> None:
         """Make a token worthless; harmless where it is already. Raises :class:`NotFound`."""
         self._transport.tell(Call(method="DELETE", path=f"/tokens/{quote(token_id, safe='')}"))
+
+    # What is stored, for an administrator
+
+    def plan_collection(self) -> CollectionPlan:
+        """Return what is stored, and what nobody needs of it."""
+        return self._get("/collection", CollectionPlan)
+
+    def collect(self) -> Collected:
+        """Delete some of what nobody needs; call it again until it is done."""
+        return self._transport.ask(Call(method="POST", path="/collection"), Collected)
 
     def _get(self, path: str, answer: type[Answer], params: dict[str, str | int | None] | None = None) -> Answer:
         given = {key: value for key, value in (params or {}).items() if value is not None}

@@ -1,0 +1,61 @@
+"""``wgctl hub``: look after the bytes that the hub keeps."""
+
+from __future__ import annotations
+
+import rich_click as click
+
+from cli.connection import connect
+from cli.options import example, json_option
+from cli.output import note, print_fields, print_json, print_table, say, show_bytes
+from wegeft.contracts.collection import Collected, CollectionPlan
+
+
+@click.group(no_args_is_help=True)
+def hub() -> None:
+    """Look after the bytes that the hub keeps; for an administrator."""
+
+
+@hub.command("gc", epilog=example("wgctl hub gc --dry-run\nwgctl hub gc"))
+@click.option("--dry-run", is_flag=True, help="Say what would be deleted, and delete nothing.")
+@json_option
+def collect(dry_run: bool, is_json: bool) -> None:
+    """Delete the bytes that nothing needs any more.
+
+    The service does so by itself every WEGEFT_COLLECT_SECONDS. What versions and jobs name always stays; uploads that no job names, and
+    the data and checkpoints of jobs that ended, stay for WEGEFT_KEEP_SECONDS.
+    """
+    answer = _look() if dry_run else _collect_all()
+    if is_json:
+        print_json(answer)
+    elif isinstance(answer, CollectionPlan):
+        _show(answer)
+    else:
+        say(f"deleted {answer.blobs} blobs, {show_bytes(answer.bytes)}")
+
+
+def _look() -> CollectionPlan:
+    with connect() as client:
+        return client.plan_collection()
+
+
+def _collect_all() -> Collected:
+    blobs = size = 0
+    with connect() as client:
+        while True:
+            collected = client.collect()
+            blobs, size = blobs + collected.blobs, size + collected.bytes
+            if collected.is_done:
+                return Collected(blobs=blobs, bytes=size, is_done=True)
+
+
+def _show(plan: CollectionPlan) -> None:
+    print_fields(
+        [
+            ("stored", f"{plan.stored_blobs} blobs, {show_bytes(plan.stored_bytes)}"),
+            ("not needed", f"{plan.unheld_blobs} blobs, {show_bytes(plan.unheld_bytes)}"),
+        ]
+    )
+    if plan.first:
+        print_table(["digest", "#size"], [(blob.digest, show_bytes(blob.size or 0)) for blob in plan.first])
+    if plan.unheld_blobs > len(plan.first):
+        note(f"and {plan.unheld_blobs - len(plan.first)} more")

@@ -1,0 +1,63 @@
+"""Deleting the bytes that nobody needs: blob by blob, safely against whoever names or sends them at the same moment.
+
+First a blob is chosen and that is committed, so that nobody can name it any more; then its row is locked, its bytes are deleted and
+the row is forgotten. Whoever sends the same bytes meanwhile waits for that lock. A collector that dies at any step leaves a chosen
+blob, with its bytes or without: the next collection, or whoever sends them again, takes it up from there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Engine
+
+from hub import catalog
+from hub.objects import ObjectStore
+from infra.database import reading, writing
+from wegeft.contracts.collection import Collected, CollectionPlan, UnheldBlob
+
+LISTED = 100
+"""Blobs that a plan names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collector:
+    """Deletes what nobody needs; several may work at once, in any processes."""
+
+    engine: Engine
+    store: ObjectStore
+
+    def plan(self, now: datetime) -> CollectionPlan:
+        """Return what a collection would delete; nothing is changed."""
+        with reading(self.engine) as connection:
+            stock = catalog.take_stock(connection, now)
+            first = catalog.list_unheld(connection, now, LISTED)
+        return CollectionPlan(
+            stored_blobs=stock.blobs,
+            stored_bytes=stock.size,
+            unheld_blobs=stock.unheld_blobs,
+            unheld_bytes=stock.unheld_size,
+            first=tuple(UnheldBlob(digest=digest, size=size) for digest, size in first),
+        )
+
+    def collect(self, now: datetime, limit: int) -> Collected:
+        """Delete up to ``limit`` blobs that nobody needs; return how many, how large they were, and whether others are left.
+
+        Raises :class:`StorageUnavailable` or :class:`DatabaseUnavailable` where that stops it; it goes on with the next call.
+        """
+        with writing(self.engine) as connection:
+            chosen = catalog.choose_leaving(connection, now, limit)
+        sizes = [size for digest in chosen if (size := self._delete(digest)) is not None]
+        return Collected(blobs=len(sizes), bytes=sum(sizes), is_done=len(chosen) < limit)
+
+    def _delete(self, digest: str) -> int | None:
+        # Asked first without a lock: while the store does not answer, nobody else should wait for it.
+        self.store.has(digest)
+        with writing(self.engine) as connection:
+            size = catalog.seize(connection, digest)
+            if size is None:
+                return None
+            self.store.delete(digest)
+            catalog.forget(connection, digest)
+        return size
