@@ -241,8 +241,13 @@ def _open_store(settings: Settings) -> ObjectStore:
 def _make_app(parts: _Parts, only: Part | None, server: str) -> FastAPI:
     from infra.gate import Gate, loopback_hosts
     from infra.http import create_app
+    from infra.known_tokens import KnownTokens
+    from orchestrator.attempts_api import check_attempt
 
-    gate = Gate(hosts=loopback_hosts(parts.settings.host, (server, parts.settings.public_url or server)))
+    gate = Gate(
+        hosts=loopback_hosts(parts.settings.host, (server, parts.settings.public_url or server)),
+        knows=KnownTokens(parts.engine, now, check_attempt if only != "hub" else None),
+    )
     checks = {"database": lambda: _check_database(parts.engine), "store": lambda: _check_store(parts.store)}
     return create_app(
         _routers(parts, only),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -24,23 +26,29 @@ BODY_SECONDS = 30.0
 """How long a body may take: in all, or where it is streamed, from one packet to the next."""
 MAX_STREAMS = 16
 """Bodies that are streamed at once; the next ones wait, and hold no thread meanwhile."""
+STREAMS_A_TOKEN = 4
+"""Of those, how many one token's may be, so that nobody alone keeps everybody waiting."""
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 _LIMIT = "max_body_bytes"
 _SLOTS: RunVar[anyio.CapacityLimiter] = RunVar("wegeft_streams")
+_SHARES: RunVar[dict[str, _Share]] = RunVar("wegeft_stream_shares")
 
 
 def streams_body(endpoint: Callable[Parameters, Result]) -> Callable[Parameters, Coroutine[Any, Any, Result]]:
     """Return an endpoint that runs the given one, which reads its body through :class:`BodyReader`, with a limit of its own.
 
-    It runs in a thread beside those of the other endpoints, so that however slow peers are, the others have theirs.
+    It runs in a thread beside those of the other endpoints, so that however slow peers are, the others have theirs. The endpoint
+    takes its :class:`Request` by keyword, as FastAPI gives it.
     """
 
     @wraps(endpoint)
     async def streamed(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        return await anyio.to_thread.run_sync(partial(endpoint, *args, **kwargs), limiter=_slots())
+        request = next(value for value in kwargs.values() if isinstance(value, Request))
+        async with _share_of(request.headers.get("authorization", "")):
+            return await anyio.to_thread.run_sync(partial(endpoint, *args, **kwargs), limiter=_slots())
 
     setattr(streamed, _LIMIT, None)
     return streamed
@@ -59,6 +67,33 @@ def _slots() -> anyio.CapacityLimiter:
         slots = anyio.CapacityLimiter(MAX_STREAMS)
         _SLOTS.set(slots)
     return slots
+
+
+@dataclass
+class _Share:
+    """One token's part of the slots."""
+
+    slots: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(STREAMS_A_TOKEN))
+    requests: int = 0
+    """That have a slot of it or wait for one."""
+
+
+@asynccontextmanager
+async def _share_of(token: str) -> AsyncIterator[None]:
+    """Wait for one of the token's slots, and hold it; a share lives as long as somebody needs it."""
+    shares = _SHARES.get(None)
+    if shares is None:
+        shares = {}
+        _SHARES.set(shares)
+    share = shares.setdefault(token, _Share())
+    share.requests += 1
+    try:
+        async with share.slots:
+            yield
+    finally:
+        share.requests -= 1
+        if not share.requests:
+            del shares[token]
 
 
 class LimitedBody:

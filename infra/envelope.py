@@ -128,7 +128,7 @@ class _Exchange:
             await self._send_problem(InvalidRequest("a NUL cannot be part of an address", path="path").body(self._request_id))
             return self._status or _CLIENT_GONE
         try:
-            gate.check(self._scope)
+            await gate.check(self._scope)
             await app(self._scope, receive, self._send_wrapped)
         except ClientDisconnect:
             return _CLIENT_GONE

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from anyio.to_thread import run_sync
 from starlette.types import Scope
 
 from infra.auth import is_token
@@ -14,8 +15,11 @@ from infra.bodies import BODY_SECONDS
 from wegeft.contracts.errors import InvalidRequest, Unauthenticated
 
 PREFIX = "/api/v1"
-"""Under it, nobody without a token may send a body."""
+"""Of our own API."""
+GUARDED_PREFIX = "/api/"
+"""Under it, in whatever dialect, nobody without a token may send a body."""
 _OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_HINT = "send Authorization: Bearer wgt_…; `wgctl up` prints where it is"
 _WRITING = frozenset({"POST", "PUT", "PATCH"})
 
 
@@ -27,12 +31,17 @@ class Gate:
     """What ``Host`` may name, in small letters and without a port; None is anything."""
     body_seconds: float = BODY_SECONDS
     """How long a body may take, in the sense of :data:`BODY_SECONDS`."""
+    knows: Callable[[str, str], bool] | None = None
+    """Whether a token is good for a path, cheaply: the endpoint asks again, for its role too. Without it, any token's form will do."""
 
-    def check(self, scope: Scope) -> None:
+    async def check(self, scope: Scope) -> None:
         """Raise :class:`InvalidRequest` or :class:`Unauthenticated` where the request is refused."""
         self._check_host(_values(scope, b"host"))
-        if scope["method"] in _WRITING and scope["path"].startswith(f"{PREFIX}/") and _has_body(scope):
-            _check_token(_values(scope, b"authorization"))
+        if scope["method"] not in _WRITING or not scope["path"].startswith(GUARDED_PREFIX) or not _has_body(scope):
+            return
+        token = _token_in(_values(scope, b"authorization"))
+        if self.knows is not None and not await run_sync(self.knows, token, scope["path"]):
+            raise Unauthenticated(hint=_HINT)
 
     def _check_host(self, given: list[str]) -> None:
         # A page from elsewhere can make its own name point to this machine, and would then read our answers as its own.
@@ -72,7 +81,8 @@ def _has_body(scope: Scope) -> bool:
     return bool(_values(scope, b"transfer-encoding")) or _values(scope, b"content-length") not in ([], ["0"])
 
 
-def _check_token(given: list[str]) -> None:
+def _token_in(given: list[str]) -> str:
     scheme, _, token = given[0].partition(" ") if given else ("", "", "")
     if scheme.lower() != "bearer" or not is_token(token.strip()):
-        raise Unauthenticated(hint="send Authorization: Bearer wgt_…; `wgctl up` prints where it is")
+        raise Unauthenticated(hint=_HINT)
+    return token.strip()

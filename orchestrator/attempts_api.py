@@ -1,5 +1,6 @@
 """The HTTP API of workers: what an attempt fetches, reports and delivers. Every call is fenced by the attempt's lease."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -14,11 +15,12 @@ from hub.objects import stream_verified
 from infra.auth import Credentials, bearer_of
 from infra.bodies import streams_body, takes_reports
 from infra.database import reading, writing
+from infra.http import API_PREFIX
 from orchestrator import ledger
 from orchestrator.publishing import check_blobs, publish_result
 from orchestrator.services import OrchestratorServices
 from wegeft.contracts.adapter import check_digest
-from wegeft.contracts.errors import BlobNotFound, ErrorBody
+from wegeft.contracts.errors import BlobNotFound, ErrorBody, Unauthenticated
 from wegeft.contracts.job import JobSpec
 from wegeft.contracts.training import (
     BlobView,
@@ -33,6 +35,7 @@ from wegeft.contracts.training import (
 )
 
 Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
+_PATH = re.compile(rf"{API_PREFIX}/attempts/(?P<job>[^/]+)/(?P<attempt>[0-9]{{1,9}})/")
 
 
 class _Desk:
@@ -70,6 +73,14 @@ class _Desk:
                 heartbeat_seconds=self.services.limits.heartbeat_seconds,
                 lease_seconds=self.services.limits.lease_seconds,
             )
+
+
+def check_attempt(connection: Connection, token: str, path: str) -> None:
+    """Raise :class:`Unauthenticated` unless the path is of the token's attempt, current or not."""
+    found = _PATH.match(path)
+    if found is None:
+        raise Unauthenticated("this token is not of this address")
+    ledger.authenticate(connection, found["job"], int(found["attempt"]), token)
 
 
 def make_router(services: OrchestratorServices) -> APIRouter:

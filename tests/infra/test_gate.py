@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+from sqlalchemy import event
 from starlette.testclient import TestClient
 
-from infra.bodies import MAX_BODY_BYTES, MAX_REPORT_BYTES, MAX_STREAMS
+from hub import catalog
+from infra.auth import create_token, revoke_token
+from infra.bodies import MAX_BODY_BYTES, MAX_REPORT_BYTES, MAX_STREAMS, STREAMS_A_TOKEN
+from infra.database import reading, writing
 from infra.gate import Gate, loopback_hosts
 from infra.http import create_app
+from infra.known_tokens import REMEMBERED_SECONDS, KnownTokens
+from orchestrator.attempts_api import check_attempt
 from tests.infra.test_http import HOLDER, body_of, make_app
-from tests.orchestrator.samples import new_sqlite
+from tests.orchestrator.samples import NOW, new_sqlite
 from tests.orchestrator.serving import Site, listening
+from tests.orchestrator.working import claim, queue
+from wegeft.contracts.adapter import digest_of
 
 SHORT_SECONDS = 0.5
 IDLE_UPLOADS = 60
@@ -60,6 +69,20 @@ def status_of(connection: socket.socket) -> int:
     return int(answer_of(connection).split(b" ")[1])
 
 
+def wait_until(is_so: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait for something that must come."""
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.02)
+
+
+def count_blobs(site: Site) -> int:
+    """How many blobs are stored or on their way; one is the site's own."""
+    with reading(site.engine) as connection:
+        return catalog.take_stock(connection, NOW).blobs
+
+
 def test_idle_uploads_leave_the_others_their_threads(site: Site) -> None:
     """Many are begun and none goes on; everybody else is answered as ever."""
     head = f"PUT /api/v1/blobs/{DIGEST} HTTP/1.1"
@@ -82,6 +105,31 @@ def test_more_uploads_than_slots_all_end(site: Site) -> None:
         for connection in connections:
             connection.sendall(b"0123456789")
         assert {status_of(connection) for connection in connections} == {422}
+
+
+def test_one_token_does_not_hold_every_slot(site: Site) -> None:
+    """However many uploads one begins and lets stand, another's goes on."""
+    content = b"another's"
+    with listening(site.app()) as url, ExitStack() as opened, httpx2.Client(base_url=url, trust_env=False, timeout=20) as http:
+        for number in range(2 * MAX_STREAMS):
+            head = f"PUT /api/v1/blobs/{digest_of(bytes([number]))} HTTP/1.1"
+            opened.enter_context(send(url, head, {**site.bearer(), "Content-Length": "10"}, b"0"))
+        wait_until(lambda: count_blobs(site) > STREAMS_A_TOKEN)
+        answer = http.put(f"/api/v1/blobs/{digest_of(content)}", content=content, headers=site.bearer("admin"))
+    assert answer.status_code == 201
+
+
+def test_a_share_lasts_as_long_as_it_is_needed(site: Site) -> None:
+    """The uploads of one token that find no slot of their share wait for one, and all end."""
+    head = f"PUT /api/v1/blobs/{DIGEST} HTTP/1.1"
+    with listening(site.app()) as url, ExitStack() as opened:
+        for _ in range(2):
+            connections = [
+                opened.enter_context(send(url, head, {**site.bearer(), "Content-Length": "10"})) for _ in range(2 * STREAMS_A_TOKEN)
+            ]
+            for connection in reversed(connections):
+                connection.sendall(b"0123456789")
+            assert {status_of(connection) for connection in connections} == {422}
 
 
 @pytest.mark.parametrize(("method", "path"), [("PUT", "/api/v1/stream"), ("POST", "/api/v1/notes")])
@@ -121,11 +169,14 @@ BAD_HEADERS: list[dict[str, str]] = [
 
 
 @pytest.mark.parametrize("headers", BAD_HEADERS)
-@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
-def test_a_body_without_a_token_is_not_read(method: str, headers: dict[str, str]) -> None:
-    """The refusal comes while the body is yet to come."""
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/api/v1/notes"), ("PUT", "/api/v1/notes"), ("PATCH", "/api/v1/notes"), ("POST", "/api/models/a/b/paths-info/main")],
+)
+def test_a_body_without_a_token_is_not_read(method: str, path: str, headers: dict[str, str]) -> None:
+    """The refusal comes while the body is yet to come, in every dialect."""
     sent = {**headers, "Content-Length": "1000000", "Content-Type": "application/json"}
-    with listening(make_app()) as url, send(url, f"{method} /api/v1/notes HTTP/1.1", sent) as connection:
+    with listening(make_app()) as url, send(url, f"{method} {path} HTTP/1.1", sent) as connection:
         answer = answer_of(connection)
     assert answer.startswith(b"HTTP/1.1 401")
     assert b'"unauthenticated"' in answer
@@ -141,9 +192,56 @@ def test_a_body_in_chunks_without_a_token_is_not_read() -> None:
 
 @pytest.mark.parametrize("token", [f"wgt_{'0' * 12}_{'a' * 64}", f"wga_{'a' * 64}"])
 def test_tokens_of_both_kinds_pass_the_gate(token: str) -> None:
-    """Whether they are good is asked later."""
+    """Whether they are good is asked later, unless the gate knows."""
     with TestClient(make_app(), headers={"Authorization": f"bearer {token}"}) as http:
         assert http.post("/api/v1/notes", json={"count": 1}).status_code == 200
+
+
+def test_a_body_with_a_token_that_is_no_good_is_not_read(site: Site) -> None:
+    """One that looks right is not enough: unknown, wrong, expired and revoked ones are refused while the body is yet to come."""
+    moments = [NOW]
+    with writing(site.engine) as connection:
+        expiring = create_token(connection, "expiring", "write", NOW, NOW + timedelta(seconds=60))[1]
+        revoked_id, revoked = create_token(connection, "revoked", "write", NOW)
+    good = site.tokens["write"]
+    knows = KnownTokens(site.engine, lambda: moments[-1], check_attempt)
+    tokens = [good, expiring, revoked, good[:-1] + ("0" if good[-1] != "0" else "1"), f"wgt_{'0' * 12}_{'a' * 64}", f"wga_{'a' * 64}"]
+    with TestClient(make_app(gate=Gate(knows=knows))) as http:
+
+        def is_refused(token: str) -> bool:
+            answer = http.post("/api/v1/notes", json={"count": 1}, headers={"Authorization": f"Bearer {token}"})
+            assert answer.status_code in (200, 401)
+            return answer.status_code == 401
+
+        assert [is_refused(token) for token in tokens] == [False, False, False, True, True, True]
+        with writing(site.engine) as connection:
+            revoke_token(connection, revoked_id, NOW)
+        moments.append(NOW + timedelta(seconds=60))
+        assert [is_refused(token) for token in tokens[:3]] == [False, True, True]
+
+
+def test_an_attempts_token_opens_its_own_paths_alone(site: Site) -> None:
+    """Known or not, at another attempt's address or any other it is no good; a hub alone knows none."""
+    queue(site)
+    queue(site)
+    first, second = claim(site, None), claim(site, None)
+    paths = [f"/api/v1/attempts/{worker.lease.job_id}/1/events" for worker in (first, second)]
+    knows = KnownTokens(site.engine, lambda: NOW, check_attempt)
+    for _ in range(2):
+        assert [knows(first.token, path) for path in (*paths, "/api/v1/jobs", "/api/v1/attempts/x/y/events")] == [True, False, False, False]
+    assert not KnownTokens(site.engine, lambda: NOW)(first.token, paths[0])
+
+
+def test_a_known_token_is_looked_up_once(site: Site) -> None:
+    """For a few seconds, so that many bodies of one caller cost one look."""
+    looks, moments = [], [NOW]
+    event.listen(site.engine, "begin", looks.append)
+    knows = KnownTokens(site.engine, lambda: moments[-1])
+    assert [knows(site.tokens["write"], "/api/v1/jobs") for _ in range(5)] == [True] * 5
+    assert len(looks) == 1
+    moments.append(NOW + timedelta(seconds=REMEMBERED_SECONDS))
+    assert knows(site.tokens["write"], "/api/v1/jobs")
+    assert len(looks) == 2
 
 
 @pytest.mark.parametrize(("name", "limit"), [("heartbeat", MAX_BODY_BYTES), ("events", MAX_REPORT_BYTES)])

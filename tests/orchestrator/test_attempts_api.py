@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, select
 from starlette.testclient import TestClient
 
-from hub import catalog
+from hub import catalog, objects
 from hub.objects import VERIFIED_FIRST_BYTES
 from infra.database import reading
 from orchestrator import ledger
@@ -228,6 +228,23 @@ def test_a_rotten_data_set_never_completes(site: Site, size: int) -> None:
         else:
             with pytest.raises(httpx2.RemoteProtocolError, match="without sending complete message body"):
                 worker.call("GET", f"blobs/{digest}")
+
+
+def test_rot_in_a_large_data_set_is_told_to_who_asks_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first reader is cut off and what it read is set aside; the next must not take that for bytes that were never there."""
+    monkeypatch.setattr(objects, "VERIFIED_FIRST_BYTES", 1 << 20)
+    content = bytes(3 << 20)
+    digest = site.upload(content)
+    assert isinstance(site.store, objects.MemoryStore)
+    site.store._blobs[digest] = content[:-1] + b"x"
+    queue(site, datasets=[{"path": digest, "file_format": "jsonl"}])
+    with listening(site.app()) as url, httpx2.Client(base_url=url, trust_env=False) as http:
+        worker = claim(site, http)
+        with pytest.raises(httpx2.RemoteProtocolError, match="without sending complete message body"):
+            worker.call("GET", f"blobs/{digest}")
+        for _ in range(2):
+            answer = worker.call("GET", f"blobs/{digest}")
+            assert (answer.status_code, answer.json()["code"]) == (502, "digest_mismatch")
 
 
 class RottenStore:
