@@ -67,7 +67,7 @@ class WeGeFTLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc] # PEFT is u
         active = self.active_generators()
         if self.merged or not active:
             return self._base(x, *args, **kwargs)
-        if not args and not kwargs and self.is_fusible(x, active):
+        if not args and not kwargs and not _is_transformed(x) and self.is_fusible(x, active):
             return self._forward_fused(x, active[0])
         return self._forward_general(x, active, *args, **kwargs)
 
@@ -187,7 +187,7 @@ class WeGeFTLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc] # PEFT is u
         return result
 
     def is_fusible(self, x: Tensor, active: Sequence[GeneratorWeights]) -> bool:
-        """Say whether the fused gradients apply: one input-form adapter on a plain frozen nn.Linear, eagerly, nothing in between."""
+        """Say whether the fused gradients apply to a call that runs eagerly: one input-form adapter on a plain frozen nn.Linear."""
         base = self.base_layer
         return (
             len(active) == 1
@@ -201,7 +201,6 @@ class WeGeFTLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc] # PEFT is u
             and active[0].psi.device == x.device
             and active[0].width == x.shape[-1]
             and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks)  # noqa: SLF001 # a hook must see its call
-            and not _is_transformed(x)
         )
 
     def _forward_fused(self, x: Tensor, generator: GeneratorWeights) -> Tensor:
