@@ -178,16 +178,16 @@ def _base_for(source: Source, wish: Wish) -> FoundBase:
 
 def _write(source: Source, base: FoundBase, wish: Wish) -> Export:
     from wegeft.method import merge_into, to_gguf, to_lora, to_mlx
-    from wegeft.method.stored_base import open_base
+    from wegeft.method.stored_head import open_base_of
 
     dtype: Any = wish.dtype or "float32"
     match wish.layout:
         case "lora":
-            return to_lora(source.folder, open_base(base.path), wish.target, dtype=dtype)
+            return to_lora(source.folder, open_base_of(base.path, source.folder), wish.target, dtype=dtype)
         case "gguf":
-            return to_gguf(source.folder, open_base(base.path), wish.target, dtype=dtype, ollama_base=wish.ollama_base)
+            return to_gguf(source.folder, open_base_of(base.path, source.folder), wish.target, dtype=dtype, ollama_base=wish.ollama_base)
         case "mlx":
-            return to_mlx(source.folder, open_base(base.path), wish.target, dtype=dtype)
+            return to_mlx(source.folder, open_base_of(base.path, source.folder), wish.target, dtype=dtype)
         case "merged":
             stored: Any = wish.dtype
             return merge_into(base.path, source.folder, wish.target, dtype=stored, allow_other_base=True)

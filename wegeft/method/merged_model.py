@@ -17,6 +17,7 @@ from wegeft.method.low_rank import ratio
 from wegeft.method.merging import delta_bias, delta_weight
 from wegeft.method.native_adapter import AdapterSource, LayerEdit, NativeAdapter, read_adapter
 from wegeft.method.stored_base import check_same_base, copy_tokenizer, open_base
+from wegeft.method.stored_head import open_base_of
 
 MergedDtype = Literal["float32", "float16", "bfloat16"]
 
@@ -57,7 +58,7 @@ def merge_into(
     out = Path(out_dir)
     check_free(out)
     stored = Path(base) if isinstance(base, str | os.PathLike) else None
-    native = read_adapter(adapter, open_base(stored) if stored is not None else _as_model(base), adapter_name)
+    native = read_adapter(adapter, _as_model(base) if stored is None else _opened(stored, adapter), adapter_name)
     if not allow_other_base:
         check_same_base(native.config, str(stored) if stored is not None else getattr(native.base, "name_or_path", None))
     model = _checked(native.base)
@@ -71,6 +72,10 @@ def merge_into(
 
     write_folder(out, write)
     return Export(path=out, dtype=dtype or _dtype_name(changes.tensors), errors=changes.errors, weight_errors=changes.weight_errors)
+
+
+def _opened(stored: Path, adapter: AdapterSource) -> nn.Module:
+    return open_base(stored) if isinstance(adapter, nn.Module) else open_base_of(stored, Path(adapter))
 
 
 def _as_model(base: object) -> nn.Module | None:
@@ -138,7 +143,8 @@ def _parted_keys(model: PreTrainedModel, state: State, changed: State) -> set[st
     for key, tensor in state.items():
         owners.setdefault(tensor.data_ptr(), set()).add(key)
     parted = {other for key in changed for other in owners[state[key].data_ptr()]} - changed.keys()
-    ends = [layer.weight.data_ptr() for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
+    tables = (getattr(layer, "weight", None) for layer in (model.get_input_embeddings(), model.get_output_embeddings()))
+    ends = [table.data_ptr() for table in tables if isinstance(table, Tensor)]
     strange = sorted(key for key in parted if state[key].data_ptr() not in ends)
     if strange:
         message = "merging would change layers that share a weight with an edited one"

@@ -17,7 +17,20 @@ from wegeft.method.config import WeGeFTConfig
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _PIN = re.compile(r"@(?:[0-9a-f]{40}|sha256:[0-9a-f]{64})\Z")
 _SNAPSHOT = re.compile(r"models--(?P<id>[^/\\]+)[/\\]snapshots[/\\](?P<commit>[0-9a-f]{40})")
-_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "chat_template*")
+_INPUT_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+)
+"""What makes a model's input: a tokenizer, or an image processor."""
+OPENING_ERRORS = (OSError, ValueError, KeyError, NotImplementedError)
+"""What transformers raises for a model that it cannot load."""
 _MAPPINGS = ("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "SEQUENCE_CLASSIFICATION", "TOKEN_CLASSIFICATION", "QUESTION_ANSWERING")
 _MAPPINGS_OF_IMAGES = ("IMAGE_CLASSIFICATION",)
 
@@ -31,7 +44,7 @@ def open_base(path: Path) -> nn.Module:
         raise BaseModelNotFound("there is no such folder or file", path="base_model", value=str(path))
     try:
         model: nn.Module = _open_gguf(path) if path.suffix == ".gguf" else _open_folder(path)
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    except OPENING_ERRORS as error:
         raise BaseModelUnusable(f"it cannot be loaded: {shorten(str(error), 300)}", path="base_model", value=str(path)) from error
     return model.eval()
 
@@ -58,11 +71,11 @@ def _known_classes() -> set[str]:
 
 
 def copy_tokenizer(path: Path, folder: Path) -> None:
-    """Put the tokenizer of a stored base model, if it has one, into ``folder``."""
+    """Put the tokenizer or image processor of a stored base model, if it has one, into ``folder``."""
     if path.suffix == ".gguf":
         transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True).save_pretrained(folder)
         return
-    for file in {file for pattern in _TOKENIZER_FILES for file in path.glob(pattern)}:
+    for file in {file for pattern in _INPUT_FILES for file in path.glob(pattern)}:
         if file.is_file():
             shutil.copy(file, folder / file.name)
 
