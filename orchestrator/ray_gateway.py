@@ -104,6 +104,8 @@ class GatewayPool:
             _send(child, Request(id=number, order=order))
         except OSError as error:
             with self._lock:
+                if order.handle not in child.running:
+                    return  # The child was found dead meanwhile, and the order's end is told by poll.
                 child.running.discard(order.handle)
             raise ServiceUnreachable("the gateway to Ray has just died", hint=f"its log is {self._log_path}") from error
 

@@ -224,7 +224,7 @@ def test_a_child_that_hangs_is_killed(log: Path, monkeypatch: pytest.MonkeyPatch
 def test_orders_to_a_child_that_does_not_read_do_not_wedge_the_pool(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than a pipe holds, to a stopped process: it is killed all the same, and every order is lost or refused."""
     monkeypatch.chdir(ROOT)
-    pool = GatewayPool(COMMAND, log, hang_seconds=3)
+    pool = GatewayPool(COMMAND, log, hang_seconds=4)
     try:
         start_one(pool, "done-a.1")
         ends_of(pool, 1)
