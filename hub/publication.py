@@ -27,6 +27,7 @@ class Publication:
     base_model: str
     method: str
     rank: int
+    """0 where the method has none."""
     created_by: str
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -56,7 +57,7 @@ def _problems(publication: Publication) -> Iterator[Problem]:
         text: str = getattr(publication, name)
         if not text or len(text) > limit or not text.isprintable():
             yield Problem(path=name, message="not a printable text of a fitting length", value=shorten(text), hint=f"1 to {limit} long")
-    if not 1 <= publication.rank < 2**31:
+    if not 0 <= publication.rank < 2**31:
         yield Problem(path="rank", message="not a rank", value=shorten(publication.rank))
     yield from file_problems(publication.files)
     yield from _metric_problems(publication.metrics)

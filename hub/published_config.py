@@ -1,20 +1,14 @@
-"""The ``adapter_config.json`` that a version may hold: what ``wegeft.method`` writes, and nothing that could run or hang a reader."""
+"""The ``adapter_config.json`` that a version may hold: what our workers write, and nothing that could run or hang a reader."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hub.published_baselines import BASELINES, kind_of
+from hub.published_fields import Alpha, ModuleName, ModuleNames, PlainText, Probability, PublishedBaseline, Rank
 from wegeft.contracts.errors import Problem, shorten
-
-ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,499}\z")]
-"""A plain name: readers of a configuration take names for regular expressions, and one from outside could keep them busy for ever."""
-ModuleNames = Annotated[list[ModuleName], Field(min_length=1, max_length=20_000)]
-Rank = Annotated[int, Field(ge=1, le=65_536)]
-Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Probability = Annotated[float, Field(ge=0, lt=1)]
-PlainText = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,4200}\z")]
 
 
 class PublishedConfig(BaseModel):
@@ -30,7 +24,7 @@ class PublishedConfig(BaseModel):
     exclude_modules: ModuleNames | None = None
     layers_to_transform: int | list[int] | None = None
     layers_pattern: ModuleName | ModuleNames | None = None
-    modules_to_save: None = None
+    modules_to_save: ModuleNames | None = None
     tied_modules: Literal["type", "layer", "width"] | Annotated[list[ModuleNames], Field(max_length=20_000)] = "type"
     transform: Literal["input", "output"] = "input"
     init_weights: Literal["phi_zero", "psi_zero", "orthogonal"] = "phi_zero"
@@ -50,10 +44,14 @@ class PublishedConfig(BaseModel):
         return frozenset({self.r, *self.rank_pattern.values()})
 
 
-def check_config(config: dict[str, Any]) -> PublishedConfig | list[Problem]:
-    """Return the configuration, or everything that is wrong with it."""
+def check_config(config: dict[str, Any]) -> PublishedConfig | PublishedBaseline | list[Problem]:
+    """Return the configuration, of our method or of one of PEFT's on the list, or everything that is wrong with it."""
+    kind = kind_of(config) or PublishedConfig
+    if kind is PublishedConfig and isinstance(config.get("peft_type"), str) and config["peft_type"] != "WEGEFT":
+        hint = f"one of: WEGEFT, {', '.join(BASELINES)}"
+        return [Problem(path="peft_type", message="not a method that this hub serves", value=shorten(config["peft_type"]), hint=hint)]
     try:
-        return PublishedConfig.model_validate(config)
+        return kind.model_validate(config)
     except ValidationError as error:
         return [_problem(dict(item)) for item in error.errors(include_url=False, include_context=False)]
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import assert_never
 
 from hub.objects import ObjectStore, read_verified, stream_verified
 from hub.publication import file_problems
 from hub.published_config import PublishedConfig, check_config
+from hub.published_fields import PublishedBaseline
 from hub.strict_json import parse_object
+from hub.tensor_layout import Expected, is_saved, layout_problems
 from wegeft.contracts.adapter import CARD_FILE, CONFIG_FILE, JOB_FILE, METRICS_FILE, PUBLISHABLE_FILES, WEIGHTS_FILE, FileEntry
 from wegeft.contracts.errors import InvalidInput, InvalidTensors, Problem
 from wegeft.contracts.tensors import TensorHeader, TensorSpec, check_stream
@@ -29,6 +32,7 @@ class AdapterFacts:
 
     method: str
     rank: int
+    """0 where the method has none."""
     base_model: str | None
     """As the configuration names it."""
     parameters: int
@@ -51,12 +55,31 @@ def check_version(store: ObjectStore, files: tuple[FileEntry, ...], max_weights_
         inspection.read_json(stored.get(path))
     inspection.read_card(stored.get(CARD_FILE))
     if header is not None:
-        inspection.weight_problems += _generator_problems(header, config.ranks if config else None)
+        inspection.weight_problems += _weight_problems(header, config)
     inspection.conclude()
     assert config is not None and header is not None  # noqa: S101, PT018 - otherwise there were problems
-    return AdapterFacts(
-        method="wegeft", rank=config.r, base_model=config.base_model_name_or_path, parameters=sum(spec.count for spec in header.tensors)
-    )
+    return _facts(config, sum(spec.count for spec in header.tensors))
+
+
+def _facts(config: PublishedConfig | PublishedBaseline, parameters: int) -> AdapterFacts:
+    method, rank = (config.method, config.rank) if isinstance(config, PublishedBaseline) else ("wegeft", config.r)
+    return AdapterFacts(method=method, rank=rank, base_model=config.base_model_name_or_path, parameters=parameters)
+
+
+def _weight_problems(header: TensorHeader, config: PublishedConfig | PublishedBaseline | None) -> Iterator[Problem]:
+    """Yield what is wrong with the weights; without a readable configuration, only with generators, which say what they are."""
+    match config:
+        case None:
+            if any(_GENERATOR.match(spec.name) for spec in header.tensors):
+                yield from _generator_problems(header, None)
+        case PublishedBaseline():
+            saved = config.modules_to_save or ()
+            expected = Expected(layout=config.layout, targets=config.target_modules, sizes=config.sizes, saved=saved)
+            yield from layout_problems(header, expected)
+        case PublishedConfig():
+            yield from _generator_problems(header, config)
+        case _:
+            assert_never(config)
 
 
 @dataclass
@@ -86,12 +109,12 @@ class _Inspection:
             return True
         return False
 
-    def read_config(self, entry: FileEntry | None) -> PublishedConfig | None:
+    def read_config(self, entry: FileEntry | None) -> PublishedConfig | PublishedBaseline | None:
         found = self.read_json(entry)
         if found is None:
             return None
         match check_config(found):
-            case PublishedConfig() as config:
+            case PublishedConfig() | PublishedBaseline() as config:
                 return config
             case problems:
                 self.problems += [problem.model_copy(update={"path": f"{CONFIG_FILE}: {problem.path}"}) for problem in problems]
@@ -137,11 +160,13 @@ class _Inspection:
             raise kind("the files are not an adapter that can be published", problems=[*self.problems, *named])
 
 
-def _generator_problems(header: TensorHeader, ranks: frozenset[int] | None) -> Iterator[Problem]:
+def _generator_problems(header: TensorHeader, config: PublishedConfig | None) -> Iterator[Problem]:
     """Generators are stored as φ (width×rank) and ψ (rank×width) under ``base_model.wegeft_generators.<group>``."""
     factors: dict[str, dict[str, TensorSpec]] = {}
     for spec in header.tensors:
         match = _GENERATOR.match(spec.name)
+        if match is None and config is not None and is_saved(spec.name, config.modules_to_save or ()):
+            continue
         if match is None:
             hint = "base_model.wegeft_generators.<group>.phi or .psi"
             yield Problem(path=spec.name, message="a tensor that does not belong to a generator", hint=hint)
@@ -151,7 +176,7 @@ def _generator_problems(header: TensorHeader, ranks: frozenset[int] | None) -> I
         if missing := {"phi", "psi"} - pair.keys():
             yield Problem(path=group, message=f"the generator has no {missing.pop()}")
         else:
-            yield from _pair_problems(group, pair["phi"], pair["psi"], ranks)
+            yield from _pair_problems(group, pair["phi"], pair["psi"], config.ranks if config else None)
 
 
 def _pair_problems(group: str, phi: TensorSpec, psi: TensorSpec, ranks: frozenset[int] | None) -> Iterator[Problem]:

@@ -157,7 +157,7 @@ def test_a_card_is_text(content: bytes) -> None:
 @pytest.mark.parametrize(
     ("change", "path"),
     [
-        ({"peft_type": "LORA"}, "peft_type"),
+        ({"peft_type": "PROMPT_TUNING"}, "peft_type"),
         ({"peft_type": None}, "peft_type"),
         ({"r": 0}, "r"),
         ({"r": 10**9}, "r"),
@@ -178,7 +178,7 @@ def test_a_card_is_text(content: bytes) -> None:
         ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern.q_proj"),
         ({"tied_modules": [["(a+)+"]]}, "tied_modules"),
         ({"tied_modules": "everything"}, "tied_modules"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"modules_to_save": ["(a+)+"]}, "modules_to_save"),
         ({"auto_mapping": {"parent_library": "os", "base_model_class": "system"}}, "auto_mapping"),
         ({"trust_remote_code": True}, "trust_remote_code"),
         ({"transform": "both"}, "transform"),
@@ -239,9 +239,9 @@ def test_a_rank_may_differ_where_the_configuration_says_so() -> None:
 
 
 def test_every_problem_of_every_file_is_told_at_once() -> None:
-    content = config(r=0, peft_type="LORA") | {WEIGHTS_FILE: save({f"{PREFIX}.q.phi": np.ones((2, 2), np.float32)}), METRICS_FILE: b"["}
+    content = config(r=0, wegeft_alpha=-1.0) | {WEIGHTS_FILE: save({f"{PREFIX}.q.phi": np.ones((2, 2), np.float32)}), METRICS_FILE: b"["}
     shown = refuse(content | {"model.pt": b"x"})
-    for part in ("r:", "peft_type", "no psi", METRICS_FILE, "model.pt"):
+    for part in ("r:", "wegeft_alpha:", "no psi", METRICS_FILE, "model.pt"):
         assert part in shown
 
 
