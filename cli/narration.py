@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Protocol, assert_never
 
 from cli.output import console, error_console, is_terminal, printable, show_bytes, show_duration
+from wegeft.contracts.job_tasks import show_metric
 from wegeft.contracts.training import CheckpointSaved, Evaluation, EventRecord, JobEvent, Message, Progress, StateChanged
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def describe(event: JobEvent) -> str:
 
 def _describe_evaluation(event: Evaluation) -> str:
     exact = "" if event.exact_match is None else f", exact match {event.exact_match:.1%}"
-    lines = [f"held-out loss {event.loss:.4f}{exact} over {event.rows} rows at step {event.step}/{event.total_steps}"]
+    others = "".join(f", {name.replace('_', ' ')} {show_metric(name, value)}" for name, value in event.metrics.items())
+    lines = [f"held-out loss {event.loss:.4f}{exact}{others} over {event.rows} rows at step {event.step}/{event.total_steps}"]
     for sample in event.samples:
         told = (("prompt", sample.prompt), ("expected", sample.expected), ("answer", sample.answer))
         lines += [f"  {name:<8}  {_one_line(text)}" for name, text in told]

@@ -112,7 +112,9 @@ class _Checker:
             change["base_model"] = self._locate_model(spec)
         if "chat_template" not in wrong:
             change["chat_template"] = self._read_template(spec.chat_template)
-        files = [file for section in ("datasets", "test_datasets") if section not in wrong for file in self._check_data(spec, section)]
+        # What rows must be like hangs on these fields.
+        sections = () if wrong & {"task", "problem_type", "label_names"} else ("datasets", "test_datasets")
+        files = [file for section in sections if section not in wrong for file in self._check_data(spec, section)]
         return spec.model_copy(update=change), files
 
     def _complain(self, path: KeyPath, message: str, value: str, hint: str | None = None) -> None:
@@ -165,15 +167,16 @@ class _Checker:
                 what = "a folder, not a file" if _is_folder(path) else "there is no such file"
                 self._complain((section, index, "path"), what, row.path, f"looked for {path}")
                 continue
-            count = self._count_rows(path, row)
+            count = self._count_rows(path, row, spec)
             if count is not None:
                 yield DataFile(section=section, index=index, path=path, rows=count, size=path.stat().st_size)
 
-    def _count_rows(self, path: Path, row: DatasetSpec) -> int | None:
+    def _count_rows(self, path: Path, row: DatasetSpec, spec: JobSpec) -> int | None:
         from workers.data import count_rows
+        from workers.labelled_rows import RowRules
 
         try:
-            return count_rows(path, row, row.path)
+            return count_rows(path, row, row.path, RowRules.of(spec))
         except InvalidData as error:
             self.data_problems += error.problems
             return None

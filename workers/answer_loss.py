@@ -7,7 +7,8 @@ that does more than apply its head (soft-capped or scaled logits) is run in a wa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,16 @@ _LOGITS_AT_ONCE = 1 << 25
 _PROBE_TOKENS = 8
 _PROBE_LOGIT = 1000.0
 """Size of logits in the probe, at which soft-capping cannot hide."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How a model does on the learnt tokens of a batch."""
+
+    loss: float
+    """Sum of −log p(token), in nats."""
+    right: int
+    """Tokens that the model finds the likeliest at their places."""
 
 
 class AnswerLoss:
@@ -48,6 +59,27 @@ class AnswerLoss:
             return _cross_entropy(self._head(hidden), batch.targets)
         total: Tensor = _ChunkedCrossEntropy.apply(hidden, batch.targets, self._head)  # type: ignore[no-untyped-call]
         return total
+
+    def judge(self, batch: Batch) -> Judgement:
+        """Return the sum, and how many learnt tokens are the likeliest ones; no gradient is kept."""
+        total, right = 0.0, 0
+        with torch.no_grad():
+            for logits, targets in self._pieces(batch):
+                total += _cross_entropy(logits, targets).item()
+                right += int((logits.argmax(dim=-1) == targets).sum().item())
+        return Judgement(total, right)
+
+    def _pieces(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the logits at the learnt positions with their targets, a bounded number at once where the head is plain."""
+        if self._head is None:
+            yield self._run(batch).flatten(0, 1).index_select(0, batch.positions), batch.targets
+        elif not self._is_plain:
+            yield self._logits_at(self._head, batch), batch.targets
+        else:
+            hidden = self._hidden_at(self._head, batch)
+            rows = max(1, _LOGITS_AT_ONCE // _vocabulary(self._head, hidden))
+            for start in range(0, len(hidden), rows):
+                yield self._head(hidden[start : start + rows]), batch.targets[start : start + rows]
 
     def _run(self, batch: Batch) -> Tensor:
         # Padded rows need no mask: padding is on the right, and a position never attends to what follows it.

@@ -24,10 +24,12 @@ from workers.base_model import ModelRequest, default_cache, load_base_model, req
 from workers.checkpoint import read_state
 from workers.data import read_datasets
 from workers.delivery import deliver
+from workers.labelled_rows import RowRules
+from workers.labels import find_labels
 from workers.outbox import CheckpointOutbox, EventOutbox
 from workers.private_folder import private_folder
 from workers.processor import usable_cores
-from workers.rows import Row
+from workers.rows import AnyRow
 from workers.train import Callbacks, TrainingInputs, TrainingStopped, train
 from workers.watch import Reason, Watch
 
@@ -120,23 +122,24 @@ class _Attempt:
         held_out_rows = self._read("test_datasets", spec.test_datasets, folder)
         checkpoint = self._fetch_checkpoint(folder)
         started = monotonic()
-        base = load_base_model(self._request(checkpoint))
+        labels = find_labels(spec, [*train_rows, *held_out_rows])
+        base = load_base_model(self._request(checkpoint, labels))
         events.add(Message(text=f"loaded {base.identity} in {monotonic() - started:.1f} s"))
         return TrainingInputs(base=base, train_rows=train_rows, held_out_rows=held_out_rows, resume_from=checkpoint)
 
-    def _request(self, checkpoint: dict[str, bytes] | None) -> ModelRequest:
+    def _request(self, checkpoint: dict[str, bytes] | None, labels: tuple[str, ...]) -> ModelRequest:
         """Ask for the model that an earlier attempt trained on: a branch may have moved since."""
-        request = request_of(self.task.spec, default_cache())
+        request = request_of(self.task.spec, default_cache(), labels)
         commit = read_state(checkpoint).commit if checkpoint else None
         return replace(request, revision=commit) if commit else request
 
-    def _read(self, what: str, datasets: Sequence[DatasetSpec], folder: Path) -> list[Row]:
+    def _read(self, what: str, datasets: Sequence[DatasetSpec], folder: Path) -> list[AnyRow]:
         files = []
         for number, dataset in enumerate(datasets):
             path = folder / f"{what}-{number}"
             self.client.get_blob(dataset.path, path)
             files.append((path, dataset, f"{what}[{number}]"))
-        rows = read_datasets(files) if files else []
+        rows = read_datasets(files, RowRules.of(self.task.spec)) if files else []
         for path, _, _ in files:
             path.unlink()
         return rows

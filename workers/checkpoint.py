@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from wegeft.contracts.errors import InvalidTensors
+from wegeft.contracts.job_tasks import MetricName
 
 STATE_FILE = "state.json"
 TENSORS_FILE = "state.safetensors"
@@ -38,6 +39,7 @@ class Measurement(BaseModel):
     step: int
     loss: float
     exact_match: float | None = None
+    metrics: dict[MetricName, float] = Field(default_factory=dict)
 
 
 class RunState(BaseModel):

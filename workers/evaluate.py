@@ -23,14 +23,26 @@ _SHORTEST_PREFIX = 4
 """Tokens, below which reading a common beginning once is not worth a pass of its own."""
 
 
-def held_out_loss(model: Any, loss: AnswerLoss, layout: Layout, examples: Sequence[Example], check: Callable[[], None]) -> float:
-    """Return the mean over the answer tokens of ``examples`` of −log p(token), in nats; ``check`` runs between batches, and may raise."""
-    total = 0.0
-    with _evaluating(model):
+@dataclass(frozen=True)
+class HeldOutScore:
+    """How likely a model finds held-out answers."""
+
+    loss: float
+    """Mean over their tokens of −log p(token), in nats."""
+    token_accuracy: float
+    """Share of their tokens that the model finds the likeliest, 0 to 1."""
+
+
+def held_out_score(model: Any, loss: AnswerLoss, layout: Layout, examples: Sequence[Example], check: Callable[[], None]) -> HeldOutScore:
+    """Measure the answers of ``examples``, token by token; ``check`` runs between batches, and may raise."""
+    total, right = 0.0, 0
+    with evaluating(model):
         for rows in batches_within([len(example.tokens) for example in examples], _TOKENS_AT_ONCE):
             check()
-            total += loss(layout([examples[row] for row in rows])).item()
-    return total / sum(example.answer_tokens for example in examples)
+            judged = loss.judge(layout([examples[row] for row in rows]))
+            total, right = total + judged.loss, right + judged.right
+    tokens = sum(example.answer_tokens for example in examples)
+    return HeldOutScore(loss=total / tokens, token_accuracy=right / tokens)
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,7 @@ class Answerer:
     def answer(self, questions: Sequence[Question], check: Callable[[], None]) -> list[str]:
         """Return the answer to each question; ``check`` runs between tokens, and may raise."""
         answers = [""] * len(questions)
-        with _evaluating(self.model), self._greedy():
+        with evaluating(self.model), self._greedy():
             lengths = [len(question.tokens) + self.max_new_tokens for question in questions]
             for rows in batches_within(lengths, _TOKENS_AT_ONCE):
                 texts = self._answer_batch([questions[row].tokens for row in rows], check)
@@ -122,13 +134,9 @@ def _inner(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def exact_share(answers: Sequence[str], questions: Sequence[Question]) -> float:
-    """Return the share of answers that equal the expected ones, white space around both removed."""
-    return sum(given.strip() == question.expected.strip() for given, question in zip(answers, questions, strict=True)) / len(questions)
-
-
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
+    """Put the model in evaluation mode, without gradients, and back into the mode that it was in."""
     was_training = model.training
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""From rows to everything that the loop reads: tokens, questions, and the plan of steps."""
+"""From rows to everything that a language model reads: tokens, questions, and the plan of steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from wegeft.contracts.errors import InvalidData
 from wegeft.contracts.job import JobSpec
 from wegeft.contracts.training import Message
-from workers.batches import BatchPlan, hold_out
+from workers.batches import BatchPlan
 from workers.rendering import Renderer
 from workers.rows import Row
 from workers.tokenization import Encoding, Example, Question, Rules, encode, questions_of
@@ -31,13 +31,10 @@ class Prepared:
 
 
 def prepare(spec: JobSpec, tokenizer: Any, train_rows: Sequence[Row], held_out_rows: Sequence[Row]) -> Prepared:
-    """Return what a run of ``spec`` reads; with ``val_set_size``, some of ``train_rows`` are held out.
+    """Return what a run of ``spec`` reads.
 
     Raises ``InvalidData`` or ``InvalidJob`` if the rows cannot be trained on.
     """
-    if spec.val_set_size:
-        kept, held = hold_out(len(train_rows), spec.val_set_size, spec.seed)
-        train_rows, held_out_rows = [train_rows[row] for row in kept], [train_rows[row] for row in held]
     renderer = Renderer(tokenizer, None if spec.chat_template == "tokenizer" else spec.chat_template)
     rules = Rules(sequence_len=spec.sequence_len, excess=spec.excess_length_strategy, learns_inputs=spec.train_on_inputs)
     encoding, measured = _encode_both(train_rows, held_out_rows, renderer, rules)

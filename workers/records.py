@@ -1,34 +1,23 @@
-"""Records of a JSONL, JSON, CSV or Parquet file, with the place of each."""
+"""Records of a JSONL, JSON, CSV or Parquet file, or of a zip of images, with the place of each."""
 
 from __future__ import annotations
 
 import csv
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from wegeft.contracts.errors import InvalidData, Problem, shorten
 from wegeft.contracts.job import DatasetSpec, FileFormat
+from workers.image_archive import archive_records
+from workers.located import RECORD_BYTES_LIMIT, Located
+from workers.parquet_records import parquet_records
 from workers.rows import expected_columns
 
-LINE_BYTES_LIMIT = 64 << 20
-"""A longer line is taken for a file that is not what it says, and not read into memory."""
 JSON_BYTES_LIMIT = 512 << 20
 """A JSON array is read whole; a larger one must become JSONL."""
 _UTF8_HINT = "save the file as UTF-8"
-
-
-@dataclass(frozen=True, slots=True)
-class Located:
-    """A record and where it was, or what kept it from being read."""
-
-    record: object | Problem
-    row: int
-    """1-based."""
-    line: int | None = None
-    """1-based; None where the format has no lines."""
 
 
 def read_records(path: Path, spec: DatasetSpec) -> Iterator[Located]:
@@ -57,10 +46,11 @@ def _jsonl_records(path: Path, _spec: DatasetSpec) -> Iterator[Located]:
 def _lines(file: BinaryIO) -> Iterator[tuple[int, str | Problem]]:
     """Yield each line with its number, without a byte order mark, or the problem of one that is not UTF-8."""
     number = 0
-    while raw := file.readline(LINE_BYTES_LIMIT + 1):
+    while raw := file.readline(RECORD_BYTES_LIMIT + 1):
         number += 1
-        if len(raw) > LINE_BYTES_LIMIT:
-            raise InvalidData(f"line {number} is longer than {LINE_BYTES_LIMIT >> 20} MiB", hint="is the file in the format that it says?")
+        if len(raw) > RECORD_BYTES_LIMIT:
+            message = f"line {number} is longer than {RECORD_BYTES_LIMIT >> 20} MiB"
+            raise InvalidData(message, hint="is the file in the format that it says?")
         try:
             yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
@@ -120,7 +110,7 @@ def _parse_array(text: str) -> list[object]:
 
 
 def _csv_records(path: Path, _spec: DatasetSpec) -> Iterator[Located]:
-    csv.field_size_limit(LINE_BYTES_LIMIT)
+    csv.field_size_limit(RECORD_BYTES_LIMIT)
     broken: list[tuple[int, Problem]] = []
     with path.open("rb") as file:
         reader = csv.reader(_csv_lines(file, broken), strict=True)
@@ -193,20 +183,7 @@ def _as_record(header: list[str], values: list[str]) -> dict[str, str] | Problem
 
 
 def _parquet_records(path: Path, spec: DatasetSpec) -> Iterator[Located]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    row = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            columns = [name for name in names if name in expected_columns(spec)] or names
-            for batch in file.iter_batches(batch_size=1024, columns=columns):
-                for record in batch.to_pylist():
-                    row += 1
-                    yield Located(record, row)
-    except pa.ArrowException as error:
-        raise InvalidData(f"not a readable Parquet file: {shorten(str(error))}") from error
+    yield from parquet_records(path, expected_columns(spec))
 
 
 _READERS: dict[FileFormat, Callable[[Path, DatasetSpec], Iterator[Located]]] = {
@@ -214,4 +191,5 @@ _READERS: dict[FileFormat, Callable[[Path, DatasetSpec], Iterator[Located]]] = {
     FileFormat.JSON: _json_records,
     FileFormat.CSV: _csv_records,
     FileFormat.PARQUET: _parquet_records,
+    FileFormat.ZIP: archive_records,
 }

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import Literal, assert_never
 
 from wegeft.contracts.errors import Problem, shorten
 from wegeft.contracts.job import DatasetSpec, DatasetType
+from workers.labelled_rows import ANY_TEXT, LabelledImage, LabelledReader, LabelledText, RowRules, read_labelled_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,11 @@ class Completion:
 
 
 Row = Chat | Instruction | PromptCompletion | Completion
+"""What a language model learns from."""
+AnyRow = Row | LabelledText | LabelledImage
+"""What any task learns from."""
+
+_TextType = Literal[DatasetType.CHAT, DatasetType.ALPACA, DatasetType.PROMPT_COMPLETION, DatasetType.COMPLETION]
 
 ROLES = ("system", "user", "assistant")
 _ROLE_HINTS = {
@@ -78,11 +84,16 @@ def expected_columns(spec: DatasetSpec) -> tuple[str, ...]:
         spec.field_prompt,
         spec.field_completion,
         spec.field_text,
+        *([spec.field_text_pair] if spec.field_text_pair else []),
+        spec.field_image,
+        spec.field_label,
     )
 
 
-def infer_type(columns: Mapping[str, object], spec: DatasetSpec) -> DatasetType | None:
+def infer_type(columns: Mapping[str, object], spec: DatasetSpec, rules: RowRules = ANY_TEXT) -> DatasetType | None:
     """Return the type that the columns of a first row tell, or None."""
+    if len(rules.types) == 1:
+        return rules.types[0]
     for column, kind in (
         (spec.field_messages, DatasetType.CHAT),
         (spec.field_instruction, DatasetType.ALPACA),
@@ -181,16 +192,24 @@ class _Reader:
             self._complain(column, "the row has no answer at its end", roles[-1], "the last message must be the assistant's")
 
 
-def make_row(record: object, spec: DatasetSpec, kind: DatasetType) -> Row | list[Problem]:
+def make_row(record: object, spec: DatasetSpec, kind: DatasetType, rules: RowRules = ANY_TEXT) -> AnyRow | list[Problem]:
     """Return the row that ``record`` says, or everything that is wrong with it; a problem's path is within the row."""
     if not isinstance(record, dict):
         return [Problem(message=f"a row must be a mapping of columns, not {_kind_of(record)}", value=shorten(record))]
+    if kind is DatasetType.LABELLED_IMAGE:
+        return read_labelled_image(record, spec, rules)
     reader = _Reader(record)
-    row = _row(reader, spec, kind)
+    row = _labelled_text(reader, spec, rules) if kind is DatasetType.LABELLED_TEXT else _row(reader, spec, kind)
     return reader.problems or row
 
 
-def _row(reader: _Reader, spec: DatasetSpec, kind: DatasetType) -> Row:
+def _labelled_text(reader: _Reader, spec: DatasetSpec, rules: RowRules) -> LabelledText:
+    text = reader.text(spec.field_text, "the text is missing")
+    pair = reader.text(spec.field_text_pair, "the second text is missing") if spec.field_text_pair else None
+    return LabelledText(text, pair, LabelledReader(reader.record, rules, reader.problems).label(spec.field_label))
+
+
+def _row(reader: _Reader, spec: DatasetSpec, kind: _TextType) -> Row:
     match kind:
         case DatasetType.CHAT:
             return Chat(reader.messages(spec.field_messages))

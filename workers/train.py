@@ -17,16 +17,15 @@ from torch import Tensor, nn
 
 from wegeft.contracts.errors import InvalidTensors, LossNotFinite, OutOfMemory
 from wegeft.contracts.job import JobSpec, seconds_of
-from wegeft.contracts.training import Evaluation, Message, Progress, Sample, TrainingTask, WorkerEvent
+from wegeft.contracts.job_tasks import LOWER_IS_BETTER, BestMetric
+from wegeft.contracts.training import Evaluation, Message, Progress, TrainingTask, WorkerEvent
 from workers.adaptation import adapt, sizes, trainable
-from workers.answer_loss import AnswerLoss
 from workers.base_model import BaseModel
 from workers.checkpoint import Measurement, Point, RunState, pack, read_state, unpack
-from workers.evaluate import Answerer, exact_share, held_out_loss
-from workers.layout import find_layout
-from workers.preparation import Prepared, prepare
-from workers.rows import Row
+from workers.rows import AnyRow
 from workers.schedule import schedule_of
+from workers.tasks import prepare_task
+from workers.tasks.task import Answers, Task
 
 
 class TrainingStopped(Exception):
@@ -38,8 +37,8 @@ class TrainingInputs:
     """What a task names, brought here."""
 
     base: BaseModel
-    train_rows: Sequence[Row]
-    held_out_rows: Sequence[Row] = ()
+    train_rows: Sequence[AnyRow]
+    held_out_rows: Sequence[AnyRow] = ()
     resume_from: Mapping[str, bytes] | None = None
     """Files of a checkpoint, as ``Callbacks.save`` received them."""
 
@@ -77,7 +76,11 @@ class Outcome:
     def metrics(self) -> dict[str, float]:
         """The figures that a version is published with."""
         last = self.state.history[-max(1, len(self.state.history) // 10) :]
+        before = {f"{name}_before": value for name, value in self.before.metrics.items()} if self.before else {}
+        after = {str(name): value for name, value in self.after.metrics.items()} if self.after else {}
         figures: dict[str, float | None] = {
+            **before,
+            **after,
             "eval_loss": self.after.loss if self.after else None,
             "eval_loss_before": self.before.loss if self.before else None,
             "exact_match": self.after.exact_match if self.after else None,
@@ -99,11 +102,11 @@ def train(task: TrainingTask, inputs: TrainingInputs, callbacks: Callbacks) -> O
     Raises ``InvalidData``, ``InvalidJob``, ``TargetsNotFound``, ``LossNotFinite``, ``OutOfMemory``, ``InvalidTensors`` for a checkpoint of
     another run, and ``TrainingStopped``. One run at a time uses a base model; runs on different ones may share a process.
     """
-    prepared = prepare(task.spec, inputs.base.tokenizer, inputs.train_rows, inputs.held_out_rows)
-    for message in prepared.messages:
+    work = prepare_task(task.spec, inputs.base, inputs.train_rows, inputs.held_out_rows)
+    for message in work.messages:
         callbacks.report(message)
     with _memory_errors(task.spec):
-        run = _Run(task.spec, inputs.base, prepared, callbacks)
+        run = _Run(task.spec, inputs.base, work, callbacks)
         run.begin(inputs.resume_from)
         while run.has_more:
             run.step()
@@ -113,18 +116,15 @@ def train(task: TrainingTask, inputs: TrainingInputs, callbacks: Callbacks) -> O
 class _Run:
     """One run in progress."""
 
-    def __init__(self, spec: JobSpec, base: BaseModel, prepared: Prepared, callbacks: Callbacks) -> None:
-        self._spec, self._base, self._prepared, self._callbacks = spec, base, prepared, callbacks
+    def __init__(self, spec: JobSpec, base: BaseModel, task: Task, callbacks: Callbacks) -> None:
+        self._spec, self._base, self._task, self._callbacks = spec, base, task, callbacks
         self._sizes = sizes(base, spec)
         self._model = adapt(base, spec)
         self._parameters = trainable(self._model)
-        self._loss = AnswerLoss(self._model)
-        self._layout = find_layout(self._model, self._loss, prepared.examples + prepared.held_out)
-        if spec.sample_packing:
-            self._layout.require_packing(spec.micro_batch_size * spec.sequence_len)
-        self._schedule = schedule_of(spec, prepared.total_steps)
+        self._learner = task.begin(self._model)
+        self._schedule = schedule_of(spec, task.total_steps)
         self._optimizer = _optimizer(spec, self._parameters)
-        self._state = RunState(plan=prepared.plan.fingerprint, base_model=base.identity, commit=base.commit)
+        self._state = RunState(plan=task.fingerprint, base_model=base.identity, commit=base.commit)
         self._best: dict[str, Tensor] = {}
         self._saved_at = callbacks.now()
 
@@ -133,17 +133,17 @@ class _Run:
         """Whether steps are left; early stopping leaves them undone."""
         patience = self._spec.early_stopping_patience
         gave_up = patience is not None and self._state.unimproved >= patience
-        return self._state.step < self._prepared.total_steps and not gave_up
+        return self._state.step < self._task.total_steps and not gave_up
 
     def begin(self, checkpoint: Mapping[str, bytes] | None) -> None:
         """Go on from the checkpoint, or measure the model before its first step."""
         own, lora = self._sizes
-        total = self._prepared.total_steps
+        total = self._task.total_steps
         text = f"{own:,} numbers are trained, {own / lora:.1%} of the LoRA that computes the same; {total:,} steps"
         self._callbacks.report(Message(text=text))
         if checkpoint is not None:
             self._resume(checkpoint)
-        elif self._prepared.held_out:
+        elif self._task.held_out_rows:
             self._report(self._measure(), has_answers=True)
 
     def _resume(self, checkpoint: Mapping[str, bytes]) -> None:
@@ -153,7 +153,7 @@ class _Run:
             raise InvalidTensors("the checkpoint is of other data, settings or base model", path="resume_from", hint=hint)
         self._best = unpack(checkpoint, self._parameters, self._optimizer)
         self._state = state
-        self._callbacks.report(Message(text=f"going on from the checkpoint at step {state.step:,} of {self._prepared.total_steps:,}"))
+        self._callbacks.report(Message(text=f"going on from the checkpoint at step {state.step:,} of {self._task.total_steps:,}"))
 
     def step(self) -> None:
         """Make one optimizer step, then measure and save where it is time to."""
@@ -166,24 +166,22 @@ class _Run:
         self._state.seconds += seconds
         self._state.tokens += tokens
         self._tell(Point(step=self._state.step, loss=loss, learning_rate=rate, gradient_norm=norm), tokens / max(seconds, 1e-9))
-        if self._prepared.held_out and self._spec.eval_steps and self._state.step % self._spec.eval_steps == 0:
+        if self._task.held_out_rows and self._spec.eval_steps and self._state.step % self._spec.eval_steps == 0:
             self._report(self._measure(), has_answers=False)
         self._save_if_due()
 
     def _backward(self, rate: float) -> tuple[float, int]:
-        """Add up the gradients of the step's mean loss over its answer tokens; return the loss and how many tokens were read."""
-        examples = self._prepared.examples
-        micro_batches = self._prepared.plan.step(self._state.step)
-        answer_tokens = sum(examples[row].answer_tokens for rows in micro_batches for row in rows)
+        """Add up the gradients of the step's mean loss over what is learnt in it; return the loss and how many tokens were read."""
+        micro_batches = self._task.plan.step(self._state.step)
+        weight = sum(self._task.weight(rows) for rows in micro_batches)
         total = torch.zeros((), device=self._base.device)
         self._model.train()
         for rows in micro_batches:
             self._check_stop()
-            batch = self._layout([examples[row] for row in rows], is_packed=self._spec.sample_packing)
-            loss = self._loss(batch) / answer_tokens
+            loss = self._learner.loss(rows) / weight
             loss.backward()  # type: ignore[no-untyped-call] # torch's own method
             total += loss.detach()
-        tokens = sum(len(examples[row].tokens) for rows in micro_batches for row in rows)
+        tokens = sum(self._task.tokens(rows) for rows in micro_batches)
         return self._finite("the loss", total.item(), rate), tokens
 
     def _update(self, rate: float) -> float:
@@ -206,54 +204,46 @@ class _Run:
         )
 
     def _tell(self, point: Point, tokens_per_second: float) -> None:
-        if point.step % self._spec.logging_steps and point.step != self._prepared.total_steps:
+        if point.step % self._spec.logging_steps and point.step != self._task.total_steps:
             return
         self._state.add_point(point)
         progress = Progress(
-            total_steps=self._prepared.total_steps, epoch=self._epochs, tokens_per_second=tokens_per_second, **point.model_dump()
+            total_steps=self._task.total_steps, epoch=self._epochs, tokens_per_second=tokens_per_second, **point.model_dump()
         )
         self._callbacks.report(progress)
 
     @property
     def _epochs(self) -> float:
-        return self._state.step / self._prepared.plan.steps_per_epoch
+        return self._state.step / self._task.plan.steps_per_epoch
 
     def _measure(self) -> Measurement:
-        """Measure the held-out loss, and remember the adapter if it is the best so far."""
+        """Measure the held-out rows, and remember the adapter if it is the best so far."""
         step = self._state.step
-        loss = held_out_loss(self._model, self._loss, self._layout, self._prepared.held_out, self._check_stop)
+        score = self._learner.measure(self._check_stop)
+        loss = score.loss
         if not math.isfinite(loss):
             hint = "lower learning_rate" if step else "the base model's own numbers overflow; try bf16: true, or another model"
             raise LossNotFinite(f"the held-out loss is {loss} after {step} steps", path=f"step {step}", value=loss, hint=hint)
-        measurement = Measurement(step=step, loss=loss)
+        measurement = Measurement(step=step, loss=loss, metrics=score.metrics)
         self._state.measurements.append(measurement)
         self._remember(measurement)
         return measurement
 
     def _report(self, measurement: Measurement, *, has_answers: bool) -> Measurement:
         """Report a measurement, with the model's answers to the held-out questions where they are wanted."""
-        share, samples = self._answer() if has_answers else (None, ())
-        measurement = measurement.model_copy(update={"exact_match": share})
+        answers = self._learner.answer(self._check_stop) if has_answers else Answers()
+        measurement = measurement.model_copy(update={"exact_match": answers.exact_match})
         self._state.measurements[-1] = measurement
-        rows, total = len(self._prepared.held_out), self._prepared.total_steps
-        self._callbacks.report(Evaluation(total_steps=total, rows=rows, samples=samples, **measurement.model_dump()))
+        rows, total = self._task.held_out_rows, self._task.total_steps
+        self._callbacks.report(Evaluation(total_steps=total, rows=rows, samples=answers.samples, **measurement.model_dump()))
         return measurement
 
-    def _answer(self) -> tuple[float | None, tuple[Sample, ...]]:
-        questions, wanted = self._prepared.questions, self._spec.evaluation
-        if not questions:
-            return None, ()
-        answerer = Answerer(self._model, self._base.tokenizer, wanted.max_new_tokens, self._layout.can_pack)
-        answers = answerer.answer(questions, self._check_stop)
-        shown = zip(questions[: wanted.samples], answers, strict=False)
-        samples = tuple(Sample(prompt=question.prompt, expected=question.expected, answer=text) for question, text in shown)
-        return exact_share(answers, questions), samples
-
     def _remember(self, measurement: Measurement) -> None:
-        """Keep the adapter with the lowest held-out loss where the job may stop early; the untrained one does not count."""
+        """Keep the best adapter where the job may stop early; the untrained one does not count."""
         if self._spec.early_stopping_patience is None or measurement.step == 0:
             return
-        if self._state.best is None or measurement.loss < self._state.best.loss:
+        metric = self._spec.metric_for_best_model
+        if self._state.best is None or _merit(measurement, metric) > _merit(self._state.best, metric):
             self._state.best, self._state.unimproved = measurement, 0
             self._best = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
         else:
@@ -274,14 +264,14 @@ class _Run:
         """Measure the adapter that will be published, the best one where the job may stop early, and return it."""
         measurements = self._state.measurements
         before = measurements[0] if measurements else None
-        after = self._measure_result() if self._prepared.held_out else None
+        after = self._measure_result() if self._task.held_out_rows else None
         self._model.eval()
         return Outcome(
             model=self._model,
             state=self._state,
             before=before,
             after=after,
-            total_steps=self._prepared.total_steps,
+            total_steps=self._task.total_steps,
             epochs=self._epochs,
             trainable_parameters=self._sizes[0],
             lora_parameters=self._sizes[1],
@@ -295,7 +285,7 @@ class _Run:
             self._go_back(best)
             self._state.measurements.append(best)
             return self._report(best, has_answers=True)
-        if is_told and not self._prepared.questions:
+        if is_told and not self._task.has_answers:
             return measurement
         return self._report(measurement, has_answers=True)
 
@@ -303,8 +293,18 @@ class _Run:
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(self._best[name])
-        text = f"keeping the adapter of step {best.step:,}, which had the lowest held-out loss"
+        metric = self._spec.metric_for_best_model
+        told = "the lowest held-out loss" if metric == "eval_loss" else f"the best {metric}"
+        text = f"keeping the adapter of step {best.step:,}, which had {told}"
         self._callbacks.report(Message(text=text))
+
+
+def _merit(measurement: Measurement, metric: BestMetric) -> float:
+    """Return what is more where an adapter is better; a perplexity too large to be told is the worst."""
+    if metric == "eval_loss":
+        return -measurement.loss
+    value = measurement.metrics.get(metric, math.inf)
+    return -value if metric in LOWER_IS_BETTER else value
 
 
 def _optimizer(spec: JobSpec, parameters: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:

@@ -98,6 +98,8 @@ def _metrics_of(event: WorkerEvent) -> Iterable[tuple[str, int, float]]:
             yield "eval_loss", event.step, event.loss
             if event.exact_match is not None:
                 yield "exact_match", event.step, event.exact_match
+            for name, value in event.metrics.items():
+                yield name, event.step, value
         case _:
             return
 

@@ -284,7 +284,7 @@ def test_missing_and_unreadable_files_are_invalid_data(tmp_path: Path) -> None:
 
 
 def test_an_endless_line_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "LINE_BYTES_LIMIT", 1000)
+    monkeypatch.setattr(records, "RECORD_BYTES_LIMIT", 1000)
     (problem,) = problems_of(tmp_path, "a.jsonl", jsonl(CHAT) + "x" * 2000)
     assert "line 2 is longer than" in problem.message
     monkeypatch.setattr(records, "JSON_BYTES_LIMIT", 10)

@@ -28,6 +28,8 @@ from wegeft.contracts.job_sections import (
     ResourcesSpec,
     name_clashes,
 )
+from wegeft.contracts.job_task_rules import task_clashes
+from wegeft.contracts.job_tasks import BestMetric, ProblemType, TaskType
 from wegeft.contracts.yaml_source import MAX_DEPTH, Data, Source, parse_yaml
 
 __all__ = [
@@ -38,8 +40,10 @@ __all__ = [
     "Inspection",
     "JobSpec",
     "OutputSpec",
+    "ProblemType",
     "RecoverySpec",
     "ResourcesSpec",
+    "TaskType",
     "bytes_of",
     "check_spec",
     "inspect_spec",
@@ -52,6 +56,7 @@ __all__ = [
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?$")]
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,63}$")]
 MetadataText = Annotated[str, StringConstraints(max_length=512)]
+LabelName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 StepCount = Annotated[int, Field(ge=1, le=100_000_000)]
 
@@ -69,6 +74,13 @@ class JobSpec(Frozen):
     """Words to filter jobs by."""
     metadata: Annotated[dict[LabelKey, MetadataText], Field(max_length=16)] = Field(default_factory=dict)
     """Anything that you want to find again beside the job."""
+
+    task: TaskType = TaskType.CAUSAL_LM
+    """`causal_lm`, `sequence_classification` or `image_classification`; a classifier's head is trained with the adapter."""
+    problem_type: ProblemType = ProblemType.SINGLE_LABEL
+    """`single_label_classification`, or `regression`, where a label is a number to tell."""
+    label_names: Annotated[tuple[LabelName, ...], Field(min_length=2, max_length=10_000)] | None = None
+    """What a classifier tells apart; by default the labels of all rows, in order. A row's label is a name, or its place, from 0."""
 
     base_model: PathText
     """A Hugging Face id, a local folder, or a `.gguf` file."""
@@ -151,7 +163,9 @@ class JobSpec(Frozen):
     save_every: Duration = "60s"
     """Time between two checkpoints, for example `30s` or `5m`; it bounds the work lost with a worker."""
     early_stopping_patience: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    """Stop after so many measurements without a lower held-out loss, and keep the best; needs eval_steps."""
+    """Stop after so many measurements without a better one, and keep the best; needs eval_steps."""
+    metric_for_best_model: BestMetric = "eval_loss"
+    """What is better with early stopping: a lower `eval_loss` or `perplexity`, or more of another metric of the task."""
 
     evaluation: EvaluationSpec = EvaluationSpec()
     """What is measured beside the loss."""
@@ -166,7 +180,8 @@ class JobSpec(Frozen):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
-        refuse_clashes([*self._batch_clashes(), *self._pair_clashes(), *self._measurement_clashes(), *self._default_name_clashes()])
+        clashes = [*self._batch_clashes(), *self._pair_clashes(), *self._measurement_clashes(), *self._default_name_clashes()]
+        refuse_clashes([*clashes, *task_clashes(self)])
         return self
 
     def _batch_clashes(self) -> list[Clash]:

@@ -45,6 +45,7 @@ ALIASES: dict[str, dict[str, str]] = {
         "optim": "optimizer",
         "clip_grad_norm": "max_grad_norm",
         "log_every_n_steps": "logging_steps",
+        "task_type": "task",
         "enable_activation_checkpointing": "gradient_checkpointing",
     },
     "datasets": {"ds_type": "file_format", "formatting": "type"},
@@ -58,6 +59,8 @@ TYPE_ALIASES: dict[str, str] = {
     "instruction": "alpaca",
     "prompt-completion": "prompt_completion",
     "text": "completion",
+    "text_classification": "labelled_text",
+    "imagefolder": "labelled_image",
 }
 """Other trainers' names of the dataset types."""
 
@@ -80,7 +83,9 @@ UNSUPPORTED: dict[str, dict[str, str]] = {
         "lora_dropout": "",
         "dropout": "",
         "load_best_model_at_end": "set early_stopping_patience, which keeps the best",
-        "metric_for_best_model": "the held-out loss decides",
+        "greater_is_better": "metric_for_best_model says it: less of eval_loss and perplexity, more of all others",
+        "num_labels": "told from the rows, or by label_names",
+        "id2label": "use label_names, a list of names",
         "env": "",
         "secrets": "",
         "project": "there are no projects; use labels",

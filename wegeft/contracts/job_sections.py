@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -18,7 +18,7 @@ ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 Duration = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,5}(?:s|m|h|d)$")]
 Memory = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,6}(?:Mi|Gi)$")]
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_ENDINGS = {"jsonl": "jsonl", "ndjson": "jsonl", "json": "json", "csv": "csv", "parquet": "parquet", "pq": "parquet"}
+_ENDINGS = {"jsonl": "jsonl", "ndjson": "jsonl", "json": "json", "csv": "csv", "parquet": "parquet", "pq": "parquet", "zip": "zip"}
 
 
 class Frozen(BaseModel):
@@ -34,6 +34,8 @@ class DatasetType(StrEnum):
     ALPACA = "alpaca"
     PROMPT_COMPLETION = "prompt_completion"
     COMPLETION = "completion"
+    LABELLED_TEXT = "labelled_text"
+    LABELLED_IMAGE = "labelled_image"
 
 
 class FileFormat(StrEnum):
@@ -43,6 +45,7 @@ class FileFormat(StrEnum):
     JSON = "json"
     CSV = "csv"
     PARQUET = "parquet"
+    ZIP = "zip"
 
 
 class DatasetSpec(Frozen):
@@ -51,9 +54,10 @@ class DatasetSpec(Frozen):
     path: PathText
     """A file, relative to the job file, or `sha256:…` of one that the server already has."""
     type: DatasetType | None = None
-    """`chat`, `alpaca`, `prompt_completion` or `completion`; by default told from the columns of the first row."""
+    """`chat`, `alpaca`, `prompt_completion` or `completion`, by default told from the columns of the first row; a classifier's rows are
+    `labelled_text` or `labelled_image`."""
     file_format: FileFormat | None = None
-    """`jsonl`, `json`, `csv` or `parquet`; by default told from the file's ending."""
+    """`jsonl`, `json`, `csv`, `parquet`, or `zip` of images in a folder for each label; by default told from the file's ending."""
     field_messages: ColumnName = "messages"
     """Column of a chat's list of `{role, content}`."""
     field_instruction: ColumnName = "instruction"
@@ -67,7 +71,13 @@ class DatasetSpec(Frozen):
     field_completion: ColumnName = "completion"
     """Column of a prompt's completion."""
     field_text: ColumnName = "text"
-    """Column of a plain text, all of which is learnt."""
+    """Column of a plain text, all of which is learnt, or of the text to classify."""
+    field_text_pair: ColumnName | None = None
+    """Column of a second text, to classify together with the first; by default there is none."""
+    field_image: ColumnName = "image"
+    """Column of a PNG or JPEG: its bytes, as base64 in a text format, by themselves or in a mapping's `bytes`."""
+    field_label: ColumnName = "label"
+    """Column of a label, a text or a whole number; in a regression, of the number to tell."""
 
     @property
     def is_uploaded(self) -> bool:
@@ -85,7 +95,7 @@ class DatasetSpec(Frozen):
     def _has_known_format(self) -> Self:
         if self.inferred_format() is None:
             message = "cannot be told from the path's ending"
-            refuse_clashes([Clash(path="file_format", message=message, hint="say jsonl, json, csv or parquet")])
+            refuse_clashes([Clash(path="file_format", message=message, hint="say jsonl, json, csv, parquet or zip")])
         return self
 
 
@@ -110,16 +120,39 @@ class RecoverySpec(Frozen):
 
 
 class EvaluationSpec(Frozen):
-    """What is measured on the held-out split, beside its loss."""
+    """What is measured on the held-out split, beside its loss and what every job of the task measures."""
 
     exact_match: bool = False
     """Generate answers greedily and count those equal to the expected one."""
+    match: Literal["equality", "regex", "last_number"] = "equality"
+    """What of both answers must be equal: all of the text, what `regex` finds, or the last number, to 0.001."""
+    regex: Annotated[str, StringConstraints(min_length=1, max_length=500)] | None = None
+    """An expression, such as `#### (-?[0-9.,]+)`: its first group counts, or all that it matches."""
+    regex_pick: Literal["first", "last"] = "last"
+    """Which match of `regex` counts, where there are several."""
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
     """Tokens to generate at most for one answer."""
     max_rows: Annotated[int, Field(ge=1, le=100_000)] = 200
     """Held-out rows to answer at most, the first ones."""
     samples: Annotated[int, Field(ge=0, le=16)] = 3
     """Answers to keep in the job's log, to look at."""
+
+    @model_validator(mode="after")
+    def _match_is_whole(self) -> Self:
+        refuse_clashes(self._match_clashes())
+        return self
+
+    def _match_clashes(self) -> list[Clash]:
+        if self.match != "equality" and not self.exact_match:
+            return [Clash(path="match", message="needs exact_match: true")]
+        if (self.regex is not None) != (self.match == "regex"):
+            missing = self.regex is None
+            return [Clash(path="match" if missing else "regex", message="needs regex" if missing else "needs match: regex")]
+        try:
+            re.compile(self.regex or "")
+        except (re.error, RecursionError, OverflowError) as error:
+            return [Clash(path="regex", message=f"not a regular expression: {error}")]
+        return []
 
 
 class OutputSpec(Frozen):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from wegeft.contracts.adapter import Digest, FileEntry
 from wegeft.contracts.errors import ErrorBody
 from wegeft.contracts.job import JobSpec
+from wegeft.contracts.job_tasks import MetricName
 
 
 class _Frozen(BaseModel):
@@ -26,6 +27,8 @@ MAX_TEXT = 16_384
 """Characters of a text in an event."""
 MAX_BATCH = 1000
 """Events in a batch."""
+MAX_SAMPLES = 16
+"""Samples of an evaluation."""
 MAX_FILES = 1000
 """Files of a checkpoint or a result."""
 
@@ -87,7 +90,7 @@ class Progress(_Frozen):
     total_steps: Count
     epoch: float
     loss: float
-    """Mean over the answer tokens of the step, in nats."""
+    """Mean over the step's answer tokens, or a classifier's rows, in nats; in a regression, of squares."""
     learning_rate: float
     gradient_norm: float
     """Before clipping."""
@@ -110,11 +113,13 @@ class Evaluation(_Frozen):
     step: Count
     total_steps: Count
     loss: float
-    """Mean over the answer tokens of the split, in nats."""
+    """Mean over the split's answer tokens, or a classifier's rows, in nats; in a regression, of squares."""
     rows: int
     exact_match: float | None = None
-    """Share of generated answers that equal the expected one, 0 to 1; None where not asked for."""
-    samples: tuple[Sample, ...] = ()
+    """Share of generated answers that match the expected one, 0 to 1; None where not asked for."""
+    metrics: Annotated[dict[MetricName, float], Field(max_length=16)] = Field(default_factory=dict)
+    """What else was measured, by its name."""
+    samples: Annotated[tuple[Sample, ...], Field(max_length=MAX_SAMPLES)] = ()
 
 
 class CheckpointSaved(_Frozen):
@@ -214,7 +219,7 @@ class TrainingResult(_Frozen):
 
     files: Files
     metrics: dict[str, float]
-    """Of the held-out split and the run: ``eval_loss``, ``eval_loss_before``, ``exact_match``, ``train_loss``, ``steps``, …"""
+    """Of the held-out split and the run: ``eval_loss``, ``eval_loss_before``, ``accuracy``, ``train_loss``, ``steps``, …"""
     base_model: str
     """As pinned by the worker: an id with its commit, a folder, or a file with its digest."""
     trainable_parameters: int

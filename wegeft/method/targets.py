@@ -118,7 +118,8 @@ def _head_names(model: nn.Module) -> set[str]:
         output = output.get_base_layer()
     if output is not None:
         return {name for name, module in named_layers(model) if module is output}
-    return {head for head in SEQ_CLS_HEAD_NAMES if hasattr(model, head)}
+    heads = tuple(head for head in SEQ_CLS_HEAD_NAMES if hasattr(model, head))
+    return {name for name, _ in named_layers(model) if name in heads or name.startswith(tuple(f"{head}." for head in heads))}
 
 
 def _is_inside_attention(name: str, layers: dict[str, nn.Module]) -> bool:
