@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SEED ?= 1
 SECONDS_BOUND ?= 600
+JOBS ?= 3
 
 .PHONY: help install check test soak bench demo docs clean
 help: ## say what can be made
@@ -23,8 +24,9 @@ check: install ## lint, types, rooms and arrows
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: install ## pass the tests
-	$(BIN)/python -m pytest -m 'not soak' --durations=15
+# Most of a test's time is spent waiting for servers, so there is one job more than two cores.
+test: install ## pass the tests, in JOBS=3 processes
+	$(BIN)/python -m pytest -m 'not soak' --numprocesses $(JOBS) --dist loadfile --durations=15
 
 soak: install ## long, seeded, bounded runs: SEED=1 SECONDS_BOUND=600
 	SOAK_SEED=$(SEED) SOAK_SECONDS=$(SECONDS_BOUND) $(BIN)/python -m pytest -m soak --timeout 3600
