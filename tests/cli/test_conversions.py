@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
@@ -137,6 +137,14 @@ def test_damaged_folders_are_refused(call: Call, work: Path, tmp_path: Path, nam
     status, refusal = call("export", str(folder), "--format", "lora", "--base", "./model", "-o", str(tmp_path / "out"))
     assert (status, refusal["code"]) == (2, code)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_of_another_method_is_told_apart(call: Call, work: Path, tmp_path: Path) -> None:
+    get_peft_model(llama(), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "other")
+    base = ["--base", str(work / "model")]
+    status, refusal = call("export", str(tmp_path / "other"), "--format", "lora", *base, "-o", str(tmp_path / "out"))
+    assert (status, refusal["problems"][0]["value"]) == (2, "LORA")
+    assert "as they are" in refusal["problems"][0]["hint"]
 
 
 def test_another_base_model_is_taken_where_one_insists(call: Call, tmp_path: Path) -> None:

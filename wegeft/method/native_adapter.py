@@ -157,7 +157,9 @@ def read_config(folder: Path) -> WeGeFTConfig:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InvalidAdapterConfig(f"its {CONFIG_NAME} cannot be read: {shorten(str(error))}", path=str(folder)) from error
     if not isinstance(config, WeGeFTConfig):
-        raise InvalidAdapterConfig("the folder does not hold a WeGeFT adapter", path=str(folder), value=getattr(config, "peft_type", None))
+        kind = str(getattr(config.peft_type, "value", config.peft_type))
+        hint = "adapters of PEFT's own methods are read as they are"
+        raise InvalidAdapterConfig("the folder does not hold a WeGeFT adapter", path=str(folder), value=kind, hint=hint)
     return config
 
 
