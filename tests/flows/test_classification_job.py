@@ -44,20 +44,21 @@ def client(tmp_path: Path) -> Iterator[Client]:
 def test_the_digits_become_a_version_that_peft_loads(client: Client, tmp_path: Path) -> None:
     """The example, cut short: it learns, says so everywhere, and its head travels with it."""
     model = write_model(tmp_path / "model")
-    prepared = prepare((EXAMPLE / "job.yaml").read_text(), EXAMPLE, (f"base_model={model}", "max_steps=30", "eval_steps=15"))
+    short = (f"base_model={model}", "max_steps=16", "eval_steps=8", "micro_batch_size=32", "resources.cpus=1")
+    prepared = prepare((EXAMPLE / "job.yaml").read_text(), EXAMPLE, short)
     plan = plan_of(prepared)
-    assert (plan.training_rows, plan.held_out_rows, plan.total_steps) == (1437, 360, 30)
+    assert (plan.training_rows, plan.held_out_rows, plan.total_steps) == (1437, 360, 16)
     job = client.wait(client_job := send(client, prepared, "digits").id, 120)
     assert job.result is not None, job.error
 
     measured = [record.event for record in client.events(client_job).records if isinstance(record.event, Evaluation)]
-    assert [event.step for event in measured] == [0, 15, 30, 30]
-    assert measured[-1].metrics["accuracy"] > 0.5 > measured[0].metrics["accuracy"]
+    assert [event.step for event in measured] == [0, 8, 16, 16]
+    assert measured[-1].metrics["accuracy"] > 0.3 > measured[0].metrics["accuracy"]
     assert f"accuracy {measured[-1].metrics['accuracy']:.1%}, macro f1" in describe(measured[-1])
     points = client.metric(client_job, "macro_f1")
-    assert [point.step for point in points] == [0, 15, 30]
+    assert [point.step for point in points] == [0, 8, 16]
     version = client.download(job.result.ref, tmp_path / "adapter")
-    assert version.metrics["accuracy"] == points[-1].value or version.metrics["macro_f1"] == points[-1].value
+    assert version.metrics["macro_f1"] == points[-1].value
     assert version.metrics["accuracy_before"] == measured[0].metrics["accuracy"]
 
     fresh = AutoModelForImageClassification.from_pretrained(model, num_labels=10, ignore_mismatched_sizes=True)
