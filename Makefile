@@ -31,8 +31,8 @@ test: install ## pass the tests, in JOBS=3 processes
 soak: install ## long, seeded, bounded runs: SEED=1 SECONDS_BOUND=600
 	SOAK_SEED=$(SEED) SOAK_SECONDS=$(SECONDS_BOUND) $(BIN)/python -m pytest -m soak --timeout 3600
 
-bench: install ## step time and memory against PEFT LoRA
-	$(BIN)/python -m bench.train_step
+bench: install ## say what can be measured side by side, and how
+	$(BIN)/python -m bench
 
 demo: install ## train a real model on a real task, publish it, download it, and tell what happened
 	$(BIN)/python -m examples.arithmetic.demo

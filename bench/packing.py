@@ -44,14 +44,14 @@ def make_rows(arguments: argparse.Namespace) -> list[Example]:
     lengths = np.exp(random.normal(np.log(arguments.median), arguments.sigma, arguments.rows))
     rows = []
     for length in np.clip(lengths.astype(int), 16, arguments.sequence_len).tolist():
-        tokens = random.integers(0, SMOLLM2_135M["vocab_size"], length, dtype=np.int32)
+        tokens = random.integers(0, arguments.vocabulary, length, dtype=np.int32)
         rows.append(Example(tokens, np.arange(length) >= length // 2))
     return rows
 
 
-def make_model(layers: int) -> nn.Module:
+def make_model(layers: int, vocabulary: int) -> nn.Module:
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**{**SMOLLM2_135M, "num_hidden_layers": layers}))
+    model = LlamaForCausalLM(LlamaConfig(**{**SMOLLM2_135M, "num_hidden_layers": layers, "vocab_size": vocabulary}))
     model.config.use_cache = False
     return wegeft(model.requires_grad_(requires_grad=False).train(), 16)
 
@@ -101,9 +101,10 @@ def report(turns: list[dict[str, tuple[float, float]]], tokens: list[int]) -> st
     return "\n".join(lines)
 
 
-def parsed() -> argparse.Namespace:
+def parsed(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=4, help="layers of the model")
+    parser.add_argument("--vocabulary", type=int, default=SMOLLM2_135M["vocab_size"], help="tokens of the vocabulary")
     parser.add_argument("--batch", type=int, default=8, help="rows of a padded batch")
     parser.add_argument("--sequence-len", type=int, default=1024, help="tokens of a packed sequence, and of a row, at most")
     parser.add_argument("--sequences", type=int, default=6, help="packed sequences of a turn")
@@ -115,16 +116,16 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="what a second is; cpu is for one thread")
     parser.add_argument("--json", type=Path, help="write all turns here")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     if arguments.clock == "cpu" and arguments.threads != 1:
         parser.error("--clock cpu needs --threads 1: threads that wait for each other count as working")
     return arguments
 
 
-def main() -> None:
-    arguments = parsed()
+def main(given: list[str] | None = None) -> None:
+    arguments = parsed(given)
     torch.set_num_threads(arguments.threads)
-    rows, model = make_rows(arguments), make_model(arguments.layers)
+    rows, model = make_rows(arguments), make_model(arguments.layers, arguments.vocabulary)
     loss = AnswerLoss(model)
     layout = find_layout(model, loss, rows)
     lengths = tuple(len(row.tokens) for row in rows)

@@ -1,0 +1,73 @@
+"""The benchmarks run, on the smallest of inputs, and what they compare computes the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import bench
+from bench import gpu_step, packing
+from bench.__main__ import claims
+
+FOLDER = Path(bench.__file__).parent
+
+
+def cells(text: str) -> dict[str, list[str]]:
+    """Return the rows of the printed table by their first cell."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")]
+    return {row[0]: row[1:] for row in rows[1:]}
+
+
+def test_every_benchmark_is_listed_with_its_claim() -> None:
+    listed = dict(claims())
+    assert len(listed) == len(list(FOLDER.glob("[!_]*.py")))
+    assert all(claim.endswith((".", ":")) for claim in listed.values())
+    assert "padded" in listed["python -m bench.packing"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+def test_a_missing_device_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_step.main([]) == 2
+    assert "needs a CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT asks transformers by the old name
+def test_fresh_adapters_of_every_form_have_the_loss_of_the_base(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--layers", "1", "--hidden", "128", "--vocabulary", "64", "--length", "8", "--turns", "1"]
+    assert gpu_step.main(["--device", "cpu", *sizes]) == 0
+    rows = cells(capsys.readouterr().out)
+    assert set(rows) == set(gpu_step.GPU_FORMS)
+    assert len({row[-1] for row in rows.values()}) == 1
+
+
+def test_the_share_of_the_peak_counts_each_weight_twice_and_attention_thrice() -> None:
+    arguments = gpu_step.parsed(["--device", "cpu", "--layers", "2", "--hidden", "128", "--vocabulary", "64"])
+    weights = 2 * (4 * 128 * 128 + 3 * 128 * 448) + 64 * 128
+    scores = 3 * 2 * (2 * 2 * 128 * 10 / 2)
+    assert gpu_step.needed_flops(gpu_step.base_model(arguments), 3, 10) == 3 * 10 * (2 * 2 * weights + scores)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+def test_every_layout_of_the_same_rows_has_the_same_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = [
+        "--layers",
+        "1",
+        "--vocabulary",
+        "64",
+        "--rows",
+        "8",
+        "--median",
+        "20",
+        "--sequence-len",
+        "64",
+        "--sequences",
+        "1",
+        "--turns",
+        "1",
+    ]
+    packing.main([*sizes, "--threads", "1"])
+    rows = cells(capsys.readouterr().out)
+    assert set(rows) == set(packing.FORMS)
+    assert all(float(row[-1]) <= 1e-5 for row in rows.values())
