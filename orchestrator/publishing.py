@@ -12,6 +12,7 @@ from hub.publication import Publication
 from hub.validate import check_version
 from infra.database import writing
 from orchestrator import ledger
+from orchestrator.result_check import check_result
 from orchestrator.services import OrchestratorServices
 from wegeft.contracts.adapter import AliasMove, FileEntry
 from wegeft.contracts.errors import InvalidRequest, Problem, StaleLease
@@ -39,8 +40,8 @@ def _missing(store: ObjectStore, entry: FileEntry, delivered: frozenset[str]) ->
 def publish_result(services: OrchestratorServices, lease: ledger.Lease, result: TrainingResult) -> PublishedVersion:
     """Publish what an attempt has made and end its job; the same result again returns the same version.
 
-    Nothing is changed where the files are no adapter or not delivered for this job (:class:`InvalidInput`), or the attempt is
-    stale (:class:`StaleLease`).
+    Nothing is changed where the files are no adapter, not delivered for this job or not the adapter that it asked for
+    (:class:`InvalidInput`), or the attempt is stale (:class:`StaleLease`).
     """
     with writing(services.engine) as connection:
         try:
@@ -52,6 +53,7 @@ def publish_result(services: OrchestratorServices, lease: ledger.Lease, result: 
     spec = JobSpec.model_validate_json(row.spec)
     check_blobs(services.store, result.files, delivered)
     facts = check_version(services.store, result.files)
+    check_result(spec, result, facts)
     publication = Publication(
         adapter=spec.adapter,
         files=result.files,

@@ -163,7 +163,7 @@ class RottingStore(MemoryStore):
 
 def test_a_full_disk_leaves_nothing(site: Site, url: str, client: Client, tmp_path: Path) -> None:
     """A limit on the size of files stands in for the disk's."""
-    publish(site, url, client, adapter_files(rank=64))
+    publish(site, url, client, adapter_files(rank=64), rank=64)
     code = f"""
 import resource
 from pathlib import Path

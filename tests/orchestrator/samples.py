@@ -49,7 +49,8 @@ def make_spec(**fields: Any) -> JobSpec:
     """A job that is right, but for what ``fields`` say."""
     plain = {
         "name": "sums",
-        "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "base_model": "org/model",
+        "rank": 2,
         "datasets": [{"path": digest_of(DATASET), "file_format": "jsonl", "type": "prompt_completion"}],
     }
     return parse_spec({**plain, **fields})

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import uvicorn
 from fastapi import FastAPI
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 from sqlalchemy import Engine
 
 import hub.api
@@ -88,7 +89,7 @@ class Site:
 def plain_spec(**fields: Any) -> dict[str, Any]:
     """A right job as it is sent."""
     dataset = {"path": digest_of(DATASET), "file_format": "jsonl", "type": "prompt_completion"}
-    return {"name": "sums", "base_model": "org/model", "datasets": [dataset], **fields}
+    return {"name": "sums", "base_model": "org/model", "rank": 2, "datasets": [dataset], **fields}
 
 
 def adapter_files(rank: int = 2, seed: int = 0) -> dict[str, bytes]:
@@ -111,7 +112,16 @@ def adapter_files(rank: int = 2, seed: int = 0) -> dict[str, bytes]:
 def result_of(files: dict[str, bytes], **metrics: float) -> TrainingResult:
     """The report of an attempt that has made these files."""
     entries = tuple(FileEntry(path=path, digest=digest_of(content), size=len(content)) for path, content in files.items())
-    return TrainingResult(files=entries, metrics=metrics or {"eval_loss": 0.5}, base_model="org/model@abc", trainable_parameters=32)
+    trained = count_numbers(files.get(WEIGHTS_FILE, b""))
+    return TrainingResult(files=entries, metrics=metrics or {"eval_loss": 0.5}, base_model="org/model@abc", trainable_parameters=trained)
+
+
+def count_numbers(weights: bytes) -> int:
+    """How many numbers a file of weights holds; one where it is no such file."""
+    try:
+        return sum(tensor.size for tensor in load(weights).values())
+    except SafetensorError:
+        return 1
 
 
 @contextmanager

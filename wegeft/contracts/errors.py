@@ -8,6 +8,7 @@
     │   ├── InvalidReference    ns/name@selector, digests, identifiers
     │   ├── InvalidSetting      a WEGEFT_… variable or option of a command
     │   ├── InvalidRequest      any other HTTP request body, query or path
+    │   ├── ResultMismatch      a worker's result against its job
     │   └── InvalidAdapterConfig  adapter configuration against the model
     │       └── TargetsNotFound   target modules match no layer of the base model
     ├── NotFound
@@ -86,6 +87,12 @@ class InvalidRequest(InvalidInput):
     """The request is malformed."""
 
     code = "invalid_request"
+
+
+class ResultMismatch(InvalidInput):
+    """The result is not what the job asked for."""
+
+    code = "result_mismatch"
 
 
 class InvalidAdapterConfig(InvalidInput):
