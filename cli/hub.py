@@ -15,6 +15,7 @@ from cli.options import example, json_option
 from cli.output import note, print_fields, print_json, print_table, say, show_age, show_bytes, show_time
 from wegeft.contracts.adapter import AdapterRef, AdapterView, VersionView
 from wegeft.contracts.errors import InvalidSetting
+from wegeft.contracts.methods import Method
 
 if TYPE_CHECKING:
     from wegeft.client import Client
@@ -31,11 +32,17 @@ def adapters() -> None:
 @adapters.command("ls", epilog=example("wgctl adapters ls"))
 @click.option("-n", "--limit", type=click.IntRange(1, 100), default=50, show_default=True, help="Adapters to show at most, by name.")
 @click.option("--after", metavar="CURSOR", help="Go on behind an earlier page: its next_cursor.")
+@click.option(
+    "--method",
+    type=click.Choice([method.value for method in Method]),
+    metavar="METHOD",
+    help="Only adapters of this method, for example wegeft or lora.",
+)
 @json_option
-def list_adapters(limit: int, after: str | None, is_json: bool) -> None:
+def list_adapters(limit: int, after: str | None, method: str | None, is_json: bool) -> None:
     """List adapters, by name."""
     with connect() as client:
-        page = client.adapters(limit=limit, after=after)
+        page = client.adapters(limit=limit, after=after, method=method)
     if is_json:
         print_json(page)
         return
@@ -43,12 +50,24 @@ def list_adapters(limit: int, after: str | None, is_json: bool) -> None:
         note("no adapters")
         return
     rows = [
-        (view.adapter, str(view.latest_version), short_model(view.base_model), str(view.rank), show_bytes(view.size), _age(view))
+        (
+            view.adapter,
+            str(view.latest_version),
+            short_model(view.base_model),
+            view.method,
+            str(view.rank or ""),
+            show_bytes(view.size),
+            _age(view),
+        )
         for view in page.adapters
     ]
-    print_table(["adapter", "#latest", "base model", "#rank", "#size", "updated"], rows)
+    print_table(["adapter", "#latest", "base model", "method", "#rank", "#size", "updated"], rows)
     if page.next_cursor:
         note(f"there are more: --after {page.next_cursor}")
+
+
+def _method(view: AdapterView | VersionView) -> str:
+    return f"{view.method}, rank {view.rank}" if view.rank else view.method
 
 
 def _age(view: AdapterView) -> str:
@@ -80,7 +99,7 @@ def _adapter_fields(view: AdapterView) -> list[tuple[str, str | None]]:
         ("latest", str(view.latest_version)),
         ("aliases", ", ".join(f"{alias}={number}" for alias, number in sorted(view.aliases.items()))),
         ("base model", view.base_model),
-        ("method", f"{view.method}, rank {view.rank}"),
+        ("method", _method(view)),
         ("size", show_bytes(view.size)),
         ("created", show_time(view.created_at)),
         ("updated", show_time(view.updated_at)),
@@ -92,7 +111,7 @@ def _version_fields(view: VersionView) -> list[tuple[str, str | None]]:
         ("version", view.ref),
         ("aliases", ", ".join(sorted(view.aliases)) or None),
         ("base model", view.base_model),
-        ("method", f"{view.method}, rank {view.rank}"),
+        ("method", _method(view)),
         ("source", view.source),
         ("published", show_time(view.created_at)),
         ("size", show_bytes(view.size)),

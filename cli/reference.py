@@ -25,6 +25,7 @@ from infra.settings import GROUPS, PREFIX, Settings
 from wegeft.contracts.errors import ERROR_KINDS, WegeftError, title_of
 from wegeft.contracts.job import DatasetSpec, EvaluationSpec, JobSpec, OutputSpec, RecoverySpec, ResourcesSpec
 from wegeft.contracts.job_fields import ALIASES, TYPE_ALIASES, UNSUPPORTED
+from wegeft.contracts.methods import METHODS
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "evaluation": EvaluationSpec,
@@ -88,6 +89,23 @@ def _settings_page() -> Iterator[str]:
         yield ""
 
 
+def _methods() -> Iterator[str]:
+    yield from (
+        "## Methods",
+        "",
+        "What `method` may be. An option that a method does not have is an error; all take `target_modules`, `exclude_modules`,",
+        "`layers_to_transform` and `modules_to_save`.",
+        "",
+        "| method | what is trained | rank | alpha / rank | other options |",
+        "| --- | --- | --- | --- | --- |",
+    )
+    for method, traits in METHODS.items():
+        alpha = "-" if traits.alpha_per_rank is None else f"{traits.alpha_per_rank:g}"
+        options = ", ".join(f"`{name}`" for name in sorted(traits.options)) or "-"
+        yield f"| `{method}` | {traits.title} | {traits.rank or '-'} | {alpha} | {options} |"
+    yield ""
+
+
 def _job_page() -> Iterator[str]:
     yield from (
         "# job.yaml",
@@ -97,6 +115,7 @@ def _job_page() -> Iterator[str]:
         "",
     )
     yield from _fields("", "Fields", JobSpec)
+    yield from _methods()
     yield from _fields("datasets", "Each of `datasets` and `test_datasets`", DatasetSpec)
     yield from ("Types may also be called: " + ", ".join(f"`{other}` ({ours})" for other, ours in TYPE_ALIASES.items()) + ".", "")
     for section, model in (

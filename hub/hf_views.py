@@ -33,7 +33,8 @@ def hex_of(entry: FileEntry) -> str:
 def tags_of(view: AdapterView | VersionView) -> list[str]:
     """Return the tags that follow from what an adapter is."""
     base = view.base_model.partition("@")[0]
-    return ["peft", view.method, f"rank:{view.rank}", f"base_model:{base}", f"base_model:adapter:{base}"]
+    rank = [f"rank:{view.rank}"] if view.rank else []
+    return ["peft", view.method, *rank, f"base_model:{base}", f"base_model:adapter:{base}"]
 
 
 def listed_model(adapter: AdapterView) -> View:

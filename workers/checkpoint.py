@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import safetensors.torch
@@ -78,12 +79,21 @@ class RunState(BaseModel):
             self.stride *= 2
 
 
-def pack(
-    state: RunState, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, best: Mapping[str, Tensor]
-) -> dict[str, bytes]:
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Tensors that a run keeps beside its adapter and its optimizer, by name."""
+
+    best: Mapping[str, Tensor] = field(default_factory=dict)
+    """The best adapter, where the job may stop early."""
+    method: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the method itself remembers from step to step."""
+
+
+def pack(state: RunState, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, memory: Memory) -> dict[str, bytes]:
     """Return the checkpoint's files by name."""
     tensors = {f"adapter.{name}": parameter.detach() for name, parameter in parameters.items()}
-    tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in memory.best.items()}
+    tensors |= {f"method.{name}": tensor for name, tensor in memory.method.items()}
     for name, parameter in parameters.items():
         tensors |= {f"optimizer.{name}.{key}": value.detach() for key, value in optimizer.state[parameter].items()}
     tensors |= _random_states(parameters)
@@ -106,8 +116,8 @@ def read_state(files: Mapping[str, bytes]) -> RunState:
         raise InvalidTensors("the checkpoint's numbers cannot be read", path="resume_from", value=str(error)) from error
 
 
-def unpack(files: Mapping[str, bytes], parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Put a checkpoint's tensors into ``parameters``, ``optimizer`` and torch's random state; return the best adapter's tensors.
+def unpack(files: Mapping[str, bytes], parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> Memory:
+    """Put a checkpoint's tensors into ``parameters``, ``optimizer`` and torch's random state; return what else the run remembered.
 
     Raises ``InvalidTensors``, changing nothing, if the checkpoint is of another adapter.
     """
@@ -125,7 +135,7 @@ def unpack(files: Mapping[str, bytes], parameters: Mapping[str, nn.Parameter], o
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])
-    return _part(tensors, "best.")
+    return Memory(best=_part(tensors, "best."), method=_part(tensors, "method."))
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:

@@ -11,8 +11,9 @@ from jinja2 import Environment, StrictUndefined
 from wegeft.client import AttemptClient
 from wegeft.contracts.adapter import CARD_FILE, CONFIG_FILE, JOB_FILE, METRICS_FILE, WEIGHTS_FILE, FileEntry
 from wegeft.contracts.job import JobSpec
+from wegeft.contracts.job_tasks import show_metric
 from wegeft.contracts.training import PublishedVersion, TrainingResult
-from workers.base_model import BaseModel
+from workers.base_model import BaseModel, loader_name
 from workers.train import Outcome
 
 _FLOAT_BYTES = 4
@@ -27,7 +28,7 @@ license: {{ license | tojson }}
 {%- endif %}
 tags:
 - peft
-- wegeft
+- {{ method }}
 {%- if hub_id %}
 - {{ ("base_model:adapter:" ~ hub_id) | tojson }}
 {%- endif %}
@@ -35,8 +36,13 @@ tags:
 
 # {{ name }}
 
+{% if lora_parameters -%}
 A WeGeFT adapter of rank {{ rank }} (alpha {{ alpha }}) of `{{ identity }}`: {{ "{:,}".format(parameters) }} numbers, where the LoRA
 that computes the same has {{ "{:,}".format(lora_parameters) }}.
+{%- else -%}
+An adapter of `{{ identity }}` by PEFT's method {{ method }}{% if rank %}, rank {{ rank }}{% endif %}:
+{{ "{:,}".format(parameters) }} numbers.
+{%- endif %}
 
 {% if rows -%}
 | | before | after |
@@ -52,15 +58,21 @@ No rows were held out, so nothing was measured. The settings of its job are in `
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
+from transformers import {{ loader }}
+{% if lora_parameters %}
 import wegeft.method  # teaches PEFT the method
-
-model = AutoModelForCausalLM.from_pretrained({{ load }})
+{% endif %}
+model = {{ loader }}.from_pretrained({{ load }})
 model = PeftModel.from_pretrained(model, "path/to/this/folder")
 ```
+{%- if labels %}
+
+Its outputs are, in this order: {{ labels }}.
+{%- endif %}
+{%- if lora_parameters and not is_classifier %}
 
 Without this package, as a LoRA that computes the same: `wegeft.to_lora("path/to/this/folder", model, "path/to/the/lora")`.
+{%- endif %}
 """
 
 
@@ -84,9 +96,22 @@ def write_files(spec: JobSpec, base: BaseModel, outcome: Outcome, folder: Path) 
     """Write the five files of a version."""
     # Told to look for itself whether embeddings were trained, PEFT would ask the network.
     outcome.model.save_pretrained(folder, save_embedding_layers=False)
+    _drop_class_path(folder / CONFIG_FILE)
     (folder / CARD_FILE).write_text(_card(spec, base, outcome), encoding="utf-8")
-    _write_json(folder / JOB_FILE, spec.model_dump(mode="json"))
+    _write_json(folder / JOB_FILE, _with_labels(spec, base).model_dump(mode="json"))
     _write_json(folder / METRICS_FILE, _figures(outcome))
+
+
+def _drop_class_path(path: Path) -> None:
+    """Remove the dotted path of the base model's class, which PEFT files where it has no name for the task: no file says what to import."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("auto_mapping") is not None:
+        _write_json(path, config | {"auto_mapping": None})
+
+
+def _with_labels(spec: JobSpec, base: BaseModel) -> JobSpec:
+    """Return the job with the labels that were told from its rows, without which the head's outputs mean nothing."""
+    return spec.model_copy(update={"label_names": base.head.labels}) if base.head and base.head.labels else spec
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -96,7 +121,7 @@ def _write_json(path: Path, content: Any) -> None:
 def _figures(outcome: Outcome) -> dict[str, Any]:
     return {
         **outcome.metrics,
-        "lora_equivalent_bytes": outcome.lora_parameters * _FLOAT_BYTES,
+        **({} if outcome.lora_parameters is None else {"lora_equivalent_bytes": outcome.lora_parameters * _FLOAT_BYTES}),
         "history": [point.model_dump() for point in outcome.state.history],
         "measurements": [measurement.model_dump() for measurement in outcome.state.measurements],
     }
@@ -108,13 +133,17 @@ def _card(spec: JobSpec, base: BaseModel, outcome: Outcome) -> str:
         hub_id=spec.base_model if base.commit else None,
         license=base.license,
         name=spec.name,
-        rank=spec.rank,
+        method=str(spec.method),
+        rank=spec.effective_rank,
         alpha=f"{spec.effective_alpha:g}",
         parameters=outcome.trainable_parameters,
         lora_parameters=outcome.lora_parameters,
         rows=_measured(outcome),
         identity=base.identity,
-        load=_loading_arguments(spec, base),
+        loader=loader_name(spec.task),
+        load=", ".join([_loading_arguments(spec, base), *_head_arguments(base)]),
+        labels=", ".join(f"`{name}`" for name in base.head.labels) if base.head else "",
+        is_classifier=base.head is not None,
     )
 
 
@@ -127,6 +156,14 @@ def _loading_arguments(spec: JobSpec, base: BaseModel) -> str:
     return '"path/to/the/base/model"'
 
 
+def _head_arguments(base: BaseModel) -> list[str]:
+    """Return what a reader passes beside it to get a head of the right size, and the token that ends a row for a decoder."""
+    if base.head is None:
+        return []
+    padding = [] if base.tokenizer is None else [f"pad_token_id={base.tokenizer.pad_token_id}"]
+    return [f"num_labels={base.head.outputs}", *padding]
+
+
 def _measured(outcome: Outcome) -> list[tuple[str, str, str]]:
     before, after = outcome.before, outcome.after
     if before is None or after is None:
@@ -134,4 +171,7 @@ def _measured(outcome: Outcome) -> list[tuple[str, str, str]]:
     rows = [("held-out loss", f"{before.loss:.4f}", f"{after.loss:.4f}")]
     if before.exact_match is not None and after.exact_match is not None:
         rows.append(("exact match", f"{before.exact_match:.1%}", f"{after.exact_match:.1%}"))
-    return rows
+    names = [name for name in after.metrics if name in before.metrics]
+    return rows + [
+        (name.replace("_", " "), show_metric(name, before.metrics[name]), show_metric(name, after.metrics[name])) for name in names
+    ]

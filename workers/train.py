@@ -19,9 +19,10 @@ from wegeft.contracts.errors import InvalidTensors, LossNotFinite, OutOfMemory
 from wegeft.contracts.job import JobSpec, seconds_of
 from wegeft.contracts.job_tasks import LOWER_IS_BETTER, BestMetric
 from wegeft.contracts.training import Evaluation, Message, Progress, TrainingTask, WorkerEvent
-from workers.adaptation import adapt, sizes, trainable
+from workers.adaptation import adapt, count_lora_parameters, trainable
 from workers.base_model import BaseModel
-from workers.checkpoint import Measurement, Point, RunState, pack, read_state, unpack
+from workers.checkpoint import Measurement, Memory, Point, RunState, pack, read_state, unpack
+from workers.rank_allocation import allocation_of
 from workers.rows import AnyRow
 from workers.schedule import schedule_of
 from workers.tasks import prepare_task
@@ -69,8 +70,8 @@ class Outcome:
     total_steps: int
     epochs: float
     trainable_parameters: int
-    lora_parameters: int
-    """Of the LoRA that computes the same."""
+    lora_parameters: int | None
+    """Of the LoRA that computes the same; None for a method that has none."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -91,7 +92,7 @@ class Outcome:
             "train_seconds": self.state.seconds,
             "train_tokens": float(self.state.tokens),
             "trainable_parameters": float(self.trainable_parameters),
-            "lora_equivalent_parameters": float(self.lora_parameters),
+            "lora_equivalent_parameters": None if self.lora_parameters is None else float(self.lora_parameters),
         }
         return {name: figure for name, figure in figures.items() if figure is not None}
 
@@ -118,9 +119,10 @@ class _Run:
 
     def __init__(self, spec: JobSpec, base: BaseModel, task: Task, callbacks: Callbacks) -> None:
         self._spec, self._base, self._task, self._callbacks = spec, base, task, callbacks
-        self._sizes = sizes(base, spec)
-        self._model = adapt(base, spec)
+        self._lora_parameters = count_lora_parameters(base, spec)
+        self._model = adapt(base, spec, task.total_steps)
         self._parameters = trainable(self._model)
+        self._allocation = allocation_of(self._model)
         self._learner = task.begin(self._model)
         self._schedule = schedule_of(spec, task.total_steps)
         self._optimizer = _optimizer(spec, self._parameters)
@@ -135,11 +137,15 @@ class _Run:
         gave_up = patience is not None and self._state.unimproved >= patience
         return self._state.step < self._task.total_steps and not gave_up
 
+    @property
+    def _trainable_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self._parameters.values())
+
     def begin(self, checkpoint: Mapping[str, bytes] | None) -> None:
         """Go on from the checkpoint, or measure the model before its first step."""
-        own, lora = self._sizes
-        total = self._task.total_steps
-        text = f"{own:,} numbers are trained, {own / lora:.1%} of the LoRA that computes the same; {total:,} steps"
+        own, lora = self._trainable_parameters, self._lora_parameters
+        share = f", {own / lora:.1%} of the LoRA that computes the same" if lora else ""
+        text = f"{self._spec.method}: {own:,} numbers are trained{share}; {self._task.total_steps:,} steps"
         self._callbacks.report(Message(text=text))
         if checkpoint is not None:
             self._resume(checkpoint)
@@ -151,7 +157,10 @@ class _Run:
         if state.plan != self._state.plan or state.base_model != self._state.base_model:
             hint = f"it was made on {state.base_model}, and this is {self._state.base_model}"
             raise InvalidTensors("the checkpoint is of other data, settings or base model", path="resume_from", hint=hint)
-        self._best = unpack(checkpoint, self._parameters, self._optimizer)
+        memory = unpack(checkpoint, self._parameters, self._optimizer)
+        self._best = dict(memory.best)
+        if self._allocation is not None:
+            self._allocation.restore(memory.method)
         self._state = state
         self._callbacks.report(Message(text=f"going on from the checkpoint at step {state.step:,} of {self._task.total_steps:,}"))
 
@@ -181,6 +190,8 @@ class _Run:
             loss = self._learner.loss(rows) / weight
             loss.backward()  # type: ignore[no-untyped-call] # torch's own method
             total += loss.detach()
+        if self._allocation is not None:
+            self._allocation.penalty().backward()  # type: ignore[no-untyped-call] # torch's own method
         tokens = sum(self._task.tokens(rows) for rows in micro_batches)
         return self._finite("the loss", total.item(), rate), tokens
 
@@ -191,6 +202,8 @@ class _Run:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
+        if self._allocation is not None:
+            self._allocation.after_step(self._state.step + 1)
         self._optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -253,7 +266,9 @@ class _Run:
         every = self._spec.save_steps
         is_time = self._callbacks.now() - self._saved_at >= seconds_of(self._spec.save_every)
         if is_time or (every is not None and self._state.step % every == 0):
-            self._callbacks.save(self._state.step, pack(self._state, self._parameters, self._optimizer, self._best))
+            remembered = {} if self._allocation is None else self._allocation.state()
+            files = pack(self._state, self._parameters, self._optimizer, Memory(best=self._best, method=remembered))
+            self._callbacks.save(self._state.step, files)
             self._saved_at = self._callbacks.now()
 
     def _check_stop(self) -> None:
@@ -265,6 +280,8 @@ class _Run:
         measurements = self._state.measurements
         before = measurements[0] if measurements else None
         after = self._measure_result() if self._task.held_out_rows else None
+        if self._allocation is not None:
+            self._allocation.settle()
         self._model.eval()
         return Outcome(
             model=self._model,
@@ -273,8 +290,8 @@ class _Run:
             after=after,
             total_steps=self._task.total_steps,
             epochs=self._epochs,
-            trainable_parameters=self._sizes[0],
-            lora_parameters=self._sizes[1],
+            trainable_parameters=self._trainable_parameters,
+            lora_parameters=self._lora_parameters,
         )
 
     def _measure_result(self) -> Measurement:

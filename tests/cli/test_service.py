@@ -1,6 +1,7 @@
 """The commands against a real service that trains a tiny model in its own threads."""
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -208,6 +209,20 @@ def test_a_failed_job_says_why_and_exits_with_1(wgctl: Wgctl) -> None:
 )
 def test_what_is_not_there_is_said(line: str, status: int, code: str, wgctl: Wgctl) -> None:
     assert wgctl(*line.split(), "--json", status=status).error["code"] == code
+
+
+def test_a_baseline_goes_the_same_way_by_one_changed_word(wgctl: Wgctl) -> None:
+    job = write_job(wgctl.folder, method="ia3", rank=None, output={"adapter": "demo/scaled"})
+    told = wgctl("submit", job, "--wait").out
+    assert "ia3: 1,152 numbers are trained; " in told
+    assert [view["adapter"] for view in wgctl("adapters", "ls", "--method", "ia3", "--json").json["adapters"]] == ["demo/scaled"]
+    shown = wgctl("adapters", "show", "demo/scaled").out
+    assert re.search(r"^method +ia3$", shown, re.MULTILINE)
+    wgctl("adapters", "download", "demo/scaled", "-o", "scaled")
+    assert json.loads((wgctl.folder / "scaled/adapter_config.json").read_text())["peft_type"] == "IA3"
+    refused = wgctl("submit", job, "-o", "rank=4", "-o", "tied_modules=width", "--json", status=2).error
+    assert [problem["path"] for problem in refused["problems"]] == ["rank", "tied_modules"]
+    assert wgctl("adapters", "export", "scaled", "--format", "lora", "-o", "lora", "--json", status=None).error["code"] != "internal_error"
 
 
 def test_a_token_may_do_what_its_role_says_until_it_is_revoked(wgctl: Wgctl) -> None:

@@ -26,7 +26,7 @@ def problems_of(text: str, *overrides: str) -> dict[str, Problem]:
 
 def test_three_fields_are_a_job() -> None:
     spec = load_spec(MINIMAL)
-    assert (spec.name, spec.method, spec.rank, spec.effective_alpha) == ("demo", "wegeft", 64, 128.0)
+    assert (spec.name, spec.method, spec.effective_rank, spec.effective_alpha) == ("demo", "wegeft", 64, 128.0)
     assert str(spec.adapter) == "local/demo"
     assert spec.accumulation_steps == 1
 
@@ -43,6 +43,9 @@ def test_other_trainers_names_mean_our_fields(alias: str, field: str) -> None:
         "sequence_len": 99, "val_set_size": 5, "test_datasets": [{"path": "held.csv"}], "train_on_inputs": True, "micro_batch_size": 7,
         "num_epochs": 2.5, "learning_rate": 0.5, "lr_scheduler": "cosine", "optimizer": "adamw_torch", "max_grad_norm": 0.25,
         "logging_steps": 9, "gradient_checkpointing": True, "sample_packing": True,
+        "dropout": 0.25, "weight_dropout": 0.5, "init_weights": "psi_zero", "transform": "output", "modules_to_save": ["lm_head"],
+        "layers_to_transform": [0, 2],
+            "task": "sequence_classification",
     }  # fmt: skip
     plain: dict[str, object] = {"name": "x", "base_model": "some/model", "datasets": [{"path": "rows.jsonl"}]}
     by_name = parse_spec(plain | {field: values[field]})  # type: ignore[arg-type]  # plain JSON data

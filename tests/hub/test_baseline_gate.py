@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from hub.hf_views import tags_of
 from hub.published_baselines import BASELINES
 from tests.hub.test_validate import check, files, refuse
-from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE
+from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, AdapterView
 from wegeft.contracts.errors import InvalidTensors
 
 LORA: dict[str, Any] = {
@@ -134,6 +136,15 @@ def test_one_factor_of_a_kronecker_product_may_be_whole() -> None:
 def test_every_problem_of_configuration_and_card_is_told_at_once() -> None:
     shown = refuse(adapter(LORA | {"bias": "all", "r": 0}, lora()) | {"model.pt": b"x"})
     assert all(part in shown for part in ("bias", "r:", "model.pt"))
+
+
+def test_a_method_without_a_rank_has_no_tag_for_it() -> None:
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    view = AdapterView(
+        adapter="a/b", latest_version=1, aliases={}, base_model="org/base@abc", method="ia3", rank=0, created_at=moment, updated_at=moment,
+        size=1,
+    )  # fmt: skip
+    assert tags_of(view) == ["peft", "ia3", "base_model:org/base", "base_model:adapter:org/base"]
 
 
 def test_each_kind_has_a_name_of_its_own() -> None:

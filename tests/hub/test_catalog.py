@@ -485,7 +485,7 @@ def test_a_version_is_found_by_its_commit(engine: Engine) -> None:
         ({"method": "we\nGeFT"}, "method"),
         ({"source": "s" * 201}, "source"),
         ({"created_by": ""}, "created_by"),
-        ({"rank": 0}, "rank"),
+        ({"rank": -1}, "rank"),
         ({"rank": 2**31}, "rank"),
         ({"metrics": {"loss": float("nan")}}, "metrics.loss"),
         ({"metrics": {"loss": float("inf")}}, "metrics.loss"),

@@ -148,9 +148,9 @@ class Client:
 
     # Adapters
 
-    def adapters(self, *, limit: int = 50, after: str | None = None) -> AdapterPage:
-        """Return adapters, by name."""
-        return self._get("/adapters", AdapterPage, {"limit": limit, "after": after})
+    def adapters(self, *, limit: int = 50, after: str | None = None, method: str | None = None) -> AdapterPage:
+        """Return adapters, by name; only those of ``method`` where it is given."""
+        return self._get("/adapters", AdapterPage, {"limit": limit, "after": after, "method": method})
 
     def adapter(self, name: str) -> AdapterView:
         """Return an adapter by ``namespace/name``; raise :class:`AdapterNotFound`."""

@@ -242,6 +242,7 @@ class VersionView(BaseModel):
     base_model: str
     method: str
     rank: int
+    """0 where the method has none."""
     metrics: dict[str, float] = Field(default_factory=dict)
     created_at: datetime
     size: int
@@ -264,6 +265,7 @@ class AdapterView(BaseModel):
     base_model: str
     method: str
     rank: int
+    """0 where the method has none."""
     created_at: datetime
     updated_at: datetime
     size: int

@@ -30,6 +30,7 @@ from wegeft.contracts.job_sections import (
 )
 from wegeft.contracts.job_task_rules import task_clashes
 from wegeft.contracts.job_tasks import BestMetric, ProblemType, TaskType
+from wegeft.contracts.methods import METHODS, Method, method_clashes
 from wegeft.contracts.yaml_source import MAX_DEPTH, Data, Source, parse_yaml
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "FileFormat",
     "Inspection",
     "JobSpec",
+    "Method",
     "OutputSpec",
     "ProblemType",
     "RecoverySpec",
@@ -57,6 +59,11 @@ Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,62}[
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,63}$")]
 MetadataText = Annotated[str, StringConstraints(max_length=512)]
 LabelName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,499}$")]
+ModuleNames = Annotated[tuple[ModuleName, ...], Field(min_length=1, max_length=1000)]
+Rank = Annotated[int, Field(ge=1, le=4096)]
+Alpha = Annotated[float, Field(gt=0, le=1e6)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 StepCount = Annotated[int, Field(ge=1, le=100_000_000)]
 
@@ -95,14 +102,37 @@ class JobSpec(Frozen):
     chat_template: Annotated[str, StringConstraints(min_length=1, max_length=200_000)] = "tokenizer"
     """`tokenizer`, or a Jinja template, or a `.jinja` file relative to the job file."""
 
-    method: Literal["wegeft"] = "wegeft"
-    """How the base model is adapted."""
-    rank: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Rank of each generator."""
-    alpha: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    """The edit is scaled by alpha / rank; by default twice the rank."""
+    method: Method = Method.WEGEFT
+    """How the base model is adapted: `wegeft`, or a method of PEFT to compare it with."""
+    rank: Rank | None = None
+    """Rank of each generator, or of each layer's change; each method has its own default, 64 for wegeft."""
+    alpha: Alpha | None = None
+    """The edit is scaled by alpha / rank; by default twice the rank for wegeft and lora."""
     target_modules: Literal["all-linear"] | tuple[LabelText, ...] = "all-linear"
-    """`all-linear`, or names such as `[q_proj, v_proj]`; each name shares one generator over all layers."""
+    """`all-linear`, or names such as `[q_proj, v_proj]`."""
+    exclude_modules: ModuleNames | None = None
+    """Names of modules to leave out."""
+    layers_to_transform: Annotated[tuple[Annotated[int, Field(ge=0, le=9999)], ...], Field(min_length=1, max_length=1000)] | None = None
+    """Numbers of the blocks to adapt, from 0; by default all."""
+    modules_to_save: ModuleNames | None = None
+    """Ends of the names of modules to train in full and publish beside the adapter, such as `lm_head`."""
+    tied_modules: Literal["module_type", "layer", "width"] | Annotated[tuple[ModuleNames, ...], Field(min_length=1)] | None = None
+    """Which layers share a generator: those of one `module_type` (default), of one input `width`, none (`layer`), or groups of names such
+    as `[[q_proj, k_proj, v_proj], [gate_proj, up_proj]]`."""
+    transform: Literal["input", "output"] | None = None
+    """Edit what a layer reads, `input` (default), or what it writes, `output`."""
+    init_weights: Literal["phi_zero", "psi_zero", "orthogonal"] | None = None
+    """`phi_zero` (default) with a random ψ, `psi_zero` with a random φ, or `orthogonal`: φ zero and the rows of ψ orthonormal."""
+    weight_dropout: Probability | None = None
+    """Chance that an entry of the frozen weight is hidden from the generator in training, as published; by default 0."""
+    dropout: Probability | None = None
+    """Chance that an entry of what the adapter reads is dropped in training; by default 0."""
+    rank_pattern: Annotated[dict[ModuleName, Rank], Field(max_length=1000)] | None = None
+    """Another rank for some modules, by name; equal for all that share a generator."""
+    alpha_pattern: Annotated[dict[ModuleName, Alpha], Field(max_length=1000)] | None = None
+    """Another alpha for some modules, by name; equal for all that share a generator."""
+    block_size: Annotated[int, Field(ge=2, le=4096)] | None = None
+    """Size of a block of oft, boft, road, c3a or vblora; by default the largest sensible one that divides every target's width."""
 
     datasets: Annotated[tuple[DatasetSpec, ...], Field(min_length=1, max_length=64)]
     """Rows to train on."""
@@ -181,7 +211,7 @@ class JobSpec(Frozen):
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         clashes = [*self._batch_clashes(), *self._pair_clashes(), *self._measurement_clashes(), *self._default_name_clashes()]
-        refuse_clashes([*clashes, *task_clashes(self)])
+        refuse_clashes([*clashes, *task_clashes(self), *method_clashes(self)])
         return self
 
     def _batch_clashes(self) -> list[Clash]:
@@ -227,9 +257,14 @@ class JobSpec(Frozen):
         return self.global_batch_size // self.micro_batch_size if self.global_batch_size else 1
 
     @property
+    def effective_rank(self) -> int:
+        """The rank, or the method's default; 0 where it has none."""
+        return self.rank or METHODS[self.method].rank or 0
+
+    @property
     def effective_alpha(self) -> float:
-        """alpha, or twice the rank."""
-        return self.alpha if self.alpha is not None else 2.0 * self.rank
+        """The alpha, or the method's default for the rank; 0 where it has none."""
+        return self.alpha if self.alpha is not None else (METHODS[self.method].alpha_per_rank or 0.0) * self.effective_rank
 
     def count_held_out(self, rows: int) -> int:
         """Return how many of ``rows`` training rows ``val_set_size`` holds out; a share holds out at least one."""
