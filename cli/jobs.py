@@ -13,6 +13,7 @@ from cli.options import example, json_option
 from cli.output import note, print_fields, print_json, print_json_line, print_table, say, show_age, show_duration, show_time
 from wegeft.client import Client
 from wegeft.contracts.errors import JobCancelled, JobFailed, JobPending, ServiceTimeout, ServiceUnreachable
+from wegeft.contracts.job_tasks import metrics_of, show_metric
 from wegeft.contracts.training import EventRecord, JobPage, JobState, JobView
 
 
@@ -68,13 +69,22 @@ def show_job(job_id: str, is_json: bool) -> None:
     """Show all about one job."""
     with connect() as client:
         view = client.job(job_id)
+        measured = None if is_json else _measured(client, view)
     if is_json:
         print_json(view)
     else:
-        print_fields(_fields_of(view))
+        print_fields(_fields_of(view, measured))
 
 
-def _fields_of(job: JobView) -> list[tuple[str, str | None]]:
+def _measured(client: Client, job: JobView) -> str | None:
+    """Return what was measured last of the held-out rows; None before anything was."""
+    names = ("eval_loss", "exact_match", *metrics_of(job.spec.task, job.spec.problem_type))
+    last = {name: points[-1] for name in names if (points := client.metric(job.id, name))} if job.step or job.state.is_final else {}
+    told = ", ".join(f"{name.replace('_', ' ')} {show_metric(name, point.value)}" for name, point in last.items())
+    return f"{told}, at step {max(point.step for point in last.values())}" if last else None
+
+
+def _fields_of(job: JobView, measured: str | None) -> list[tuple[str, str | None]]:
     took = (job.finished_at - job.started_at).total_seconds() if job.finished_at and job.started_at else None
     problems = "\n".join(str(problem) for problem in job.error.problems) if job.error else None
     return [
@@ -86,7 +96,9 @@ def _fields_of(job: JobView) -> list[tuple[str, str | None]]:
         ("error", f"{job.error.code}: {job.error.detail}" if job.error else None),
         ("", problems if job.error and problems != job.error.detail else None),
         ("step", _progress(job)),
+        ("measured", measured),
         ("attempt", str(job.attempt)),
+        ("task", str(job.spec.task).replace("_", " ")),
         ("base model", job.spec.base_model),
         ("adapter", str(job.spec.adapter)),
         ("priority", str(job.priority)),

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageClassification
 
+from cli import jobs
 from cli.narration import describe
 from cli.preparation import prepare
 from cli.submit import plan_of, send
@@ -55,6 +56,10 @@ def test_the_digits_become_a_version_that_peft_loads(client: Client, tmp_path: P
     assert [event.step for event in measured] == [0, 8, 16, 16]
     assert measured[-1].metrics["accuracy"] > 0.3 > measured[0].metrics["accuracy"]
     assert f"accuracy {measured[-1].metrics['accuracy']:.1%}, macro f1" in describe(measured[-1])
+    shown = jobs._measured(client, job)
+    assert shown is not None
+    assert f"accuracy {measured[-1].metrics['accuracy']:.1%}, macro f1" in shown
+    assert shown.endswith(", at step 16")
     points = client.metric(client_job, "macro_f1")
     assert [point.step for point in points] == [0, 8, 16]
     version = client.download(job.result.ref, tmp_path / "adapter")

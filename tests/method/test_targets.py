@@ -2,6 +2,7 @@
 
 import pytest
 from torch import nn
+from transformers import RobertaConfig, RobertaForSequenceClassification, ViTConfig, ViTForImageClassification
 
 from tests.method.models import LINEARS, adapted, bert, gpt2, llama
 from wegeft.contracts.errors import InvalidAdapterConfig, TargetsNotFound
@@ -21,6 +22,32 @@ def test_all_linear_leaves_out_a_classification_head() -> None:
     names = resolve_targets(bert(), "all-linear")
     assert "classifier" not in names
     assert "bert.pooler.dense" in names
+
+
+def test_all_linear_leaves_out_a_head_of_several_layers() -> None:
+    """RoBERTa's is a dense layer and a projection."""
+    config = RobertaConfig(vocab_size=32, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    names = resolve_targets(RobertaForSequenceClassification(config), "all-linear")
+    assert [name.removeprefix("roberta.encoder.layer.0.") for name in names] == [
+        "attention.output.dense",
+        "attention.self.key",
+        "attention.self.query",
+        "attention.self.value",
+        "intermediate.dense",
+        "output.dense",
+    ]
+
+
+def test_names_of_vision_models_are_targets_as_the_papers_write_them() -> None:
+    """``attn.proj`` of timm, and what transformers calls it."""
+    block = nn.ModuleDict({"attn": nn.ModuleDict({"qkv": nn.Linear(4, 12), "proj": nn.Linear(4, 4)})})
+    timm = nn.ModuleDict({"blocks": nn.ModuleList([block]), "head": nn.Linear(4, 2)})
+    assert resolve_targets(timm, ["attn.proj"]) == ["blocks.0.attn.proj"]
+    vit = ViTForImageClassification(
+        ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32)
+    )
+    assert resolve_targets(vit, ["o_proj"]) == ["vit.layers.0.attention.o_proj"]
+    assert "classifier" not in resolve_targets(vit, "all-linear")
 
 
 def test_all_linear_takes_conv1d() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -142,12 +143,15 @@ class ClassificationLearner:
                 outputs = self._say(split, rows)
                 total += self._loss(outputs, split, rows).item()
                 said[rows] = self._chosen(outputs)
-        return Score(loss=total / len(split), metrics=self._scores(split, said))
+        # Where the loss is no number, neither is what was said, and the loop ends the job for the loss.
+        return Score(loss=total / len(split), metrics=self._scores(split, said) if math.isfinite(total) else {})
 
     def answer(self, check: Check) -> Answers:
-        """Tell what the classifier says of the first held-out rows."""
+        """Tell what the classifier says of a few held-out rows from all over the split, which may be sorted by label."""
         split = self.task.held_out
-        shown = range(min(self.task.spec.evaluation.samples, len(split) if split else 0))
+        rows = len(split) if split else 0
+        count = min(self.task.spec.evaluation.samples, rows)
+        shown = [number * rows // count for number in range(count)]
         if split is None or not shown:
             return Answers()
         check()
