@@ -157,8 +157,9 @@ class ClassificationLearner:
         check()
         with evaluating(self.model):
             said = self._chosen(self._say(split, shown))
+        pairs = zip(shown, said, strict=True)
         samples = (
-            Sample(prompt=split.inputs.show(row), expected=self._name(split.targets[row]), answer=self._name(said[row])) for row in shown
+            Sample(prompt=split.inputs.show(row), expected=self._name(split.targets[row]), answer=self._name(told)) for row, told in pairs
         )
         return Answers(samples=tuple(samples))
 
