@@ -62,11 +62,17 @@ def _check_row_groups(file: Any, columns: Collection[str]) -> None:
 
 
 def _records(file: Any, columns: list[str]) -> Iterator[dict[str, object]]:
-    for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns):
+    for batch in _batches(file, columns):
         # No row is larger than the batch, so this many are no larger than _BYTES_AT_ONCE together.
         rows = max(1, _BYTES_AT_ONCE // max(1, batch.nbytes))
         for start in range(0, len(batch), rows):
             yield from batch.slice(start, rows).to_pylist()
+
+
+def _batches(file: Any, columns: list[str]) -> Iterator[Any]:
+    # A batch of two row groups would need two dictionaries, which Arrow cannot put into one nested column.
+    for index in range(file.metadata.num_row_groups):
+        yield from file.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[index], columns=columns)
 
 
 def _size_of(value: object) -> int:

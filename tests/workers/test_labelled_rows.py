@@ -23,7 +23,7 @@ from workers import image_archive, images, parquet_records
 from workers.data import count_rows, read_rows
 from workers.images import decode_image
 from workers.labelled_rows import LabelledImage, LabelledText, RowRules
-from workers.rows import AnyRow
+from workers.rows import AnyRow, Chat, Turn
 
 RED, BLUE = png(250), png(3, kind="JPEG")
 
@@ -211,6 +211,16 @@ def test_photographs_are_turned_upright() -> None:
     exif[0x0112] = 6
     Image.new("RGB", (8, 4)).save(file, "JPEG", exif=exif)
     assert decode_image(file.getvalue()).size == (4, 8)
+
+
+@pytest.mark.parametrize("rows_of_group", [7, 1500, 5000])
+def test_a_parquet_file_of_many_row_groups_is_read_whole(tmp_path: Path, rows_of_group: int) -> None:
+    """Chats whose texts outgrow their dictionary too, however the groups and our batches lie."""
+    chats = [[{"role": "user", "content": f"{n} {'x' * (n % 900)}"}, {"role": "assistant", "content": str(n)}] for n in range(3000)]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"messages": chats}), path, row_group_size=rows_of_group, dictionary_pagesize_limit=100_000)
+    rows = read_rows(path, DatasetSpec(path=str(path)))
+    assert rows == [Chat((Turn("user", chat[0]["content"]), Turn("assistant", chat[1]["content"]))) for chat in chats]
 
 
 @pytest.mark.parametrize("nested", [False, True])
