@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from wegeft.method import Export
 
 Layout = Literal["lora", "merged", "gguf", "mlx"]
+_CONFIGS: dict[Layout, str] = {"lora": CONFIG_FILE, "merged": "config.json"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ def export(adapter: str, folder: Path, is_json: bool, **options: Any) -> None:
     check_wish(wish)
     with open_source(adapter) as source:
         base, written = convert(source, wish)
-    answer = describe(source, base, wish, written)
+        answer = describe(source, base, wish, written)
     if is_json:
         print_json(answer)
         return
@@ -231,15 +232,17 @@ def _tell(answer: dict[str, Any]) -> None:
 
 
 def _use_of(wish: Wish, base: FoundBase) -> str:
+    config = json.loads((wish.target / _CONFIGS[wish.layout]).read_text(encoding="utf-8")) if wish.layout in _CONFIGS else {}
     match wish.layout:
+        case "lora" if config["modules_to_save"]:
+            return f"PeftModel.from_pretrained(model, {str(wish.target)!r}); vLLM takes no modules that were trained in full"
         case "lora":
-            rank = json.loads((wish.target / CONFIG_FILE).read_text(encoding="utf-8"))["r"]
-            return f"vllm serve {base.name} --enable-lora --max-lora-rank {rank} --lora-modules NAME={wish.target}"
+            return f"vllm serve {base.name} --enable-lora --max-lora-rank {config['r']} --lora-modules NAME={wish.target}"
         case "gguf":
             return f"llama-cli -m BASE.gguf --lora {wish.target}/adapter.gguf, or: ollama create NAME -f {wish.target}/Modelfile"
         case "mlx":
             return f"mlx_lm.generate --model {base.name} --adapter-path {wish.target} --prompt ..."
         case "merged":
-            return f"AutoModelForCausalLM.from_pretrained({str(wish.target)!r})"
+            return f"transformers.{config['architectures'][0]}.from_pretrained({str(wish.target)!r})"
         case _:
             assert_never(wish.layout)

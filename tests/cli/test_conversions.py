@@ -91,6 +91,9 @@ def test_a_person_reads_sizes_errors_and_what_to_do_next(
     assert "error of ΔW" in printed.out
     assert "ollama create" in printed.err
     assert "FROM smollm2" in (tmp_path / "out" / "Modelfile").read_text()
+    for layout, use in (("merged", "LlamaForCausalLM.from_pretrained("), ("lora", "--max-lora-rank 4 "), ("mlx", "--adapter-path ")):
+        assert main(["adapters", "export", "adapter", "--format", layout, "-o", str(tmp_path / layout)]) == 0
+        assert use in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,7 @@ def test_a_published_adapter_becomes_a_lora_that_computes_the_same_and_what_else
     assert (answer["adapter"], set(answer["files"])) == ("demo/both@1", {"adapter.gguf", "Modelfile"})
     assert answer["base_model"] == wgctl("adapters", "show", "demo/both@1", "--json").json["base_model"]
     assert 0 < answer["largest_error"] < 1e-6
+    assert answer["adapter_size"] == (wgctl.folder / "both" / "adapter_model.safetensors").stat().st_size
 
 
 def test_a_dry_run_sends_nothing(wgctl: Wgctl) -> None:
