@@ -1,0 +1,183 @@
+"""Rounds in SQL: what was asked, what arrived and when, what a round closed with and what came of it.
+
+Every move is a compare-and-set on the round's state inside the caller's transaction, so that of two servers that decide the same thing one
+acts and the other sees it done. An arrival is accepted or refused while the round's row is locked: nothing that came too late is ever in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Connection, Row, insert, select, update
+
+from orchestrator.ledger.federation_tables import ARRIVALS, OFFERS, ROUNDS
+from orchestrator.rounds import Arrival, Closing, Move, Round, Wait, decide, move
+from wegeft.contracts.errors import Conflict, IllegalTransition, NotFound, Problem
+from wegeft.contracts.federation import Decline, Offer, ReasonCode, RoundRecord, RoundState, SignedUpdate
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundKey:
+    """Which round, and which try at it."""
+
+    job_id: str
+    number: int
+    attempt: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptRound:
+    """A round and everything that came for it."""
+
+    round: Round
+    start_digest: str
+    offers: Mapping[str, Offer]
+    """By pseudonym."""
+    arrivals: tuple[Arrival, ...]
+    updates: Mapping[str, SignedUpdate]
+    """Every update that passed the gate, by its digest."""
+    member_digests: tuple[str, ...]
+    """Updates that the round closed with, settled once; empty before."""
+    record: RoundRecord | None
+
+
+def open_round(connection: Connection, key: RoundKey, start_digest: str, now: datetime) -> None:
+    """Begin to look for sites; raise :class:`Conflict` where the round is there already."""
+    if connection.execute(select(ROUNDS.c.state).where(_is(key))).first() is not None:
+        raise Conflict("the round has begun already", path="round", value=str(key.number))
+    values = {"job_id": key.job_id, "number": key.number, "attempt": key.attempt, "start_digest": start_digest}
+    connection.execute(insert(ROUNDS).values(**values, state=RoundState.SELECTING.value, since=now))
+
+
+def ask(connection: Connection, key: RoundKey, offers: Collection[Offer], now: datetime) -> None:
+    """Write the offers and begin to collect; the bytes that they name must be in the store."""
+    _move(connection, key, RoundState.SELECTING, Move.ASK, {"since": now})
+    place = {"job_id": key.job_id, "number": key.number, "attempt": key.attempt}
+    connection.execute(insert(OFFERS), [{**place, "pseudonym": offer.site, "offer": offer.to_bytes().decode()} for offer in offers])
+
+
+def receive(
+    connection: Connection, key: RoundKey, message: SignedUpdate | Decline, problems: Sequence[Problem], closing: Closing, now: datetime
+) -> Arrival:
+    """Keep what a site sent, accepted where there are no ``problems``; the same message again gives the same arrival.
+
+    Raises :class:`NotFound` where the site was not asked, and :class:`Conflict` where the round is closed, or the site's answer, another
+    one, was taken before.
+    """
+    digest, site, reason = _describe(message, problems)
+    row = connection.execute(select(ROUNDS).where(_is(key)).with_for_update()).one_or_none()
+    if row is None or connection.execute(select(OFFERS.c.offer).where(_is(key, OFFERS), OFFERS.c.pseudonym == site)).first() is None:
+        raise NotFound("the site was not asked in this round", path="site", value=site)
+    arrivals = _arrivals(connection, key)
+    for arrival in arrivals:
+        if (arrival.site, arrival.digest) == (site, digest):
+            return arrival
+    if any(arrival.site == site and arrival.reason is not ReasonCode.REFUSED for arrival in arrivals):
+        raise Conflict("another answer of this site was taken before", path="site", value=site)
+    kept = _round(row, _asked(connection, key), closing)
+    if kept.state is not RoundState.COLLECTING or not isinstance(decide(kept, arrivals, now), Wait):
+        raise Conflict("the round is closed", path="round", value=str(key.number), hint="ask for the next one")
+    arrival = Arrival(site=site, digest=digest, received_at=now, reason=reason, problems=tuple(problems))
+    connection.execute(insert(ARRIVALS).values(**_arrival_row(key, arrival, message)))
+    return arrival
+
+
+def load_round(connection: Connection, key: RoundKey, closing: Closing) -> KeptRound:
+    """Return a round and all that came for it; raise :class:`NotFound`."""
+    row = connection.execute(select(ROUNDS).where(_is(key))).one_or_none()
+    if row is None:
+        raise NotFound("there is no such round", path="round", value=str(key.number))
+    sent = connection.execute(select(OFFERS).where(_is(key, OFFERS))).all()
+    offers = {one.pseudonym: Offer.model_validate_json(one.offer) for one in sent}
+    came = connection.execute(select(ARRIVALS).where(_is(key, ARRIVALS), ARRIVALS.c.reason.is_(None))).all()
+    return KeptRound(
+        round=_round(row, frozenset(offers), closing),
+        start_digest=row.start_digest,
+        offers=offers,
+        arrivals=_arrivals(connection, key),
+        updates={one.digest: SignedUpdate.model_validate_json(one.message) for one in came},
+        member_digests=tuple(json.loads(row.members)) if row.members else (),
+        record=RoundRecord.model_validate_json(row.record) if row.record else None,
+    )
+
+
+def close_round(connection: Connection, key: RoundKey, members: Sequence[Arrival], closed_at: datetime) -> None:
+    """Settle the members, once and for all; raise :class:`IllegalTransition` where another server has."""
+    digests = json.dumps([member.digest for member in members])
+    _move(connection, key, RoundState.COLLECTING, Move.CLOSE, {"members": digests, "closed_at": closed_at})
+
+
+def commit_round(connection: Connection, key: RoundKey, record: RoundRecord) -> None:
+    """Write the record of a round that was put together; in the transaction that publishes its version."""
+    values = {"record": record.to_bytes().decode(), "result_digest": record.result}
+    _move(connection, key, RoundState.AGGREGATING, Move.COMMIT, values)
+
+
+def fail_round(connection: Connection, key: RoundKey, state: RoundState, record: RoundRecord) -> None:
+    """Write the record of a round that failed in ``state``."""
+    _move(connection, key, state, Move.FAIL, {"record": record.to_bytes().decode(), "closed_at": record.closed_at})
+
+
+def last_round(connection: Connection, job_id: str) -> tuple[RoundKey, RoundState] | None:
+    """Return the newest try at the newest round of a federation, or None before the first."""
+    newest = select(ROUNDS).where(ROUNDS.c.job_id == job_id).order_by(ROUNDS.c.number.desc(), ROUNDS.c.attempt.desc()).limit(1)
+    row = connection.execute(newest).one_or_none()
+    return None if row is None else (RoundKey(job_id=job_id, number=row.number, attempt=row.attempt), RoundState(row.state))
+
+
+def _move(connection: Connection, key: RoundKey, state: RoundState, what: Move, values: Mapping[str, object]) -> None:
+    after = move(state, what)
+    changed = connection.execute(update(ROUNDS).where(_is(key), ROUNDS.c.state == state.value).values(state=after.value, **values))
+    if changed.rowcount != 1:
+        raise IllegalTransition(f"the round is not {state} any more", path="round", value=str(key.number))
+
+
+def _is(key: RoundKey, table: object = ROUNDS) -> ColumnElement[bool]:
+    columns = table.c  # type: ignore[attr-defined]  # the three tables share these columns
+    found: ColumnElement[bool] = (columns.job_id == key.job_id) & (columns.number == key.number) & (columns.attempt == key.attempt)
+    return found
+
+
+def _asked(connection: Connection, key: RoundKey) -> frozenset[str]:
+    return frozenset(connection.execute(select(OFFERS.c.pseudonym).where(_is(key, OFFERS))).scalars())
+
+
+def _round(row: Row[tuple[object, ...]], asked: frozenset[str], closing: Closing) -> Round:
+    return Round(number=row.number, state=RoundState(row.state), closing=closing, since=row.since, asked=asked)
+
+
+def _arrivals(connection: Connection, key: RoundKey) -> tuple[Arrival, ...]:
+    rows = connection.execute(select(ARRIVALS).where(_is(key, ARRIVALS)).order_by(ARRIVALS.c.received_at, ARRIVALS.c.pseudonym)).all()
+    return tuple(
+        Arrival(
+            site=row.pseudonym,
+            digest=row.digest,
+            received_at=row.received_at,
+            reason=ReasonCode(row.reason) if row.reason else None,
+            problems=tuple(Problem.model_validate(problem) for problem in json.loads(row.problems)),
+        )
+        for row in rows
+    )
+
+
+def _describe(message: SignedUpdate | Decline, problems: Sequence[Problem]) -> tuple[str, str, ReasonCode | None]:
+    if isinstance(message, Decline):
+        return message.digest, message.site, ReasonCode(message.reason)
+    return message.update.digest, message.update.site, ReasonCode.REFUSED if problems else None
+
+
+def _arrival_row(key: RoundKey, arrival: Arrival, message: SignedUpdate | Decline) -> dict[str, object]:
+    return {
+        "job_id": key.job_id,
+        "number": key.number,
+        "attempt": key.attempt,
+        "pseudonym": arrival.site,
+        "digest": arrival.digest,
+        "received_at": arrival.received_at,
+        "reason": arrival.reason.value if arrival.reason else None,
+        "message": message.to_bytes().decode(),
+        "problems": json.dumps([problem.model_dump(mode="json") for problem in arrival.problems]),
+    }
