@@ -4,8 +4,9 @@
     python -m bench.train_step --gguf model.gguf    the same with real weights
 
 A step is forward and backward of the causal loss. All forms stand on one set of frozen weights and take turns, in an order that
-rotates; ratios are paired within a turn. A turn counts only if everything else on the machine used little of it meanwhile, so the
-figures can be taken on a machine that others use. Peak memory is that of a process that runs nothing but three steps of one form.
+rotates; ratios are paired within a turn. A turn counts only if everything else on the machine used little of it meanwhile. On a
+machine that is never quiet, ``--clock cpu --threads 1`` counts the seconds that the core worked for the step, whoever else waited for
+it. Peak memory is that of a process that runs nothing but three steps of one form.
 """
 
 import argparse
@@ -120,10 +121,13 @@ def over(model: nn.Module, form: str) -> nn.Module:
     return FORMS[form](twin)
 
 
-def step(model: nn.Module, ids: Tensor) -> float:
-    started = time.perf_counter()
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def step(model: nn.Module, ids: Tensor, clock: Callable[[], float] = time.perf_counter) -> float:
+    started = clock()
     model(input_ids=ids, labels=ids).loss.backward()
-    seconds = time.perf_counter() - started
+    seconds = clock() - started
     model.zero_grad(set_to_none=True)
     return seconds
 
@@ -135,24 +139,26 @@ def busy() -> tuple[float, float]:
     return (sum(fields[:8]) - idle) / os.sysconf("SC_CLK_TCK"), time.process_time()
 
 
-def measured_step(model: nn.Module, ids: Tensor) -> tuple[float, float]:
+def measured_step(model: nn.Module, ids: Tensor, clock: Callable[[], float]) -> tuple[float, float]:
     """Return (seconds of one step, share of the cores that everything else used meanwhile)."""
     machine, own = busy()
-    seconds = step(model, ids)
+    started = time.perf_counter()
+    seconds = step(model, ids, clock)
+    elapsed = time.perf_counter() - started
     machine_after, own_after = busy()
     others = (machine_after - machine) - (own_after - own)
-    return seconds, max(0.0, others) / (seconds * (os.cpu_count() or 1))
+    return seconds, max(0.0, others) / (elapsed * (os.cpu_count() or 1))
 
 
-def take_turns(models: dict[str, nn.Module], ids: Tensor, wanted: int, limit: float) -> list[Turn]:
-    """Return all turns, counted or not, until ``wanted`` of them stayed under the limit or three times as many were tried."""
-    names = list(models)
+def take_turns(models: dict[str, nn.Module], ids: Tensor, arguments: argparse.Namespace) -> list[Turn]:
+    """Return all turns, counted or not, until enough of them stayed under the limit or three times as many were tried."""
+    names, wanted, limit = list(models), arguments.turns, arguments.others
     for name in names:
         step(models[name], ids)
     turns: list[Turn] = []
     while sum(turn.others <= limit for turn in turns) < wanted and len(turns) < 3 * wanted:
         shift = len(turns) % len(names)
-        taken = {name: measured_step(models[name], ids) for name in names[shift:] + names[:shift]}
+        taken = {name: measured_step(models[name], ids, CLOCKS[arguments.clock]) for name in names[shift:] + names[:shift]}
         turns.append(Turn({name: taken[name][0] for name in names}, max(share for _, share in taken.values())))
         print(f"turn {len(turns)}: others used {turns[-1].others:.0%}", file=sys.stderr)
     return turns
@@ -189,11 +195,17 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=9, help="counted turns")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch")
     parser.add_argument("--others", type=float, default=0.06, help="largest share of the cores used by others in a turn that counts")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="what a second is; cpu is for one thread")
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS))
     parser.add_argument("--json", type=Path, help="write all turns here")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
     parser.add_argument("--peak-of", choices=list(FORMS), help=argparse.SUPPRESS)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.clock == "cpu":
+        if arguments.threads != 1:
+            parser.error("--clock cpu needs --threads 1: threads that wait for each other count as working")
+        arguments.others = 1.0
+    return arguments
 
 
 def main() -> None:
@@ -208,10 +220,12 @@ def main() -> None:
             step(model, ids)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
-    turns = take_turns({form: over(base, form) for form in arguments.forms}, ids, arguments.turns, arguments.others)
+    turns = take_turns({form: over(base, form) for form in arguments.forms}, ids, arguments)
     peaks = {} if arguments.no_memory else {form: peak_mebibytes(form, arguments) for form in arguments.forms}
     counted = [turn for turn in turns if turn.others <= arguments.others]
-    print(f"{len(counted)} of {len(turns)} turns counted (others used at most {arguments.others:.0%}); torch {torch.__version__}\n")
+    shares = f"others used {min(turn.others for turn in turns):.0%} to {max(turn.others for turn in turns):.0%} of the cores"
+    setup = f"{arguments.clock} clock, {arguments.threads} threads, {arguments.batch}×{arguments.length}, torch {torch.__version__}"
+    print(f"{len(counted)} of {len(turns)} turns counted; {shares}; {setup}\n")
     print(report(counted or turns, peaks))
     if not counted:
         print("\nNo turn was quiet enough: the figures above include the others' load.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from datetime import UTC, datetime
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
@@ -14,13 +13,15 @@ from pydantic import ValidationError
 
 from cli.home import Home, ServiceRecord
 from cli.options import example, json_option
-from cli.output import error_console, is_terminal, note, print_fields, print_json, say, show_duration, show_time
+from cli.output import error_console, is_terminal, note, print_fields, print_json, say
 from infra.settings import PREFIX, Settings, load_settings
 from wegeft.client import Client
 from wegeft.contracts.errors import AlreadyRunning, ErrorBody, InvalidSetting, Problem, StartFailed, WegeftError, error_from_body
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+
+    from cli.connection import Service
 
 START_SECONDS = 90.0
 """How long a service may take until it answers; its first start makes the database."""
@@ -96,24 +97,28 @@ def status(context: click.Context, is_json: bool) -> None:
         state = "starting" if home.is_held() else "not running"
         print_json({"state": state, "home": str(home.folder)}) if is_json else say(state)
         context.exit(4)
+    facts = _facts_of(service, home)
+    if is_json:
+        print_json(facts)
+    else:
+        print_fields([(name, None if value is None else str(value)) for name, value in facts.items()])
+
+
+def _facts_of(service: Service, home: Home) -> dict[str, object]:
+    """Return what a service and its home say of it; raise where it does not answer."""
     with service.connect() as client:
         health, identity = client.health(), client.whoami()
-    record = None if service.is_remote else home.running()
     facts: dict[str, object] = {
         "state": "running",
         "server": service.server,
         "version": health.get("version"),
         "token": f"{identity.name} ({identity.role})",
     }
+    record = None if service.is_remote else home.running()
     if record:
-        facts |= {"pid": record.pid, "pool": record.pool, "since": record.since.isoformat(), "home": str(home.folder)}
-    if is_json:
-        print_json(facts)
-        return
-    if record:
-        age = show_duration((datetime.now(UTC) - record.since).total_seconds())
-        facts |= {"since": f"{show_time(record.since)} ({age})", "log": str(home.log_file)}
-    print_fields([(name, None if value is None else str(value)) for name, value in facts.items()])
+        facts |= {"pid": record.pid, "pool": record.pool, "since": record.since.isoformat(timespec="seconds")}
+        facts |= {"home": str(home.folder), "log": str(home.log_file)}
+    return facts
 
 
 def embedded_settings(settings: Settings) -> Settings:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from hub import catalog
+from hub import catalog, hf_api
 from hub.services import HubServices
 from hub.serving import ServedBlob, answer_blob, answer_head
 from infra.auth import Guard, Role
@@ -33,8 +33,15 @@ _BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", 
 
 
 def make_router(services: HubServices, guard: Guard) -> APIRouter:
-    """Return the hub's routes under ``/api/v1``."""
-    router = APIRouter(prefix=API_PREFIX)
+    """Return the hub's routes: ours under ``/api/v1``, and those that Hugging Face's clients ask for."""
+    router = APIRouter()
+    router.include_router(_own_router(services, guard), prefix=API_PREFIX)
+    router.include_router(hf_api.make_router(services, guard))
+    return router
+
+
+def _own_router(services: HubServices, guard: Guard) -> APIRouter:
+    router = APIRouter()
     router.include_router(_blob_router(services), dependencies=[Depends(guard.require(Role.WRITE))])
     router.include_router(_adapter_router(services), dependencies=[Depends(guard.require(Role.READ))])
     router.include_router(_file_router(services), dependencies=[Depends(guard.require(Role.READ))])
@@ -160,4 +167,5 @@ def _file(services: HubServices, adapter: AdapterName, selector: str, path: str)
         media_type=entry.media_type,
         file_name=entry.path,
         is_immutable=selector == str(version.version),
+        tag=entry.digest,
     )

@@ -30,11 +30,13 @@ class ServedBlob:
     file_name: str
     is_immutable: bool
     """Whether the address will always mean these bytes."""
+    tag: str
+    """Names the bytes, for caches."""
 
     @property
     def etag(self) -> str:
         """The strong entity tag."""
-        return f'"{self.digest}"'
+        return f'"{self.tag}"'
 
     @property
     def headers(self) -> dict[str, str]:

@@ -24,6 +24,8 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 _SECRET_WORDS = ("token", "secret", "password", "authorization", "credential")
 _RETRY_AFTER_SECONDS = 1
+_MAX_PROBLEMS = 100
+"""A reader has enough of them, and an answer must not be many times as long as its request."""
 
 
 def create_app(
@@ -79,8 +81,9 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 
 async def _answer_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this class only
-    problems = [_problem(dict(item)) for item in error.errors()]
-    count = len(problems)
+    found = error.errors()
+    problems = [_problem(dict(item)) for item in found[:_MAX_PROBLEMS]]
+    count = len(found)
     return problem_response(InvalidRequest(f"{count} problem{'s' if count != 1 else ''} in the request", problems=problems), request)
 
 

@@ -21,7 +21,7 @@ _SECRET_KEY = re.compile(
 _SECRET_TEXT = re.compile(
     r"wgt_[0-9a-f]{12}_[0-9a-f]+"  # our tokens
     r"|wga_[0-9a-f]+"
-    r"|(?<=bearer )[^\s\"',;]+"
+    r"|(?<=bearer )[^\s\"',;]{8,}"
     r"|(?<=basic )[A-Za-z0-9+/=]{8,}"
     r"|(?<=hf_)[A-Za-z0-9]{16,}"  # Hugging Face tokens
     r"|(?<=x-amz-signature=)[0-9a-f]+",

@@ -1,6 +1,7 @@
 """The HTTP API of jobs: submit, look, follow and cancel; with what their workers say in :mod:`orchestrator.attempts_api`."""
 
 import secrets
+from datetime import datetime
 from typing import Annotated
 
 import anyio
@@ -58,12 +59,11 @@ def _jobs_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
 
     @router.post("/jobs", status_code=201, summary="Queue a job; 200 where the key was used for it before")
     def post_job(body: Submission, caller: Annotated[Principal, Depends(writer)], response: Response, key: Key = None) -> JobView:
-        spec = parse_spec({**body.spec})
-        check_submission(spec, services.policy, services.store.has)
         now = services.clock()
-        job = ledger.NewJob(id=make_job_id(now, secrets.token_bytes(ENTROPY_BYTES)), owner=caller.name, spec=spec, idempotency_key=key)
-        with writing(services.engine) as connection:
-            view, is_new = ledger.add(connection, job, now)
+        job = ledger.NewJob(
+            id=make_job_id(now, secrets.token_bytes(ENTROPY_BYTES)), owner=caller.name, spec=parse_spec({**body.spec}), idempotency_key=key
+        )
+        view, is_new = _queue(services, job, now)
         response.status_code = 201 if is_new else 200
         response.headers["Location"] = f"{API_PREFIX}/jobs/{view.id}"
         return view
@@ -90,6 +90,17 @@ def _jobs_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
             return ledger.cancel(connection, check_job_id(job_id), services.clock())
 
     return router
+
+
+def _queue(services: OrchestratorServices, job: ledger.NewJob, now: datetime) -> tuple[JobView, bool]:
+    """Return the job, and whether it is new; a repeated request gets its job even where the policy has changed since."""
+    with reading(services.engine) as connection:
+        known = ledger.find_same(connection, job, now)
+    if known is not None:
+        return known, False
+    check_submission(job.spec, services.policy, services.store.has)
+    with writing(services.engine) as connection:
+        return ledger.add(connection, job, now)
 
 
 def _parse_label(text: str) -> tuple[str, str]:

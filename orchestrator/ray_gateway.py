@@ -68,10 +68,13 @@ class GatewayPool:
     def __init__(
         self, command: Sequence[str], log_path: Path, *, env: Mapping[str, str] | None = None, hang_seconds: float = HANG_SECONDS
     ) -> None:
-        """``log_path`` takes the child's standard error; ``env`` is its whole environment, by default ours."""
+        """``log_path`` takes the child's standard error; ``env`` is its whole environment.
+
+        By default that is ours without the service's settings: what runs on the pool has no business with the database's password.
+        """
         self._command = tuple(command)
         self._log_path = log_path
-        self._env = dict(env) if env is not None else None
+        self._env = _without_settings(os.environ) if env is None else dict(env)
         self._hang_seconds = hang_seconds
         self._lock = threading.Lock()
         self._numbers = count(1)
@@ -152,6 +155,7 @@ class GatewayPool:
             self._bury(child)
 
     def _spawn(self) -> _Child:
+        self._log_path.parent.mkdir(parents=True, exist_ok=True)
         if self._log_path.exists() and self._log_path.stat().st_size > _MAX_LOG_BYTES:
             self._log_path.replace(self._log_path.with_name(self._log_path.name + ".1"))
         descriptor = os.open(self._log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -237,6 +241,10 @@ class GatewayPool:
             for stream in (child.process.stdin, child.process.stdout):
                 if stream is not None:
                     stream.close()
+
+
+def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if not name.startswith("WEGEFT_") or name == "WEGEFT_HOME"}
 
 
 def _send(child: _Child, request: Request) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Protocol
@@ -17,14 +18,17 @@ from sqlalchemy import Connection, Engine
 from infra.auth import hash_secret, make_attempt_token
 from infra.database import reading, writing
 from orchestrator import ledger
-from orchestrator.jobs import End, Keep, Limits, LiveAttempt, Renew, judge
+from orchestrator.jobs import End, Keep, Limits, LiveAttempt, Renew, Verdict, judge
 from wegeft.contracts.errors import DatabaseUnavailable, JobFailure, StaleLease, StorageFull, WegeftError, WorkerLost
 from wegeft.contracts.job import bytes_of
 from wegeft.contracts.placement import AttemptEnd, AttemptOrder
+from wegeft.contracts.training import JobState
 
 _LOG = structlog.get_logger("scheduler")
 _LINGER_SECONDS = 10.0
 """How long a process may take to end after its attempt is over in the ledger, before it is killed."""
+_PAUSE_SECONDS = 5.0
+"""Ticks further apart than this, and than half a lease, tell of a pause."""
 _POOL_REST_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 """How long nothing is started after the pool has failed to, once, twice, …"""
 
@@ -66,12 +70,16 @@ class Scheduler:
         self._unrecorded: list[AttemptEnd] = []
         self._pool_failures = 0
         self._pool_rests_until: datetime | None = None
+        self._last_tick: datetime | None = None
+        self._was_paused = False
+        self._awake_since: datetime | None = None
 
     def tick(self, now: datetime) -> None:
         """Collect ends, judge what lives, and start what may run.
 
         An error of one job does not stop the others. Raises :class:`DatabaseUnavailable` where nothing can be recorded.
         """
+        self._note_pause(now)
         self._collect(now)
         with reading(self._engine) as connection:
             live = ledger.list_live(connection)
@@ -126,19 +134,42 @@ class Scheduler:
                 after = ledger.end_attempt(connection, lease, error, now)
                 _LOG.info("attempt ended", handle=end.handle, code=error.code, reason=error.detail, job_is=str(after))
 
-    def _judge(self, live: LiveAttempt, now: datetime) -> None:
-        lease = ledger.Lease(job_id=live.job_id, attempt=live.attempt, token=live.lease_token)
-        match judge(live, now, self._limits, is_in_our_pool=live.handle in self._given):
-            case Keep():
-                return
-            case Renew():
-                with writing(self._engine) as connection:
+    def _judge(self, seen: LiveAttempt, now: datetime) -> None:
+        if isinstance(self._verdict(seen, now), Keep):
+            return
+        lease = ledger.Lease(job_id=seen.job_id, attempt=seen.attempt, token=seen.lease_token)
+        with writing(self._engine) as connection:
+            # Once more, now that nobody else can change it: the worker may have been heard just now.
+            verdict = self._verdict(ledger.find_live(connection, lease), now)
+            match verdict:
+                case Keep():
+                    return
+                case Renew():
                     ledger.renew(connection, lease, now, self._limits.lease_seconds)
-            case End(error=error):
-                self._stop(live.handle)
-                with writing(self._engine) as connection:
+                    return
+                case End(error=error):
                     after = ledger.end_attempt(connection, lease, error.body(), now)
-                _LOG.info("attempt stopped", handle=live.handle, code=error.code, reason=error.message, job_is=str(after))
+        # Fenced first, killed after: whatever the process still does, it changes nothing.
+        self._stop(seen.handle)
+        _LOG.info("attempt stopped", handle=seen.handle, code=error.code, reason=error.message, job_is=str(after))
+
+    def _verdict(self, live: LiveAttempt, now: datetime) -> Verdict:
+        if self._awake_since is not None and live.state is not JobState.CANCELLING:
+            heard_by = self._awake_since + timedelta(seconds=self._limits.lease_seconds / 2)
+            live = replace(
+                live, lease_expires_at=max(live.lease_expires_at, heard_by), progress_at=max(live.progress_at, self._awake_since)
+            )
+        return judge(live, now, self._limits, is_in_our_pool=live.handle in self._given)
+
+    def _note_pause(self, now: datetime) -> None:
+        """After a pause of our own, a machine that slept for example, let the workers be heard before their silence counts."""
+        pause = (now - self._last_tick).total_seconds() if self._last_tick else 0.0
+        is_pause = pause > max(self._limits.lease_seconds / 2, _PAUSE_SECONDS)
+        # One pause after another is no pause but slowness, and must not keep dead workers alive for ever.
+        if is_pause and not self._was_paused:
+            self._awake_since = now
+            _LOG.warning("the scheduler was paused", seconds=pause)
+        self._last_tick, self._was_paused = now, is_pause
 
     def _stop(self, handle: str) -> None:
         try:

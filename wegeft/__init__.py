@@ -6,7 +6,21 @@
 
 from importlib import import_module
 
-_METHOD_NAMES = frozenset({"WeGeFTConfig", "WeGeFTModel", "to_lora", "count_parameters", "lora_equivalent_size", "resolve_targets"})
+_METHOD_NAMES = frozenset(
+    [
+        "WeGeFTConfig",
+        "WeGeFTModel",
+        "count_parameters",
+        "import_gift",
+        "import_peft_fork",
+        "lora_equivalent_size",
+        "merge_into",
+        "resolve_targets",
+        "to_gguf",
+        "to_lora",
+        "to_mlx",
+    ]
+)
 
 
 def __getattr__(name: str) -> object:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 
@@ -21,10 +20,13 @@ from wegeft.contracts.errors import ErrorBody, JobCancelled, OutOfMemory, Storag
 from wegeft.contracts.job import DatasetSpec
 from wegeft.contracts.placement import AttemptOrder
 from wegeft.contracts.training import Message, Progress, TrainingTask, WorkerEvent
-from workers.base_model import default_cache, load_base_model, request_of
+from workers.base_model import ModelRequest, default_cache, load_base_model, request_of
+from workers.checkpoint import read_state
 from workers.data import read_datasets
 from workers.delivery import deliver
 from workers.outbox import CheckpointOutbox, EventOutbox
+from workers.private_folder import private_folder
+from workers.processor import usable_cores
 from workers.rows import Row
 from workers.train import Callbacks, TrainingInputs, TrainingStopped, train
 from workers.watch import Reason, Watch
@@ -46,7 +48,7 @@ def run_attempt(order: AttemptOrder, *, stop: threading.Event | None = None, own
         except WegeftError as error:
             _LOG.warning("attempt not begun", handle=order.handle, code=error.code, reason=error.message)
             return
-        torch.set_num_threads(order.cpus or os.cpu_count() or 1)
+        torch.set_num_threads(order.cpus or usable_cores())
         with watch.beating(client.heartbeat, task.heartbeat_seconds, task.lease_seconds):
             _Attempt(client, task, watch).run()
 
@@ -69,8 +71,8 @@ class _Attempt:
     def _try(self) -> ErrorBody | None:
         """Return None where the result is delivered, and otherwise why there is none."""
         try:
-            with tempfile.TemporaryDirectory(prefix="wegeft-attempt-") as folder:
-                self._work(Path(folder))
+            with private_folder() as folder:
+                self._work(folder)
         except TrainingStopped:
             return JobCancelled().body()
         except WegeftError as error:
@@ -118,9 +120,15 @@ class _Attempt:
         held_out_rows = self._read("test_datasets", spec.test_datasets, folder)
         checkpoint = self._fetch_checkpoint(folder)
         started = monotonic()
-        base = load_base_model(request_of(spec, default_cache()))
+        base = load_base_model(self._request(checkpoint))
         events.add(Message(text=f"loaded {base.identity} in {monotonic() - started:.1f} s"))
         return TrainingInputs(base=base, train_rows=train_rows, held_out_rows=held_out_rows, resume_from=checkpoint)
+
+    def _request(self, checkpoint: dict[str, bytes] | None) -> ModelRequest:
+        """Ask for the model that an earlier attempt trained on: a branch may have moved since."""
+        request = request_of(self.task.spec, default_cache())
+        commit = read_state(checkpoint).commit if checkpoint else None
+        return replace(request, revision=commit) if commit else request
 
     def _read(self, what: str, datasets: Sequence[DatasetSpec], folder: Path) -> list[Row]:
         files = []

@@ -78,7 +78,8 @@ def deliver(client: AttemptClient, spec: JobSpec, base: BaseModel, outcome: Outc
 
 def write_files(spec: JobSpec, base: BaseModel, outcome: Outcome, folder: Path) -> None:
     """Write the five files of a version."""
-    outcome.model.save_pretrained(folder, safe_serialization=True)
+    # Told to look for itself whether embeddings were trained, PEFT would ask the network.
+    outcome.model.save_pretrained(folder, save_embedding_layers=False)
     (folder / CARD_FILE).write_text(_card(spec, base, outcome), encoding="utf-8")
     _write_json(folder / JOB_FILE, spec.model_dump(mode="json"))
     _write_json(folder / METRICS_FILE, _figures(outcome))

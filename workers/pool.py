@@ -17,6 +17,7 @@ import structlog
 
 from wegeft.contracts.errors import ErrorBody, NoCapacity, OutOfMemory, StartFailed, WorkerLost
 from wegeft.contracts.placement import AttemptEnd, AttemptOrder
+from workers.processor import usable_cores
 
 _LOG = structlog.get_logger("pool")
 _LONGEST_RAY_FOLDER = 40
@@ -55,7 +56,7 @@ class InlinePool:
 
     def start(self, order: AttemptOrder) -> None:
         """Start the attempt at once; raise :class:`NoCapacity` where it needs a GPU or more cores than there are."""
-        _check_fits(order, [{"CPU": float(os.cpu_count() or 1), "GPU": 0.0, "memory": float("inf")}])
+        _check_fits(order, [{"CPU": float(usable_cores()), "GPU": 0.0, "memory": float("inf")}])
         entry = _Thread(thread=threading.Thread(target=self._work, args=(order,), name=order.handle, daemon=True), stop=threading.Event())
         self._running[order.handle] = entry
         entry.thread.start()
@@ -197,6 +198,8 @@ class RayPool:
         files = _ray_folder(self.folder)
         for old in files.glob("session_*"):
             shutil.rmtree(old, ignore_errors=True)
+        # Workers inherit it. Threads that wait by spinning make a step several times slower on a machine that does anything else.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.pop("RAY_AUTH_TOKEN", None)
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(_write_token(self.folder / "token"))
@@ -204,7 +207,7 @@ class RayPool:
 
         ray.init(
             address="local",
-            num_cpus=os.cpu_count(),
+            num_cpus=usable_cores(),
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE_BYTES,
             log_to_driver=False,

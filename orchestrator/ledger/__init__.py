@@ -12,6 +12,7 @@ from orchestrator.ledger.attempts import (
     contact,
     end_attempt,
     find_lease,
+    find_live,
     give_back,
     hold,
     list_live,
@@ -22,7 +23,7 @@ from orchestrator.ledger.attempts import (
     succeed,
     was_published,
 )
-from orchestrator.ledger.jobs import JobFilter, NewJob, add, cancel, count_by_state, count_live, find, list_jobs
+from orchestrator.ledger.jobs import JobFilter, NewJob, add, cancel, count_by_state, count_live, find, find_same, list_jobs
 from orchestrator.ledger.log import read_events, read_metric
 
 __all__ = [
@@ -40,6 +41,8 @@ __all__ = [
     "end_attempt",
     "find",
     "find_lease",
+    "find_live",
+    "find_same",
     "give_back",
     "hold",
     "list_jobs",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, func, insert, select, update
 
 from infra.auth import is_attempt_token, is_same_secret
 from orchestrator.jobs import LIVE_STATES, Budget, Counters, Fail, LiveAttempt, Move, Requeue, decide_retry, move
@@ -246,9 +246,18 @@ def _close(connection: Connection, lease: Lease, error: ErrorBody | None, now: d
 
 def list_live(connection: Connection) -> tuple[LiveAttempt, ...]:
     """Return every attempt that holds a job, oldest first."""
+    return tuple(_live(row) for row in connection.execute(_live_rows().order_by(ATTEMPTS.c.begun_at, JOBS.c.id)))
+
+
+def find_live(connection: Connection, lease: Lease) -> LiveAttempt:
+    """Return the attempt as it is now, held until the transaction ends; raise :class:`StaleLease` where it is over."""
+    hold(connection, lease)
+    return _live(connection.execute(_live_rows().where(JOBS.c.id == lease.job_id)).one())
+
+
+def _live_rows() -> Select[Any]:
     begun = (ATTEMPTS.c.job_id == JOBS.c.id) & (ATTEMPTS.c.attempt == JOBS.c.attempt)
-    query = select(JOBS, ATTEMPTS.c.begun_at).join(ATTEMPTS, begun).where(JOBS.c.state.in_(_LIVE)).order_by(ATTEMPTS.c.begun_at, JOBS.c.id)
-    return tuple(_live(row) for row in connection.execute(query))
+    return select(JOBS, ATTEMPTS.c.begun_at).join(ATTEMPTS, begun).where(JOBS.c.state.in_(_LIVE))
 
 
 def _live(row: Row[Any]) -> LiveAttempt:

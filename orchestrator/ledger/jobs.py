@@ -58,16 +58,26 @@ def add(connection: Connection, job: NewJob, now: datetime) -> tuple[JobView, bo
     key = [JOBS.c.owner, JOBS.c.idempotency_key]
     is_new = connection.execute(added.on_conflict_do_nothing(index_elements=key).returning(JOBS.c.id)).first() is not None
     if not is_new:
-        return _same_job(connection, job, now), False
+        same = find_same(connection, job, now)
+        assert same is not None  # noqa: S101 - what the insert ran into cannot go away
+        return same, False
     if job.spec.labels:
         connection.execute(insert(JOB_LABELS), [{"job_id": job.id, "key": k, "value": v} for k, v in job.spec.labels.items()])
     note_state(connection, job.id, 0, JobState.QUEUED, now)
     return find(connection, job.id, now), True
 
 
-def _same_job(connection: Connection, job: NewJob, now: datetime) -> JobView:
+def find_same(connection: Connection, job: NewJob, now: datetime) -> JobView | None:
+    """Return the job that was queued under the same key before; None where there is none.
+
+    Raises :class:`IdempotencyConflict` where that one is another job.
+    """
+    if job.idempotency_key is None:
+        return None
     is_ours = (JOBS.c.owner == job.owner) & (JOBS.c.idempotency_key == job.idempotency_key)
-    row = connection.execute(select(JOBS.c.id, JOBS.c.request_digest).where(is_ours)).one()
+    row = connection.execute(select(JOBS.c.id, JOBS.c.request_digest).where(is_ours)).one_or_none()
+    if row is None:
+        return None
     if row.request_digest != job.request_digest:
         raise IdempotencyConflict(
             "the key was used for another job", path="Idempotency-Key", value=job.idempotency_key, hint=f"that one is {row.id}"

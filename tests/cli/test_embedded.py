@@ -148,3 +148,18 @@ def test_a_home_that_cannot_be_is_said(make_wgctl: Maker, tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     answer = make_wgctl(WEGEFT_HOME=str(tmp_path / "file" / "home"))("up", "--detach", status=2)
     assert "WEGEFT_HOME" in answer.err
+
+
+def test_a_hub_alone_serves_no_jobs_and_is_found_by_its_address(wgctl: Wgctl, make_wgctl: Maker) -> None:
+    process = wgctl.start("serve", "--only", "hub", "--json")
+    assert process.stdout is not None
+    server = json.loads(process.stdout.readline())["server"]
+    token = (wgctl.home / "token").read_text().strip()
+    elsewhere = make_wgctl(WEGEFT_SERVER=server, WEGEFT_TOKEN=token)
+    assert elsewhere("status", "--json").json["server"] == server
+    assert elsewhere("adapters", "ls", "--json").json["adapters"] == []
+    assert elsewhere("jobs", "ls", "--json", status=4).error["code"] == "not_found"
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert elsewhere("status", "--json", status=7).error["code"] == "service_unreachable"

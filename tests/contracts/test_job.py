@@ -235,7 +235,7 @@ def _models(model: type[BaseModel]) -> set[type[BaseModel]]:
     return found
 
 
-@pytest.mark.parametrize("model", sorted(_models(JobSpec), key=lambda model: model.__name__), ids=lambda model: model.__name__)
+@pytest.mark.parametrize("model", sorted(_models(JobSpec), key=str), ids=str)
 def test_every_field_has_its_one_line(model: type[BaseModel]) -> None:
     for name, field in model.model_fields.items():
         assert field.description, name

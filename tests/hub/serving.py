@@ -23,7 +23,7 @@ from hub.services import HubServices
 from infra.auth import Guard, Role, create_token
 from infra.database import make_engine, upgrade, writing
 from infra.http import create_app
-from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, AdapterName, FileEntry, digest_of
+from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, AdapterName, AliasMove, FileEntry, digest_of
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 MAX_BLOB_BYTES = 24 << 20
@@ -50,12 +50,18 @@ class Hub:
         return digest
 
     def publish(self, source: str = "job:1", name: str = "demo/arithmetic", weights: bytes = WEIGHTS, **changes: Any) -> int:
+        return self.publish_files(source, name, {CONFIG_FILE: CONFIG, WEIGHTS_FILE: weights}, **changes)
+
+    def publish_files(self, source: str, name: str, files: dict[str, bytes], **changes: Any) -> int:
         described: dict[str, Any] = {"base_model": "org/base", "method": "wegeft", "rank": 8, "created_by": "ada"}
-        files = {CONFIG_FILE: CONFIG, WEIGHTS_FILE: weights}
         entries = tuple(FileEntry(path=path, digest=self.put(body), size=len(body)) for path, body in files.items())
         publication = Publication(adapter=AdapterName.parse(name), files=entries, source=source, **(described | changes))
         with writing(self.engine) as connection:
             return catalog.publish(connection, publication, NOW).version
+
+    def move(self, alias: str, move: AliasMove, name: str = "demo/arithmetic") -> None:
+        with writing(self.engine) as connection:
+            catalog.set_alias(connection, AdapterName.parse(name), alias, move, NOW)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 
 from tests.method.models import error, llama, logits
 from wegeft.contracts.errors import InvalidAdapterConfig, InvalidTensors, TargetsNotFound, WegeftError
-from wegeft.method.authors_checkpoints import import_gift, import_peft_fork
+from wegeft.method import import_gift, import_peft_fork
 
 WIDTH = 16
 IMAGES = torch.randn(3, 5, WIDTH, generator=torch.Generator().manual_seed(3))

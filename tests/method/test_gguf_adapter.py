@@ -21,7 +21,7 @@ from tests.method.export_cases import head_trained
 from tests.method.gguf_base import NAMES, from_stored, heads_of, tensor_name, to_stored, write_llama
 from tests.method.models import adapted, bert, dense_reference, error, gpt2, llama, logits
 from wegeft.contracts.errors import InvalidAdapterConfig, InvalidTensors
-from wegeft.method.gguf_adapter import to_gguf
+from wegeft.method import to_gguf
 from wegeft.method.gguf_layout import join_pairs, part_pairs
 
 GPT2_NAMES = {"attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}
@@ -117,7 +117,7 @@ def test_file_is_what_llama_cpp_reads(tmp_path: Path) -> None:
     assert shapes["blk.1.ffn_up.weight.lora_a"] == (32, 4)
     assert shapes["blk.1.ffn_up.weight.lora_b"] == (4, 48)
     assert shapes["blk.0.ffn_down.weight.lora_a"] == (48, 2)
-    assert (tmp_path / "out" / "Modelfile").read_text() == "FROM smollm2\nADAPTER ./adapter.gguf\n"
+    assert (tmp_path / "out" / "Modelfile").read_text().splitlines()[1:] == ["FROM smollm2", "ADAPTER ./adapter.gguf"]
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["Modelfile", "adapter.gguf", "out"]
 
 

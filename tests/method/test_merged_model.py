@@ -14,7 +14,7 @@ from tests.method.gguf_base import write_llama
 from tests.method.models import adapted, bert, dense_reference, error, gpt2, llama, logits
 from tests.tiny_models import make_tokenizer
 from wegeft.contracts.errors import BaseModelNotFound, BaseModelUnusable, InvalidAdapterConfig, InvalidTensors
-from wegeft.method.merged_model import merge_into
+from wegeft.method import merge_into
 from wegeft.method.stored_base import canonical_name, open_base
 
 COMMIT, OTHER_COMMIT = "0" * 39 + "a", "0" * 39 + "b"

@@ -17,7 +17,7 @@ from torch import nn
 from tests.method.export_cases import head_trained
 from tests.method.models import adapted, bert, dense_reference, error, gpt2, llama, logits
 from wegeft.contracts.errors import InvalidAdapterConfig, InvalidTensors
-from wegeft.method.mlx_adapter import to_mlx
+from wegeft.method import to_mlx
 
 
 @torch.no_grad()

@@ -73,6 +73,17 @@ def test_submitting_again_under_one_key(http: TestClient) -> None:
     assert len(http.get("/api/v1/jobs").json()["jobs"]) == 1
 
 
+def test_a_repeated_submission_is_answered_whatever_has_changed(site: Site, http: TestClient) -> None:
+    """The data set is gone by now; the job is there all the same."""
+    digest = site.put(b"short-lived")
+    body = {"spec": plain_spec(datasets=[{"path": digest, "file_format": "jsonl"}])}
+    first = http.post("/api/v1/jobs", json=body, headers={"Idempotency-Key": "k"})
+    site.store.delete(digest)
+    again = http.post("/api/v1/jobs", json=body, headers={"Idempotency-Key": "k"})
+    assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
+    assert http.post("/api/v1/jobs", json=body, headers={"Idempotency-Key": "other"}).status_code == 422
+
+
 @pytest.mark.parametrize("key", ["", "a b", "x" * 256, "é".encode(), b"\x7f"])
 def test_a_key_that_is_none(http: TestClient, key: str | bytes) -> None:
     """A key is visible ASCII."""

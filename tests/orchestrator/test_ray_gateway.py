@@ -22,6 +22,7 @@ from wegeft.contracts.placement import AttemptEnd, AttemptOrder
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "tests.orchestrator.gateway_process"]
+PLANTED = "a-secret-of-the-service"
 SECRET = "wga_" + "5ec2e7" * 10
 
 
@@ -35,6 +36,7 @@ def log(tmp_path: Path) -> Path:
 def gateway(log: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GatewayPool]:
     """A gateway whose child is up."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("WEGEFT_S3_SECRET_KEY", PLANTED)
     pool = GatewayPool(COMMAND, log, hang_seconds=20)
     start_one(pool, "done-first.1")
     assert [end.handle for end in ends_of(pool, 1)] == ["done-first.1"]
@@ -274,7 +276,9 @@ def test_the_token_is_on_no_command_line_and_in_no_log(gateway: GatewayPool, log
     child = gateway.pid
     assert child is not None
     everything = [*Path(f"/proc/{child}").glob("cmdline"), *Path(f"/proc/{child}").glob("environ"), log]
-    assert all(SECRET not in path.read_bytes().decode(errors="replace") for path in everything)
+    for content in (path.read_bytes().decode(errors="replace") for path in everything):
+        assert SECRET not in content
+        assert PLANTED not in content, "what runs on the pool gets none of the service's own secrets"
     captured = capfd.readouterr()
     assert SECRET not in captured.out + captured.err
     assert SECRET not in repr(order_of("a.1"))

@@ -85,6 +85,15 @@ def scheduler(engine: Engine, pool: HandPool) -> Scheduler:
     return Scheduler(engine, pool, LIMITS, SERVER)
 
 
+def tick_through(scheduler: Scheduler, start: float, end: float) -> None:
+    """Tick every five seconds from ``start`` on, and at ``end``."""
+    seconds = start
+    while seconds < end:
+        scheduler.tick(at(seconds))
+        seconds += 5
+    scheduler.tick(at(end))
+
+
 def hear(engine: Engine, handle: str, seconds: float) -> None:
     """Let the attempt's worker be heard."""
     job_id, _, attempt = handle.rpartition(".")
@@ -210,13 +219,62 @@ def test_a_silent_worker_is_killed_and_replaced(engine: Engine, pool: HandPool, 
     job_id = add_job(engine)
     scheduler.tick(at(0))
     hear(engine, f"{job_id}.1", 5)
-    scheduler.tick(at(19.9))
+    tick_through(scheduler, 5, 19.9)
     assert (view(engine, job_id).state, pool.stopped) == ("running", [])
     scheduler.tick(at(20))
     assert pool.stopped == [f"{job_id}.1"]
     assert view(engine, job_id, 20).waiting_for == "lease_expired: the worker was not heard for 15 s; tried again in 1 s"
     scheduler.tick(at(21))
     assert f"{job_id}.2" in pool.orders
+
+
+def test_a_worker_that_was_heard_meanwhile_lives(engine: Engine, pool: HandPool) -> None:
+    """Between the look at its lease and the decision it was renewed; the decision is made again on what is so then."""
+    scheduler = Scheduler(engine, pool, LIMITS, SERVER)
+    job_id = add_job(engine)
+    scheduler.tick(at(0))
+    hear(engine, f"{job_id}.1", 1)
+    with reading(engine) as connection:
+        (seen,) = ledger.list_live(connection)
+    hear(engine, f"{job_id}.1", 15.9)
+    scheduler._judge(seen, at(16))
+    assert (view(engine, job_id).state, pool.stopped) == ("running", [])
+
+
+def test_after_a_pause_workers_may_speak_first(engine: Engine, pool: HandPool, scheduler: Scheduler) -> None:
+    """A machine that slept wakes up: the clock has jumped, but nobody was silent longer than the scheduler was deaf."""
+    job_id = add_job(engine)
+    scheduler.tick(at(0))
+    hear(engine, f"{job_id}.1", 1)
+    scheduler.tick(at(3600))
+    assert (view(engine, job_id).state, pool.stopped) == ("running", [])
+    hear(engine, f"{job_id}.1", 3602)
+    tick_through(scheduler, 3603, 3616)
+    assert view(engine, job_id).state == "running"
+    tick_through(scheduler, 3616, 3617)
+    assert view(engine, job_id, 3617).state == "queued", "silence counts again"
+
+
+def test_after_a_pause_silence_is_not_forgiven_for_long(engine: Engine, pool: HandPool, scheduler: Scheduler) -> None:
+    """Half a lease."""
+    job_id = add_job(engine)
+    scheduler.tick(at(0))
+    hear(engine, f"{job_id}.1", 1)
+    scheduler.tick(at(3600))
+    scheduler.tick(at(3607.4))
+    assert view(engine, job_id).state == "running"
+    scheduler.tick(at(3607.5))
+    assert pool.stopped == [f"{job_id}.1"]
+
+
+def test_a_slow_scheduler_is_not_taken_for_a_paused_one(engine: Engine, pool: HandPool, scheduler: Scheduler) -> None:
+    """Ticks that are always far apart still find a dead worker."""
+    job_id = add_job(engine)
+    scheduler.tick(at(0))
+    hear(engine, f"{job_id}.1", 1)
+    for second in (20, 40):
+        scheduler.tick(at(second))
+    assert pool.stopped == [f"{job_id}.1"]
 
 
 def test_a_worker_that_is_being_started_keeps_its_lease(engine: Engine, pool: HandPool, scheduler: Scheduler) -> None:
@@ -237,7 +295,7 @@ def test_what_a_dead_scheduler_began_runs_out(engine: Engine, scheduler: Schedul
     hear(engine, f"{heard}.1", 10)
     successor_pool = HandPool()
     successor = Scheduler(engine, successor_pool, LIMITS, SERVER)
-    successor.tick(at(16.9))
+    tick_through(successor, 11, 16.9)
     assert view(engine, silent).state == "starting"
     successor.tick(at(17))
     assert (view(engine, silent, 17).state, view(engine, heard).state) == ("queued", "running")
@@ -278,7 +336,7 @@ def test_max_duration_ends_the_job(engine: Engine, pool: HandPool, scheduler: Sc
     scheduler.tick(at(0))
     for second in (5, 15, 25, 34):
         hear(engine, f"{job_id}.1", second)
-        scheduler.tick(at(second))
+        tick_through(scheduler, second - 4, second)
     assert view(engine, job_id).state == "running"
     scheduler.tick(at(35))
     seen = view(engine, job_id)
@@ -289,7 +347,7 @@ def test_a_worker_that_gets_nowhere_is_replaced(engine: Engine, pool: HandPool, 
     """It is heard all the time, but its step does not change."""
     job_id = add_job(engine)
     scheduler.tick(at(0))
-    for second in range(1, 502, 10):
+    for second in range(1, 502, 5):
         hear(engine, f"{job_id}.1", second)
         scheduler.tick(at(second))
     assert pool.stopped == [f"{job_id}.1"]
@@ -337,7 +395,7 @@ def test_one_broken_job_does_not_stop_the_others(engine: Engine, pool: HandPool,
         hear(engine, f"{job_id}.1", 2)
     with writing(engine) as connection:
         connection.exec_driver_sql("UPDATE jobs SET spec = '{' WHERE id = ?", (bad,))
-    scheduler.tick(at(17))
+    tick_through(scheduler, 3, 17)
     assert states(engine, bad)[-1] == "running"
     assert view(engine, good).state == "queued"
 

@@ -62,12 +62,7 @@ def import_gift(
     _check_gift(tensors)
     ends = _gift_ends(tensors, targets or {})
     whole = {_gift_name(key, targets or {}): tensor for key, tensor in tensors.items() if key.startswith(_BACKBONE)}
-    config: dict[str, Any] = {
-        "target_modules": sorted({end for chosen in ends.values() for end in chosen}),
-        "modules_to_save": sorted({name.rpartition(".")[0] for name in whole}) or None,
-        "init_weights": "psi_zero",
-        "base_model_name_or_path": getattr(base_model, "name_or_path", None) or None,
-    }
+    config = _gift_config(ends, whole, base_model)
     names = target_names(base_model, WeGeFTConfig(**config))
     generators = tuple(
         ForeignGenerator(
@@ -79,6 +74,15 @@ def import_gift(
         for key, chosen in ends.items()
     )
     return write_native(ForeignAdapter(config=config, generators=generators, whole=whole), base_model, Path(out_dir))
+
+
+def _gift_config(ends: Mapping[str, Sequence[str]], whole: Mapping[str, Tensor], base_model: nn.Module) -> dict[str, Any]:
+    return {
+        "target_modules": sorted({end for chosen in ends.values() for end in chosen}),
+        "modules_to_save": sorted({name.rpartition(".")[0] for name in whole}) or None,
+        "init_weights": "psi_zero",
+        "base_model_name_or_path": getattr(base_model, "name_or_path", None) or None,
+    }
 
 
 def _gift_ends(tensors: Mapping[str, Tensor], targets: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -130,4 +130,4 @@ def _modelfile(base: str | None) -> str:
         raise InvalidAdapterConfig("the Modelfile needs a base model, and the adapter names none", path="ollama_base")
     if not base.isprintable():
         raise InvalidAdapterConfig("a Modelfile's base is one line of printable characters", path="ollama_base", value=base)
-    return f"FROM {base}\nADAPTER ./{ADAPTER_FILE}\n"
+    return f"# The base must be the model that the adapter was trained on.\nFROM {base}\nADAPTER ./{ADAPTER_FILE}\n"

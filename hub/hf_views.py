@@ -1,0 +1,98 @@
+"""Adapters and versions in the shapes that Hugging Face's clients read.
+
+Source: the answers that huggingface_hub 2.4 parses (``hf_api.py``: ``ModelInfo``, ``RepoFile``, ``GitRefs``). Only fields that we
+know are given; ``xetHash`` never is, because it would send clients to a content store that we do not have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from typing import Any
+
+from wegeft.contracts.adapter import LATEST, AdapterView, FileEntry, VersionView
+
+MAIN = "main"
+"""The branch that follows the newest version."""
+
+_POINTER = "version https://git-lfs.github.com/spec/v1\noid {digest}\nsize {size}\n"
+
+View = dict[str, Any]
+
+
+def commit_of(version: VersionView) -> str:
+    """Return the 40 hex digits that name a version for ever."""
+    return version.manifest_digest.removeprefix("sha256:")[:40]
+
+
+def hex_of(entry: FileEntry) -> str:
+    """Return the file's sha256 in hex."""
+    return entry.digest.removeprefix("sha256:")
+
+
+def tags_of(view: AdapterView | VersionView) -> list[str]:
+    """Return the tags that follow from what an adapter is."""
+    base = view.base_model.partition("@")[0]
+    return ["peft", view.method, f"rank:{view.rank}", f"base_model:{base}", f"base_model:adapter:{base}"]
+
+
+def listed_model(adapter: AdapterView) -> View:
+    """Return an adapter as a list shows it."""
+    return _model(adapter) | {"createdAt": _moment(adapter.created_at), "lastModified": _moment(adapter.updated_at)}
+
+
+def model_info(version: VersionView, *, with_blobs: bool) -> View:
+    """Return what a client asks for first: the version's commit and its files."""
+    shown = _model(version) | {"createdAt": _moment(version.created_at), "lastModified": _moment(version.created_at)}
+    siblings = [{"rfilename": entry.path} | (_blob(entry) if with_blobs else {}) for entry in version.manifest.files]
+    config = {"peft": {"base_model_name_or_path": version.base_model}}
+    return shown | {"sha": commit_of(version), "siblings": siblings, "config": config, "usedStorage": version.size, "disabled": False}
+
+
+def tree_entry(entry: FileEntry, version: VersionView, *, is_expanded: bool) -> View:
+    """Return a file as a listing of a folder shows it."""
+    pointer = _pointer(entry)
+    lfs = {"oid": hex_of(entry), "size": entry.size, "pointerSize": len(pointer)}
+    shown: View = {"type": "file", "oid": _git_name(pointer), "size": entry.size, "path": entry.path, "lfs": lfs}
+    if is_expanded:
+        shown["lastCommit"] = {"id": commit_of(version), "title": version.ref, "date": _moment(version.created_at)}
+    return shown
+
+
+def refs_view(versions: dict[str, str]) -> View:
+    """Return branches and tags, given the commit behind each name; ``latest`` is the branch ``main``."""
+    tags = [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": commit} for name, commit in versions.items() if name != LATEST]
+    main = {"name": MAIN, "ref": f"refs/heads/{MAIN}", "targetCommit": versions[LATEST]}
+    return {"branches": [main], "converts": [], "tags": tags, "pullRequests": []}
+
+
+def _model(view: AdapterView | VersionView) -> View:
+    return {
+        "_id": hashlib.sha256(view.adapter.encode()).hexdigest()[:24],
+        "id": view.adapter,
+        "modelId": view.adapter,
+        "author": view.adapter.partition("/")[0],
+        "private": True,
+        "gated": False,
+        "library_name": "peft",
+        "tags": tags_of(view),
+    }
+
+
+def _blob(entry: FileEntry) -> View:
+    pointer = _pointer(entry)
+    lfs = {"sha256": hex_of(entry), "size": entry.size, "pointerSize": len(pointer)}
+    return {"size": entry.size, "blobId": _git_name(pointer), "lfs": lfs}
+
+
+def _pointer(entry: FileEntry) -> bytes:
+    """The text that git-lfs keeps in the place of a file; every file of ours counts as one of git-lfs."""
+    return _POINTER.format(digest=entry.digest, size=entry.size).encode()
+
+
+def _git_name(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0%s" % (len(content), content), usedforsecurity=False).hexdigest()
+
+
+def _moment(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

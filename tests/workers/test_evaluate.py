@@ -1,0 +1,114 @@
+"""Held-out loss and greedy answers, against the model asked one row at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tiny_models import make_model, make_tokenizer
+from workers import evaluate
+from workers.answer_loss import AnswerLoss
+from workers.evaluate import answer, exact_share, held_out_loss
+from workers.rendering import Renderer
+from workers.rows import PromptCompletion, Row
+from workers.tokenization import Example, Question, Rules, encode, questions_of
+
+NEW_TOKENS = 6
+ROWS: list[Row] = [PromptCompletion("ab" * length, "xyz"[: 1 + length % 3]) for length in range(1, 12)]
+
+
+def go_on() -> None:
+    """Ask for nothing."""
+
+
+def questions() -> tuple[Question, ...]:
+    return questions_of(ROWS, Renderer(make_tokenizer()), len(ROWS))
+
+
+def examples() -> tuple[Example, ...]:
+    return encode(ROWS, Renderer(make_tokenizer()), Rules(sequence_len=100)).examples
+
+
+def greedy_by_hand(model: Any, tokens: list[int]) -> list[int]:
+    made: list[int] = []
+    with torch.no_grad():
+        while len(made) < NEW_TOKENS:
+            made.append(int(model(torch.tensor([tokens + made])).logits[0, -1].argmax()))
+            if made[-1] == 2:
+                break
+    return made
+
+
+@pytest.mark.parametrize("tokens_at_once", [1, 60, 8192])
+def test_answers_in_batches_are_those_of_each_row_alone(tokens_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "_TOKENS_AT_ONCE", tokens_at_once)
+    model, tokenizer = make_model(), make_tokenizer()
+    answers = answer(model, tokenizer, questions(), NEW_TOKENS, go_on)
+    for question, text in zip(questions(), answers, strict=True):
+        made = greedy_by_hand(model, question.tokens.tolist())
+        assert text == tokenizer.decode(made, skip_special_tokens=True).strip()
+
+
+def test_what_a_model_says_of_generation_is_left_aside() -> None:
+    model, tokenizer = make_model(), make_tokenizer()
+    plain = answer(model, tokenizer, questions(), NEW_TOKENS, go_on)
+    model.generation_config.repetition_penalty = 9.0
+    model.generation_config.do_sample = True
+    model.generation_config.temperature = 50.0
+    assert answer(model, tokenizer, questions(), NEW_TOKENS, go_on) == plain
+    assert model.generation_config.repetition_penalty == 9.0
+
+
+def test_an_answer_ends_at_any_of_the_models_ends() -> None:
+    model, tokenizer = make_model(), make_tokenizer()
+    (question,) = questions()[:1]
+    first, second, *_ = greedy_by_hand(model, question.tokens.tolist())
+    model.generation_config.eos_token_id = [2, second]
+    (text,) = answer(model, tokenizer, [question], NEW_TOKENS, go_on)
+    assert text == tokenizer.decode([first, second]).strip()
+
+
+def test_the_loss_is_the_mean_over_all_answer_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(initializer_range=0.02)
+    total = 0.0
+    for example in examples():
+        tokens = torch.from_numpy(example.tokens.astype(np.int64))[None]
+        labels = torch.where(torch.from_numpy(example.is_learnt)[None], tokens, -100)
+        with torch.no_grad():
+            total += model(input_ids=tokens, labels=labels).loss.item() * example.answer_tokens
+    expected = total / sum(example.answer_tokens for example in examples())
+    for tokens_at_once in (1, 50, 8192):
+        monkeypatch.setattr(evaluate, "_TOKENS_AT_ONCE", tokens_at_once)
+        assert held_out_loss(model, AnswerLoss(model), examples(), go_on) == pytest.approx(expected, rel=1e-5)
+
+
+def test_measuring_draws_no_random_numbers_and_leaves_the_mode() -> None:
+    model, tokenizer = make_model().train(), make_tokenizer()
+    before = torch.get_rng_state()
+    held_out_loss(model, AnswerLoss(model), examples(), go_on)
+    answer(model, tokenizer, questions(), NEW_TOKENS, go_on)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training
+
+
+def test_measuring_can_be_interrupted() -> None:
+    asked: list[None] = []
+
+    def stop_at_fourth() -> None:
+        asked.append(None)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+
+    model = make_model().train()
+    with pytest.raises(KeyboardInterrupt):
+        answer(model, make_tokenizer(), questions(), NEW_TOKENS, stop_at_fourth)
+    assert model.training
+    assert model.generation_config.eos_token_id == 2
+
+
+def test_white_space_around_an_answer_does_not_count() -> None:
+    asked = [Question(np.zeros(1, np.int32), "", expected) for expected in (" 4 2\n", "a", "b")]
+    assert exact_share(["4 2", " a ", "B"], asked) == pytest.approx(2 / 3)
