@@ -26,7 +26,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from wegeft.method import WeGeFTConfig
 
@@ -52,23 +52,27 @@ class ReferenceLinear(nn.Module):
         self.base, self.phi, self.psi, self.scaling = base, phi, psi, scaling
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + self.scaling * linear(self.psi(x), self.phi(self.base.weight))
+        result: Tensor = self.base(x) + self.scaling * linear(self.psi(x), self.phi(self.base.weight))
+        return result
 
 
-def frozen_base(base: nn.Module) -> nn.Module:
+def frozen_base(base: PreTrainedModel) -> nn.Module:
     base.enable_input_require_grads()
-    return base
+    model: nn.Module = base
+    return model
 
 
-def lora(base: nn.Module, rank: int) -> nn.Module:
-    return get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS))
+def lora(base: PreTrainedModel, rank: int) -> nn.Module:
+    model: nn.Module = get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS))
+    return model
 
 
-def wegeft(base: nn.Module, rank: int) -> nn.Module:
-    return get_peft_model(base, WeGeFTConfig(r=rank, wegeft_alpha=2 * rank, target_modules=TARGETS))
+def wegeft(base: PreTrainedModel, rank: int) -> nn.Module:
+    model: nn.Module = get_peft_model(base, WeGeFTConfig(r=rank, wegeft_alpha=2 * rank, target_modules=TARGETS))
+    return model
 
 
-def w_form(base: nn.Module, rank: int) -> nn.Module:
+def w_form(base: PreTrainedModel, rank: int) -> nn.Module:
     pairs: dict[str, tuple[nn.Linear, nn.Linear]] = {}
     for name, module in list(base.named_modules()):
         parent, _, last = name.rpartition(".")
@@ -77,10 +81,11 @@ def w_form(base: nn.Module, rank: int) -> nn.Module:
                 pairs[last] = nn.Linear(module.in_features, rank, bias=False), nn.Linear(module.in_features, rank, bias=False)
                 nn.init.zeros_(pairs[last][0].weight)
             setattr(base.get_submodule(parent), last, ReferenceLinear(module, *pairs[last], 2.0))
-    return base
+    model: nn.Module = base
+    return model
 
 
-FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
+FORMS: dict[str, Callable[[PreTrainedModel], nn.Module]] = {
     "base": frozen_base,
     "lora_r16": lambda base: lora(base, 16),
     "wegeft_r16": lambda base: wegeft(base, 16),
@@ -105,7 +110,7 @@ class Turn:
     """Largest share of the cores that everything else used during any of the steps."""
 
 
-def base_model(gguf: Path | None) -> nn.Module:
+def base_model(gguf: Path | None) -> PreTrainedModel:
     if gguf is not None:
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     else:
@@ -115,7 +120,7 @@ def base_model(gguf: Path | None) -> nn.Module:
     return model.requires_grad_(False).train()
 
 
-def over(model: nn.Module, form: str) -> nn.Module:
+def over(model: PreTrainedModel, form: str) -> nn.Module:
     """Return the form on a copy of the model that shares its frozen weights."""
     twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
     return FORMS[form](twin)

@@ -24,6 +24,7 @@ from wegeft.contracts.errors import Unauthenticated
 
 if TYPE_CHECKING:
     from fastapi import APIRouter, FastAPI
+    from prometheus_client import CollectorRegistry
     from sqlalchemy import Connection, Engine
 
     from hub.objects import ObjectStore
@@ -69,7 +70,7 @@ def run_service(settings: Settings, *, only: Part | None = None, is_json: bool =
     with home.locked(), ended_by_signals(), listening(settings.host, settings.port, _last_port(home)) as listener:
         configure_logging(settings.log_format, settings.log_level)
         server = url_of(settings.host, listener)
-        with _assembled(settings, home, settings.public_url or server, only) as app:
+        with _assembled(settings, home, server, only) as app:
             run_http(app, listener, lambda: _announce(home, server, settings, is_json=is_json))
 
 
@@ -116,8 +117,8 @@ def _assembled(settings: Settings, home: Home, server: str, only: Part | None) -
         upgrade(engine)
         _keep_token(engine, home)
         parts = _Parts(engine=engine, store=_open_store(settings), guard=Guard(engine=engine, clock=now), settings=settings)
-        with _scheduling(parts, home, server) if only != "hub" else nullcontext():
-            yield _make_app(parts, only)
+        with _scheduling(parts, home, settings.public_url or server) if only != "hub" else nullcontext():
+            yield _make_app(parts, only, server)
     finally:
         engine.dispose()
 
@@ -214,11 +215,31 @@ def _open_store(settings: Settings) -> ObjectStore:
     return open_store(settings.store_url, access)
 
 
-def _make_app(parts: _Parts, only: Part | None) -> FastAPI:
+def _make_app(parts: _Parts, only: Part | None, server: str) -> FastAPI:
+    from infra.gate import Gate, loopback_hosts
     from infra.http import create_app
 
+    gate = Gate(hosts=loopback_hosts(parts.settings.host, (server, parts.settings.public_url or server)))
     checks = {"database": lambda: _check_database(parts.engine), "store": lambda: _check_store(parts.store)}
-    return create_app(_routers(parts, only), title="WeGeFT hub", version=version("wegeft-hub"), checks=checks)
+    return create_app(
+        _routers(parts, only),
+        title="WeGeFT hub",
+        version=version("wegeft-hub"),
+        checks=checks,
+        registry=_make_registry(parts, only),
+        gate=gate,
+    )
+
+
+def _make_registry(parts: _Parts, only: Part | None) -> CollectorRegistry:
+    from prometheus_client import CollectorRegistry
+
+    from orchestrator.metrics import JobGauges
+
+    registry = CollectorRegistry()
+    if only != "hub":
+        registry.register(JobGauges(parts.engine))
+    return registry
 
 
 def _check_database(engine: Engine) -> None:

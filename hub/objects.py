@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import Protocol
 
 from wegeft.contracts.adapter import check_digest
-from wegeft.contracts.errors import BlobNotFound, DigestMismatch, StorageFull, StorageUnavailable, TooLarge
+from wegeft.contracts.errors import BlobNotFound, Broken, DigestMismatch, StorageFull, StorageUnavailable, TooLarge
 
 CHUNK_BYTES = 1 << 20
+VERIFIED_FIRST_BYTES = 64 << 20
+"""A blob up to this size is read and verified before its first byte is given away, so that rot can still be told by a status."""
+_MENDING = "uploading the right bytes again mends it"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -48,11 +51,14 @@ class ObjectStore(Protocol):
         ...
 
     def get(self, digest: str) -> Iterator[bytes]:
-        """Yield the bytes in chunks of at most a mebibyte, unverified; raise :class:`BlobNotFound` at the first step."""
+        """Yield the bytes in chunks of at most a mebibyte, unverified.
+
+        Raises at the first step: :class:`BlobNotFound`, or :class:`DigestMismatch` where they were set aside.
+        """
         ...
 
     def range(self, digest: str, start: int, length: int) -> bytes:
-        """Return the ``length`` bytes from ``start`` on, fewer where the blob ends before; raise :class:`BlobNotFound`."""
+        """Return the ``length`` bytes from ``start`` on, fewer where the blob ends before; raises what :meth:`get` does."""
         ...
 
     def has(self, digest: str) -> int | None:
@@ -60,7 +66,14 @@ class ObjectStore(Protocol):
         ...
 
     def delete(self, digest: str) -> None:
-        """Forget the blob; deleting what is not there is harmless."""
+        """Forget the blob, and what was set aside of it; deleting what is not there is harmless."""
+        ...
+
+    def set_aside(self, digest: str) -> None:
+        """Take a rotten blob out of the way, so that :meth:`has` asks for it anew, but keep its bytes for whoever may save them.
+
+        Until it is put again or deleted, reading it raises :class:`DigestMismatch`. Setting aside what is not there is harmless.
+        """
         ...
 
     def presign(self, digest: str, seconds: int) -> str | None:
@@ -85,7 +98,9 @@ class VerifiedSource:
             self.size += len(chunk)
         elif length:
             self._check_size()
-            _compare(self._hash.hexdigest(), self._digest)
+            found = f"sha256:{self._hash.hexdigest()}"
+            if found != self._digest:
+                raise DigestMismatch(path=self._digest, value=found)
         if self._expected is not None and self.size > self._expected:
             self._check_size()
         return chunk
@@ -101,36 +116,58 @@ class VerifiedSource:
             yield chunk
 
 
-def _compare(found: str, digest: str) -> None:
-    if f"sha256:{found}" != digest:
-        raise DigestMismatch(path=digest, value=f"sha256:{found}")
+def absence_of(digest: str, *, is_set_aside: bool) -> BlobNotFound | DigestMismatch:
+    """Return what to raise for a blob that is not in its place."""
+    if is_set_aside:
+        return DigestMismatch("the stored bytes have rotted and were set aside", path=digest, hint=_MENDING)
+    return BlobNotFound(path=digest)
 
 
 def stream_verified(store: ObjectStore, digest: str) -> Iterator[bytes]:
     """Yield a blob's bytes, holding back the last chunk until all are verified, so that a corrupt body never completes.
 
-    Raises :class:`DigestMismatch` in place of the last chunk, and :class:`BlobNotFound` at the first step.
+    Raises :class:`BlobNotFound` and, up to :data:`VERIFIED_FIRST_BYTES`, :class:`DigestMismatch` at the first step; the latter for
+    a larger blob in place of its last chunk. Rot is set aside, so whoever asks again hears of it at once, and an upload mends it.
     """
+    if (store.has(digest) or 0) <= VERIFIED_FIRST_BYTES:
+        _refuse_rot(store, digest, _digest_in(store, digest))
     sha256, held = hashlib.sha256(), b""
     for chunk in store.get(digest):
         sha256.update(chunk)
         if held:
             yield held
         held = chunk
-    _compare(sha256.hexdigest(), digest)
+    _refuse_rot(store, digest, f"sha256:{sha256.hexdigest()}")
     if held:
         yield held
 
 
 def read_verified(store: ObjectStore, digest: str, max_bytes: int) -> bytes:
-    """Return a blob's bytes; raise :class:`DigestMismatch` where they are corrupt and :class:`TooLarge` above ``max_bytes``."""
+    """Return a blob's bytes; raise :class:`TooLarge` above ``max_bytes``, and :class:`DigestMismatch` for rot, which is set aside."""
     content = bytearray()
     for chunk in store.get(digest):
         content += chunk
         if len(content) > max_bytes:
             raise TooLarge("the blob is too large to be read at once", path=digest, hint=f"at most {max_bytes} bytes")
-    _compare(hashlib.sha256(content).hexdigest(), digest)
+    _refuse_rot(store, digest, f"sha256:{hashlib.sha256(content).hexdigest()}")
     return bytes(content)
+
+
+def _digest_in(store: ObjectStore, digest: str) -> str:
+    sha256 = hashlib.sha256()
+    for chunk in store.get(digest):
+        sha256.update(chunk)
+    return f"sha256:{sha256.hexdigest()}"
+
+
+def _refuse_rot(store: ObjectStore, digest: str, found: str) -> None:
+    if found == digest:
+        return
+    # The mismatch matters more than whether the store can be tidied; and a misread, or what was mended meanwhile, stays.
+    with suppress(Broken, BlobNotFound):
+        if _digest_in(store, digest) != digest:
+            store.set_aside(digest)
+    raise DigestMismatch(path=digest, value=found, hint=_MENDING)
 
 
 def check_span(start: int, length: int) -> None:
@@ -144,6 +181,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._blobs: dict[str, bytes] = {}
+        self._rotten: dict[str, bytes] = {}
         self._lock = threading.Lock()
 
     def put(self, digest: str, source: Readable, size: int | None = None) -> int:
@@ -151,6 +189,7 @@ class MemoryStore:
         content = b"".join(VerifiedSource(source, digest, size))
         with self._lock:
             self._blobs[digest] = content
+            self._rotten.pop(digest, None)
         return len(content)
 
     def get(self, digest: str) -> Iterator[bytes]:
@@ -173,6 +212,13 @@ class MemoryStore:
         """See :meth:`ObjectStore.delete`."""
         with self._lock:
             self._blobs.pop(check_digest(digest), None)
+            self._rotten.pop(digest, None)
+
+    def set_aside(self, digest: str) -> None:
+        """See :meth:`ObjectStore.set_aside`."""
+        with self._lock:
+            if check_digest(digest) in self._blobs:
+                self._rotten[digest] = self._blobs.pop(digest)
 
     def presign(self, digest: str, seconds: int) -> str | None:  # noqa: ARG002 - memory has no URL
         """See :meth:`ObjectStore.presign`."""
@@ -182,14 +228,15 @@ class MemoryStore:
         try:
             return self._blobs[check_digest(digest)]
         except KeyError:
-            raise BlobNotFound(path=digest) from None
+            raise absence_of(digest, is_set_aside=digest in self._rotten) from None
 
 
 class FolderStore:
     """Blobs in a folder, ``sha256/ab/cd/abcd…``, durable once ``put`` returns; several processes may share it.
 
     A blob is written to a file in ``tmp``, synced and renamed, so a crash leaves at most a temporary file. Its writer holds a lock
-    on that file, which dies with the process, so the next one to open the folder knows what to sweep.
+    on that file, which dies with the process, so the next one to open the folder knows what to sweep. What has rotted lies beside
+    its place as ``abcd….rotten``, until it is mended.
     """
 
     def __init__(self, root: Path) -> None:
@@ -210,6 +257,7 @@ class FolderStore:
                 os.fsync(descriptor)
                 self._make_parents(target)
                 path.replace(target)
+                _rotten(target).unlink(missing_ok=True)
                 _sync_folder(target.parent)
         return verified.size
 
@@ -232,13 +280,21 @@ class FolderStore:
         try:
             with self._named_errors(digest):
                 return self._path(digest).stat().st_size
-        except BlobNotFound:
+        except (BlobNotFound, DigestMismatch):
             return None
 
     def delete(self, digest: str) -> None:
         """See :meth:`ObjectStore.delete`."""
         with self._named_errors():
             self._path(digest).unlink(missing_ok=True)
+            _rotten(self._path(digest)).unlink(missing_ok=True)
+
+    def set_aside(self, digest: str) -> None:
+        """See :meth:`ObjectStore.set_aside`."""
+        path = self._path(digest)
+        with self._named_errors(), suppress(FileNotFoundError):
+            path.replace(_rotten(path))
+            _sync_folder(path.parent)
 
     def presign(self, digest: str, seconds: int) -> str | None:  # noqa: ARG002 - a folder has no URL
         """See :meth:`ObjectStore.presign`."""
@@ -279,8 +335,12 @@ class FolderStore:
             if error.errno in _FULL:
                 raise StorageFull("the object store's disk is full", hint="free some space; nothing was stored") from error
             if isinstance(error, FileNotFoundError) and digest is not None and self._temporary.is_dir():
-                raise BlobNotFound(path=digest) from None
+                raise absence_of(digest, is_set_aside=_rotten(self._path(digest)).exists()) from None
             raise StorageUnavailable(f"the object store's folder does not work: {error.strerror}") from error
+
+
+def _rotten(path: Path) -> Path:
+    return path.with_name(f"{path.name}.rotten")
 
 
 def _create_locked(folder: Path) -> tuple[int, Path]:

@@ -7,7 +7,7 @@ write is needed, because a key holds the digest of what it names.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -16,12 +16,13 @@ from xml.etree.ElementTree import ParseError
 
 import urllib3
 from minio import Minio
+from minio.commonconfig import CopySource
 from minio.error import MinioException, S3Error
 from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
 
-from hub.objects import CHUNK_BYTES, FolderStore, MemoryStore, ObjectStore, Readable, VerifiedSource, check_span
+from hub.objects import CHUNK_BYTES, FolderStore, MemoryStore, ObjectStore, Readable, VerifiedSource, absence_of, check_span
 from wegeft.contracts.adapter import check_digest
-from wegeft.contracts.errors import BlobNotFound, InvalidSetting, StorageFull, StorageUnavailable, WegeftError
+from wegeft.contracts.errors import BlobNotFound, DigestMismatch, InvalidSetting, StorageFull, StorageUnavailable, WegeftError
 
 CONNECT_SECONDS = 5
 READ_SECONDS = 30
@@ -163,6 +164,15 @@ class S3Store:
         """See :meth:`ObjectStore.delete`."""
         with self._named_errors():
             self._client.remove_object(bucket_name=self._bucket, object_name=self._key(digest))
+            self._client.remove_object(bucket_name=self._bucket, object_name=self._rotten_key(digest))
+
+    def set_aside(self, digest: str) -> None:
+        """See :meth:`ObjectStore.set_aside`; the server copies, and what lies aside stays until the blob is deleted."""
+        key = self._key(digest)
+        with suppress(BlobNotFound, DigestMismatch), self._named_errors(digest):
+            source = CopySource(bucket_name=self._bucket, object_name=key)
+            self._client.copy_object(bucket_name=self._bucket, object_name=self._rotten_key(digest), source=source)
+            self._client.remove_object(bucket_name=self._bucket, object_name=key)
 
     def presign(self, digest: str, seconds: int) -> str | None:
         """See :meth:`ObjectStore.presign`."""
@@ -175,6 +185,19 @@ class S3Store:
     def _key(self, digest: str) -> str:
         name = check_digest(digest).removeprefix("sha256:")
         return f"{self._prefix}sha256/{name[:2]}/{name[2:4]}/{name}"
+
+    def _rotten_key(self, digest: str) -> str:
+        return f"{self._key(digest)}.rotten"
+
+    def _absence(self, digest: str) -> WegeftError:
+        with self._named_errors():
+            try:
+                self._client.stat_object(bucket_name=self._bucket, object_name=self._rotten_key(digest))
+            except S3Error as error:
+                if error.code != "NoSuchKey":
+                    raise
+                return absence_of(digest, is_set_aside=False)
+        return absence_of(digest, is_set_aside=True)
 
     def _stream(self, digest: str, start: int, length: int = 0) -> Iterator[bytes]:
         """Yield ``length`` bytes from ``start`` on; all of them where it is 0."""
@@ -195,16 +218,16 @@ class S3Store:
         try:
             yield
         except S3Error as error:
-            raise _explain(error, digest) from error
+            if error.code == "NoSuchKey" and digest is not None:
+                raise self._absence(digest) from error
+            raise _explain(error) from error
         except HTTPError as error:
             raise StorageUnavailable(f"the S3 server does not answer: {type(error).__name__}") from error
         except (MinioException, ParseError, UnicodeDecodeError) as error:
             raise StorageUnavailable(f"the S3 server's answer makes no sense: {type(error).__name__}") from error
 
 
-def _explain(error: S3Error, digest: str | None) -> WegeftError:
-    if error.code == "NoSuchKey" and digest is not None:
-        return BlobNotFound(path=digest)
+def _explain(error: S3Error) -> WegeftError:
     if error.code in _FULL:
         return StorageFull("the S3 server has no room left", hint=f"it answers {error.code}; nothing was stored")
     if error.code in _REFUSALS:

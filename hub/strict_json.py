@@ -8,6 +8,7 @@ from typing import Any
 from wegeft.contracts.errors import shorten
 
 MAX_DEPTH = 32
+MAX_INTEGER = 2**63 - 1
 
 
 def parse_object(content: bytes) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def _refuse_constant(text: str) -> None:
 
 
 def _check(value: object, depth: int) -> None:
-    """Refuse what Python reads and other readers stumble over: deep nesting, lone surrogates, numbers beyond a double."""
+    """Refuse what Python reads and other readers stumble over: deep nesting, lone surrogates, numbers beyond a double or 64 bits."""
     if depth < 0:
         raise ValueError("nested too deeply")
     match value:
@@ -52,6 +53,8 @@ def _check(value: object, depth: int) -> None:
         case str() if any("\ud800" <= character <= "\udfff" for character in value):
             raise ValueError(f"{shorten(ascii(value), 40)} is not text")
         case float() if value in (float("inf"), float("-inf")):
+            raise ValueError("a number is too large")
+        case int() if abs(value) > MAX_INTEGER:
             raise ValueError("a number is too large")
         case _:
             pass

@@ -8,7 +8,7 @@ import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated
 
@@ -98,6 +98,11 @@ def is_attempt_token(text: str) -> bool:
     return bool(_ATTEMPT_TOKEN.match(text))
 
 
+def is_token(text: str) -> bool:
+    """Return whether ``text`` has the form of a token, an attempt's or another."""
+    return bool(_USER_TOKEN.match(text) or _ATTEMPT_TOKEN.match(text))
+
+
 def create_token(connection: Connection, name: str, role: Role | str, now: datetime, expires_at: datetime | None = None) -> tuple[str, str]:
     """Store a new token and return its id and the token itself, which cannot be read again.
 
@@ -105,13 +110,23 @@ def create_token(connection: Connection, name: str, role: Role | str, now: datet
     """
     if not _NAME.match(name):
         raise InvalidRequest("not a token's name", path="name", value=name, hint="1 to 64 of A-Z a-z 0-9 space . _ @ -")
-    if expires_at is not None and expires_at <= now:
-        raise InvalidRequest("the token would have expired already", path="expires_at", value=expires_at.isoformat())
+    if expires_at is not None:
+        _check_expiry(expires_at, now)
     token_id = secrets.token_hex(6)
     secret = secrets.token_hex(_SECRET_BYTES)
     row = {"id": token_id, "name": name, "role": parse_role(role).value, "secret_hash": hash_secret(secret)}
     connection.execute(insert(TOKENS).values(**row, created_at=now, expires_at=expires_at))
     return token_id, f"wgt_{token_id}_{secret}"
+
+
+def _check_expiry(expires_at: datetime, now: datetime) -> None:
+    if expires_at <= now:
+        raise InvalidRequest("the token would have expired already", path="expires_at", value=expires_at.isoformat())
+    try:
+        expires_at.astimezone(UTC)
+    except OverflowError:
+        hint = "leave it out for a token that never expires"
+        raise InvalidRequest("a moment after the last year", path="expires_at", value=expires_at.isoformat(), hint=hint) from None
 
 
 def parse_role(text: str) -> Role:

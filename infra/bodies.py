@@ -1,47 +1,104 @@
-"""Request bodies: how long one may be, and how a plain function reads one that is too long to hold."""
+"""Request bodies: how long one may be and may take, and how a plain function reads one that is too long to hold."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterator, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar
 
+import anyio
 import anyio.from_thread
+import anyio.to_thread
+from anyio.lowlevel import RunVar
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
-from wegeft.contracts.errors import InvalidRequest, TooLarge
+from wegeft.contracts.errors import InvalidRequest, ServiceTimeout, TooLarge
 
-MAX_BODY_BYTES = 8 << 20
-"""Of a request whose endpoint does not say that it streams."""
+MAX_BODY_BYTES = 1 << 20
+"""Of a request whose endpoint says neither that it streams nor that it takes more."""
+MAX_REPORT_BYTES = 8 << 20
+"""Of what a worker reports: the events of a whole outage, the files of a checkpoint."""
+BODY_SECONDS = 30.0
+"""How long a body may take: in all, or where it is streamed, from one packet to the next."""
+MAX_STREAMS = 16
+"""Bodies that are streamed at once; the next ones wait, and hold no thread meanwhile."""
 
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
-_MARK = "streams_its_body"
+_LIMIT = "max_body_bytes"
+_SLOTS: RunVar[anyio.CapacityLimiter] = RunVar("wegeft_streams")
 
 
-def streams_body(endpoint: Endpoint) -> Endpoint:
-    """Mark an endpoint that reads its body through :class:`BodyReader`, with a limit of its own."""
-    setattr(endpoint, _MARK, True)
+def streams_body(endpoint: Callable[Parameters, Result]) -> Callable[Parameters, Coroutine[Any, Any, Result]]:
+    """Return an endpoint that runs the given one, which reads its body through :class:`BodyReader`, with a limit of its own.
+
+    It runs in a thread beside those of the other endpoints, so that however slow peers are, the others have theirs.
+    """
+
+    @wraps(endpoint)
+    async def streamed(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        return await anyio.to_thread.run_sync(partial(endpoint, *args, **kwargs), limiter=_slots())
+
+    setattr(streamed, _LIMIT, None)
+    return streamed
+
+
+def takes_reports(endpoint: Endpoint) -> Endpoint:
+    """Mark an endpoint whose body may have :data:`MAX_REPORT_BYTES`."""
+    setattr(endpoint, _LIMIT, MAX_REPORT_BYTES)
     return endpoint
 
 
-def limit_body(scope: Scope, receive: Receive) -> Receive:
-    """Return a ``receive`` that raises :class:`TooLarge` once a body is over :data:`MAX_BODY_BYTES`, or says that it will be."""
-    seen = 0
+def _slots() -> anyio.CapacityLimiter:
+    """Return the event loop's own limiter."""
+    slots = _SLOTS.get(None)
+    if slots is None:
+        slots = anyio.CapacityLimiter(MAX_STREAMS)
+        _SLOTS.set(slots)
+    return slots
 
-    async def limited() -> Message:
-        nonlocal seen
+
+class LimitedBody:
+    """A ``receive`` that raises :class:`TooLarge` once a body is over its endpoint's limit, or says that it will be.
+
+    Raises :class:`ServiceTimeout` where the body takes longer than ``seconds``, as :data:`BODY_SECONDS` explains.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, seconds: float) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._seconds = seconds
+        self._seen = 0
+        self._deadline: float | None = None
+        self._is_whole = False
+
+    async def __call__(self) -> Message:
+        """Return the next message; once the body is whole, wait for it as long as it takes."""
+        if self._is_whole:
+            return await self._receive()
         # The endpoint is known only now: the router has run between the request's arrival and its body's first byte.
-        is_streamed = getattr(scope.get("endpoint"), _MARK, False)
-        if not is_streamed and (declared_length(scope) or 0) > MAX_BODY_BYTES:
-            raise _too_large(MAX_BODY_BYTES)
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if not is_streamed and seen > MAX_BODY_BYTES:
-            raise _too_large(MAX_BODY_BYTES)
+        limit: int | None = getattr(self._scope.get("endpoint"), _LIMIT, MAX_BODY_BYTES)
+        _check_length(declared_length(self._scope) or 0, limit)
+        message = await self._next_message(is_streamed=limit is None)
+        self._is_whole = not message.get("more_body", False)
+        self._seen += len(message.get("body", b""))
+        _check_length(self._seen, limit)
         return message
 
-    return limited
+    async def _next_message(self, *, is_streamed: bool) -> Message:
+        if self._deadline is None or is_streamed:
+            self._deadline = anyio.current_time() + self._seconds
+        with anyio.CancelScope(deadline=self._deadline):
+            return await self._receive()
+        raise ServiceTimeout(f"the body did not come within {self._seconds:g} s", path="body", hint="send it again, without a pause")
+
+
+def _check_length(size: int, limit: int | None) -> None:
+    if limit is not None and size > limit:
+        raise _too_large(limit)
 
 
 def declared_length(scope: Scope) -> int | None:

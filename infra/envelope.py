@@ -7,14 +7,16 @@ import json
 import re
 import secrets
 from time import perf_counter
+from urllib.parse import quote
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from infra.bodies import limit_body
-from wegeft.contracts.errors import Broken, ErrorBody, InvalidRequest, WegeftError
+from infra.bodies import LimitedBody
+from infra.gate import Gate
+from wegeft.contracts.errors import Broken, ErrorBody, InvalidRequest, WegeftError, shorten
 
 REQUEST_ID = "wegeft.request_id"
 """Where in the ASGI scope the request's id is."""
@@ -40,18 +42,32 @@ class Meter:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._count = Counter("wegeft_http_requests", "HTTP requests answered.", ("method", "route", "status"), registry=registry)
         self._seconds = Histogram("wegeft_http_request_seconds", "Time to answer.", ("method", "route"), registry=registry)
+        self._templates: dict[object, str] = {}
 
-    def note(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count one answered request."""
+    def note(self, scope: Scope, status: int, seconds: float) -> str:
+        """Count one answered request; return the template of its route, or ``unmatched``."""
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
-        route = route_of(scope)
+        endpoint = scope.get("endpoint")
+        # Made once for an endpoint, so that there are never more templates than endpoints.
+        route = "unmatched" if endpoint is None else self._templates.setdefault(endpoint, template_of(scope))
         self._count.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
+        return route
 
 
-def route_of(scope: Scope) -> str:
-    """Return the template of the route that matched, such as ``/api/v1/jobs/{job_id}``, or ``unmatched``."""
-    return getattr(scope.get("route"), "path", None) or "unmatched"
+def template_of(scope: Scope) -> str:
+    """Return the request's path with the names of its parameters for their values, such as ``/api/v1/jobs/{job_id}``.
+
+    The route itself knows only its own part of the path where routers are nested.
+    """
+    path, end = str(scope["path"]), len(scope["path"])
+    for name, value in reversed(scope.get("path_params", {}).items()):
+        start = path.rfind(f"/{value}", 0, end)
+        while start >= 0 and path[start + 1 + len(str(value)) :][:1] not in ("", "/"):
+            start = path.rfind(f"/{value}", 0, start + len(str(value)))
+        if start >= 0:
+            path, end = f"{path[: start + 1]}{{{name}}}{path[start + 1 + len(str(value)) :]}", start
+    return path
 
 
 def problem_bytes(body: ErrorBody) -> bytes:
@@ -63,9 +79,10 @@ def problem_bytes(body: ErrorBody) -> bytes:
 class Envelope:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, *, meter: Meter) -> None:
+    def __init__(self, app: ASGIApp, *, meter: Meter, gate: Gate) -> None:
         self._app = app
         self._meter = meter
+        self._gate = gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, wrapped."""
@@ -75,10 +92,11 @@ class Envelope:
         request_id = scope[REQUEST_ID] = _request_id(scope)
         started = perf_counter()
         with structlog.contextvars.bound_contextvars(request_id=request_id):
-            status = await _Exchange(scope, send, request_id).run(self._app, limit_body(scope, receive))
+            body = LimitedBody(scope, receive, self._gate.body_seconds)
+            status = await _Exchange(scope, send, request_id).run(self._app, body, self._gate)
             seconds = perf_counter() - started
-            self._meter.note(scope, status, seconds)
-            _log_line(scope, status, seconds)
+            route = self._meter.note(scope, status, seconds)
+            _log_line(scope, route, status, seconds)
 
 
 def _request_id(scope: Scope) -> str:
@@ -86,10 +104,12 @@ def _request_id(scope: Scope) -> str:
     return given.decode() if _REQUEST_ID.match(given) else secrets.token_hex(8)
 
 
-def _log_line(scope: Scope, status: int, seconds: float) -> None:
-    # The path without its query: queries hold cursors and labels of users, paths hold identifiers only.
-    log = _LOG.debug if route_of(scope) in _QUIET_ROUTES else _LOG.info
-    log("request", method=scope["method"], path=scope["path"], status=status, milliseconds=round(seconds * 1000, 1))
+def _log_line(scope: Scope, route: str, status: int, seconds: float) -> None:
+    # The path without its query: queries hold cursors and labels of users, paths hold identifiers only. Quoted as it came, so
+    # that it cannot write lines of its own.
+    path = shorten(quote(scope["path"]), 200)
+    log = _LOG.debug if route in _QUIET_ROUTES else _LOG.info
+    log("request", method=shorten(scope["method"], 20), path=path, status=status, milliseconds=round(seconds * 1000, 1))
 
 
 class _Exchange:
@@ -101,13 +121,14 @@ class _Exchange:
         self._request_id = request_id
         self._status: int | None = None
 
-    async def run(self, app: ASGIApp, receive: Receive) -> int:
-        """Run the application; return the status that was answered."""
+    async def run(self, app: ASGIApp, receive: Receive, gate: Gate) -> int:
+        """Run the application, unless the gate refuses; return the status that was answered."""
         if "\0" in self._scope["path"] or b"%00" in self._scope["query_string"]:
             # No name of ours holds a NUL, and databases stumble over it.
             await self._send_problem(InvalidRequest("a NUL cannot be part of an address", path="path").body(self._request_id))
             return self._status or _CLIENT_GONE
         try:
+            gate.check(self._scope)
             await app(self._scope, receive, self._send_wrapped)
         except ClientDisconnect:
             return _CLIENT_GONE
@@ -132,16 +153,18 @@ class _Exchange:
         if self._status is not None:
             # Too late for another answer: returning without the end of this one makes the server cut the connection,
             # so that the peer cannot take half a body for the whole.
-            _LOG.error("answer cut short", path=self._scope["path"], reason=str(error), exc_info=_unless_expected(error))
+            _LOG.error("answer cut short", path=quote(self._scope["path"]), reason=str(error), exc_info=_unless_expected(error))
             return
         if not isinstance(error, WegeftError):
-            _LOG.error("unexpected error", path=self._scope["path"], exc_info=error)
+            _LOG.error("unexpected error", path=quote(self._scope["path"]), exc_info=error)
             error = WegeftError("an unexpected error; the server's log has more under this request id")
         await self._send_problem(error.body(self._request_id))
 
     async def _send_problem(self, body: ErrorBody) -> None:
         content = problem_bytes(body)
         headers = [(b"content-type", PROBLEM_MEDIA_TYPE.encode()), (b"content-length", str(len(content)).encode())]
+        if body.status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
         await self._send_wrapped({"type": "http.response.start", "status": body.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": content})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -13,15 +12,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from infra.envelope import PROBLEM_MEDIA_TYPE, REQUEST_ID, Envelope, Meter, problem_bytes
+from infra.gate import PREFIX, Gate
 from wegeft.contracts.errors import Broken, ErrorBody, InvalidRequest, NotFound, Problem, WegeftError, shorten
 
-API_PREFIX = "/api/v1"
+API_PREFIX = PREFIX
 """Every router of our own API carries it itself: ``APIRouter(prefix=API_PREFIX)``."""
 
 Check = Callable[[], None]
 """Raises where a part that the service stands on does not work."""
-Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
+_OPEN_GATE = Gate()
 _SECRET_WORDS = ("token", "secret", "password", "authorization", "credential")
 _RETRY_AFTER_SECONDS = 1
 _MAX_PROBLEMS = 100
@@ -35,22 +35,25 @@ def create_app(
     version: str,
     checks: Mapping[str, Check] | None = None,
     registry: CollectorRegistry | None = None,
-    lifespan: Lifespan | None = None,
+    gate: Gate = _OPEN_GATE,
 ) -> FastAPI:
     """Return the application that serves ``routers``, each of which carries its own prefix.
 
-    ``checks`` are what ``/readyz`` tries, by name; ``registry`` is what ``/metrics`` shows, beside the requests themselves.
+    ``checks`` are what ``/readyz`` tries, by name; ``registry`` is what ``/metrics`` shows, beside the requests themselves;
+    ``gate`` is what a request has to pass before any of them.
     """
     metrics = registry or CollectorRegistry()
     app = FastAPI(
         title=title,
         version=version,
-        lifespan=lifespan,
         openapi_url=f"{API_PREFIX}/openapi.json",
         docs_url=None,
         redoc_url=None,
-        middleware=[Middleware(Envelope, meter=Meter(metrics))],
-        responses={"default": {"description": "RFC 9457", "content": {PROBLEM_MEDIA_TYPE: {"schema": ErrorBody.model_json_schema()}}}},
+        redirect_slashes=False,
+        middleware=[Middleware(Envelope, meter=Meter(metrics), gate=gate)],
+        responses={
+            "default": {"description": "Any error, as RFC 9457 has it", "content": {PROBLEM_MEDIA_TYPE: {"schema": _error_schema()}}}
+        },
     )
     app.add_exception_handler(WegeftError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_validation)
@@ -59,6 +62,13 @@ def create_app(
         app.include_router(router)
     app.include_router(_plain_router(version, checks or {}, metrics))
     return app
+
+
+def _error_schema() -> dict[str, object]:
+    """Return the schema of an error, whole in itself: references into it would lead nowhere from within the API's description."""
+    schema = ErrorBody.model_json_schema()
+    schema["properties"]["problems"]["items"] = schema.pop("$defs")["Problem"]
+    return schema
 
 
 def problem_response(error: WegeftError, request: Request, status: int | None = None) -> Response:
@@ -114,7 +124,7 @@ def _plain_router(version: str, checks: Mapping[str, Check], registry: Collector
     router = APIRouter(tags=["service"])
 
     @router.get("/healthz", summary="Whether the process answers")
-    def healthz() -> dict[str, str]:
+    async def healthz() -> dict[str, str]:
         return {"status": "ok", "version": version}
 
     @router.get("/readyz", summary="Whether the database and the object store answer")

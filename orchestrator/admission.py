@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from wegeft.contracts.base_model_name import is_hub_id
 from wegeft.contracts.errors import InvalidJob, PolicyRefused, Problem, shorten
 from wegeft.contracts.job import JobSpec
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,7 @@ def check_submission(spec: JobSpec, policy: Policy, size_of: Callable[[str], int
 
 def is_local_model(base_model: str) -> bool:
     """Return whether a base model is named by a path on a disk, and not by an id in a model hub."""
-    return base_model.lower().endswith(".gguf") or not _HUB_ID.match(base_model)
+    return not is_hub_id(base_model)
 
 
 def _refusals(spec: JobSpec, policy: Policy) -> Iterator[Problem]:

@@ -61,7 +61,11 @@ def _jobs_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
     def post_job(body: Submission, caller: Annotated[Principal, Depends(writer)], response: Response, key: Key = None) -> JobView:
         now = services.clock()
         job = ledger.NewJob(
-            id=make_job_id(now, secrets.token_bytes(ENTROPY_BYTES)), owner=caller.name, spec=parse_spec({**body.spec}), idempotency_key=key
+            id=make_job_id(now, secrets.token_bytes(ENTROPY_BYTES)),
+            owner=caller.name,
+            token_id=caller.token_id,
+            spec=parse_spec({**body.spec}),
+            idempotency_key=key,
         )
         view, is_new = _queue(services, job, now)
         response.status_code = 201 if is_new else 200

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row
 
 from hub.objects import stream_verified
 from infra.auth import Credentials, bearer_of
-from infra.bodies import BodyReader, streams_body
+from infra.bodies import BodyReader, streams_body, takes_reports
 from infra.database import reading, writing
 from orchestrator import ledger
 from orchestrator.publishing import check_blobs, publish_result
@@ -53,6 +53,11 @@ class _Desk:
         with writing(services.engine) as connection:
             yield connection, ledger.contact(connection, lease, services.clock(), services.limits.lease_seconds, step)
 
+    def delivered(self, lease: ledger.Lease, *digests: str) -> frozenset[str]:
+        """Return those of ``digests`` whose bytes the caller's job has delivered."""
+        with self.heard(lease) as (connection, _):
+            return ledger.find_delivered(connection, lease, digests)
+
     def task(self, lease: ledger.Lease) -> TrainingTask:
         """Return what the caller is to train."""
         with self.heard(lease) as (_, row):
@@ -90,6 +95,7 @@ def _report_router(desk: _Desk) -> APIRouter:
             return HeartbeatReply(should_stop=row.state == JobState.CANCELLING)
 
     @router.post("/events", status_code=204, summary="Add to the job's log")
+    @takes_reports
     def post_events(body: EventBatch, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> None:
         with desk.heard(lease) as (connection, _):
             ledger.record_events(connection, lease, body, clock())
@@ -102,12 +108,14 @@ def _delivery_router(desk: _Desk) -> APIRouter:
     services = desk.services
 
     @router.post("/checkpoints", status_code=204, summary="Let a later attempt go on from here")
+    @takes_reports
     def post_checkpoint(body: Checkpoint, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> None:
-        check_blobs(services.store, body.files)
+        check_blobs(services.store, body.files, desk.delivered(lease, *(entry.digest for entry in body.files)))
         with desk.heard(lease) as (connection, _):
             ledger.save_checkpoint(connection, lease, body, services.clock())
 
     @router.post("/result", summary="Publish the adapter and end the job")
+    @takes_reports
     def post_result(body: TrainingResult, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> PublishedVersion:
         return publish_result(services, lease, body)
 
@@ -123,25 +131,25 @@ def _blob_router(desk: _Desk) -> APIRouter:
     router = APIRouter()
     services = desk.services
 
-    @router.head("/blobs/{digest}", summary="Whether the bytes are stored")
+    @router.head("/blobs/{digest}", summary="Whether the job has delivered the bytes")
     def head_blob(digest: str, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> Response:
-        with desk.heard(lease):
-            pass
-        size = services.store.has(check_digest(digest))
+        is_delivered = digest in desk.delivered(lease, check_digest(digest))
+        size = services.store.has(digest) if is_delivered else None
         if size is None:
             raise BlobNotFound(path=digest)
         return Response(headers={"Content-Length": str(size), "ETag": f'"{digest}"'})
 
-    @router.put("/blobs/{digest}", status_code=201, summary="Store bytes")
+    @router.put("/blobs/{digest}", status_code=201, summary="Store bytes; 200 where the job has delivered them before")
     @streams_body
     def put_blob(digest: str, request: Request, response: Response, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> BlobView:
         with desk.heard(lease):
             pass
-        size = services.store.has(check_digest(digest))
-        if size is not None:
-            response.status_code = 200
-            return BlobView(digest=digest, size=size)
-        return BlobView(digest=digest, size=_store(services, digest, request))
+        # Read even where the store has it: whoever knows a digest must not pass for one who has its bytes.
+        size = _store(services, check_digest(digest), request)
+        with desk.heard(lease) as (connection, _):
+            if not ledger.note_blob(connection, lease, digest):
+                response.status_code = 200
+        return BlobView(digest=digest, size=size)
 
     @router.get("/blobs/{digest}", summary="Bytes that the task names: data sets and the checkpoint to go on from")
     def get_blob(digest: str, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> Response:

@@ -14,7 +14,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.telemetry import configure_logging
-from wegeft.contracts.errors import ErrorBody, WegeftError, WorkerLost
+from wegeft.contracts.errors import ErrorBody, StartFailed, WegeftError
 from wegeft.contracts.placement import AttemptEnd, AttemptOrder
 
 if TYPE_CHECKING:
@@ -137,9 +137,9 @@ class _Server:
                 self._pool.stop(request.stop)
         except WegeftError as error:
             return error.body()
-        except Exception as error:  # noqa: BLE001 - told to the parent, as the attempt's end
+        except Exception as error:  # noqa: BLE001 - told to the parent, as a trouble of the pool and not of the job
             _LOG.exception("pool failed", request=request.id)
-            return WorkerLost(f"the pool could not start the attempt: {type(error).__name__}").body()
+            return StartFailed(f"the pool could not start the attempt: {type(error).__name__}").body()
         return None
 
     def _poll(self) -> tuple[AttemptEnd, ...]:

@@ -22,6 +22,7 @@ from wegeft.contracts.errors import (
     IllegalTransition,
     LeaseExpired,
     Stalled,
+    StartFailed,
     TrainingCrashed,
     WegeftError,
     WorkerLost,
@@ -123,6 +124,8 @@ def decide_retry(error: ErrorBody, counters: Counters, recovery: RecoverySpec) -
     so that a cluster that loses its nodes does not use up a job's patience with its own code.
     """
     kind = ERROR_KINDS.get(error.code, TrainingCrashed)
+    if kind is WegeftError:
+        kind = TrainingCrashed  # whoever could not say more met a bug, ours perhaps
     if not kind.is_retryable:
         return Fail()
     if issubclass(kind, TrainingCrashed):
@@ -191,7 +194,14 @@ class End:
     error: WegeftError
 
 
-Verdict = Keep | Renew | End
+@dataclass(frozen=True, kw_only=True)
+class GiveUp:
+    """Take back from the pool what it found no room for, and put the job into the queue again; that is nobody's loss."""
+
+    error: WegeftError
+
+
+Verdict = Keep | Renew | End | GiveUp
 
 
 def judge(live: LiveAttempt, now: datetime, limits: Limits, *, is_in_our_pool: bool) -> Verdict:
@@ -223,7 +233,7 @@ def _judge_starting(live: LiveAttempt, now: datetime, limits: Limits, *, is_in_o
     if not is_in_our_pool:
         return End(error=LeaseExpired("the worker was not heard of in time")) if now >= live.lease_expires_at else Keep()
     if now >= live.begun_at + timedelta(seconds=limits.start_seconds):
-        return End(error=WorkerLost(f"no worker started within {limits.start_seconds:g} s", hint="are the resources free anywhere?"))
+        return GiveUp(error=StartFailed(f"no worker started within {limits.start_seconds:g} s", hint="are the resources free anywhere?"))
     is_due = now >= live.lease_expires_at - timedelta(seconds=limits.lease_seconds / 2)
     return Renew() if is_due else Keep()
 

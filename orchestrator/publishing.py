@@ -19,17 +19,18 @@ from wegeft.contracts.job import JobSpec
 from wegeft.contracts.training import PublishedVersion, TrainingResult
 
 
-def check_blobs(store: ObjectStore, files: tuple[FileEntry, ...]) -> None:
-    """Return where all files are stored in the announced size; raise :class:`InvalidRequest` with all that are not."""
-    problems = [problem for entry in files if (problem := _missing(store, entry))]
+def check_blobs(store: ObjectStore, files: tuple[FileEntry, ...], delivered: frozenset[str]) -> None:
+    """Return where the job has delivered all files in the announced size; raise :class:`InvalidRequest` with all that it has not."""
+    problems = [problem for entry in files if (problem := _missing(store, entry, delivered))]
     if problems:
         raise InvalidRequest("the files are not all stored", problems=problems)
 
 
-def _missing(store: ObjectStore, entry: FileEntry) -> Problem | None:
-    size = store.has(entry.digest)
+def _missing(store: ObjectStore, entry: FileEntry, delivered: frozenset[str]) -> Problem | None:
+    # What others have stored is told apart from nothing by nobody who knows its digest alone.
+    size = store.has(entry.digest) if entry.digest in delivered else None
     if size is None:
-        return Problem(path=entry.path, message="its bytes are not in the store", value=entry.digest, hint="upload them first")
+        return Problem(path=entry.path, message="its bytes were not uploaded for this job", value=entry.digest, hint="upload them first")
     if size != entry.size:
         return Problem(path=entry.path, message="its size differs", value=str(entry.size), hint=f"the store has {size} bytes")
     return None
@@ -38,15 +39,18 @@ def _missing(store: ObjectStore, entry: FileEntry) -> Problem | None:
 def publish_result(services: OrchestratorServices, lease: ledger.Lease, result: TrainingResult) -> PublishedVersion:
     """Publish what an attempt has made and end its job; the same result again returns the same version.
 
-    Nothing is changed where the files are not an adapter (:class:`InvalidInput`) or the attempt is stale (:class:`StaleLease`).
+    Nothing is changed where the files are no adapter or not delivered for this job (:class:`InvalidInput`), or the attempt is
+    stale (:class:`StaleLease`).
     """
     with writing(services.engine) as connection:
         try:
             # Renewed now, because reading every byte may take a while.
             row = ledger.contact(connection, lease, services.clock(), services.limits.lease_seconds)
+            delivered = ledger.find_delivered(connection, lease, (entry.digest for entry in result.files))
         except StaleLease as error:
             return _published_before(connection, lease, error)
     spec = JobSpec.model_validate_json(row.spec)
+    check_blobs(services.store, result.files, delivered)
     facts = check_version(services.store, result.files)
     publication = Publication(
         adapter=spec.adapter,

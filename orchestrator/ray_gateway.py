@@ -33,7 +33,7 @@ HANG_SECONDS = 120.0
 """A child that says nothing for so long is killed; starting Ray may take a good part of it."""
 
 _RESTART_SECONDS = (0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
-_GOOD_LIFE_SECONDS = 60.0
+_GOOD_LIFE_SECONDS = 10.0
 """A child that lived so long does not count as failing again and again."""
 _CLOSE_SECONDS = 15.0
 _EXIT_SECONDS = 3.0
@@ -61,8 +61,8 @@ class _Child:
 class GatewayPool:
     """A pool whose attempts run in the child that ``command`` starts; see :class:`orchestrator.scheduler.Pool`.
 
-    ``start`` returns once the order is on its way; what the child's pool refuses comes back as the attempt's end. Safe to use from
-    several threads.
+    ``start`` returns once the order is on its way; what the child's pool refuses comes back as an end that says so. Safe to use
+    from several threads.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class GatewayPool:
         if answer.id is not None:
             handle = child.asked.pop(answer.id, None)
             if handle is not None and answer.error is not None:
-                self._end(child, AttemptEnd(handle=handle, error=answer.error))
+                self._end(child, AttemptEnd(handle=handle, error=answer.error, is_refused=True))
         if answer.ended is not None:
             self._end(child, answer.ended)
 
@@ -233,9 +233,12 @@ class GatewayPool:
         if not self._is_closing.is_set():
             _LOG.warning("gateway ended", pid=child.process.pid, status=code, lost=len(child.running))
         lost = WorkerLost("the gateway to Ray died, and the worker with it").body()
+        unstarted = ServiceUnreachable("the gateway to Ray died before it said that the attempt is started").body()
         with self._lock:
             self._child = None
-            self._ends += [AttemptEnd(handle=handle, error=lost) for handle in sorted(child.running)]
+            for handle in sorted(child.running):
+                is_refused = handle in child.asked.values()
+                self._ends.append(AttemptEnd(handle=handle, error=unstarted if is_refused else lost, is_refused=is_refused))
             child.running.clear()
         with child.sending:
             for stream in (child.process.stdin, child.process.stdout):

@@ -18,8 +18,18 @@ from sqlalchemy import Connection, Engine
 from infra.auth import hash_secret, make_attempt_token
 from infra.database import reading, writing
 from orchestrator import ledger
-from orchestrator.jobs import End, Keep, Limits, LiveAttempt, Renew, Verdict, judge
-from wegeft.contracts.errors import DatabaseUnavailable, JobFailure, StaleLease, StorageFull, WegeftError, WorkerLost
+from orchestrator.jobs import End, GiveUp, Keep, Limits, LiveAttempt, Renew, Verdict, judge
+from wegeft.contracts.errors import (
+    ERROR_KINDS,
+    DatabaseUnavailable,
+    ErrorBody,
+    JobFailure,
+    StaleLease,
+    StartFailed,
+    StorageFull,
+    WegeftError,
+    WorkerLost,
+)
 from wegeft.contracts.job import bytes_of
 from wegeft.contracts.placement import AttemptEnd, AttemptOrder
 from wegeft.contracts.training import JobState
@@ -31,6 +41,10 @@ _PAUSE_SECONDS = 5.0
 """Ticks further apart than this, and than half a lease, tell of a pause."""
 _POOL_REST_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 """How long nothing is started after the pool has failed to, once, twice, …"""
+_POOL_CALM_SECONDS = 60.0
+"""A failure so long after the last rest is the first again."""
+_NO_ROOM_SECONDS = 30.0
+"""How long a job that found no room lets the others go first."""
 
 
 class Pool(Protocol):
@@ -39,8 +53,8 @@ class Pool(Protocol):
     def start(self, order: AttemptOrder) -> None:
         """Start an attempt, or keep it until there is room; ``order.handle`` names it from now on.
 
-        Raises :class:`NoCapacity` where its resources can never be had here, or reports that as the attempt's end, and
-        :class:`Broken` where the pool does not work.
+        Raises :class:`NoCapacity` where its resources can never be had here, and :class:`Broken` where the pool does not work; or
+        reports either later, as the end of an attempt that is refused.
         """
         ...
 
@@ -130,9 +144,14 @@ class Scheduler:
         error = end.error or WorkerLost("the worker ended without a result or an error").body()
         with writing(self._engine) as connection:
             lease = _lease_of(connection, end.handle)
-            if lease is not None:
-                after = ledger.end_attempt(connection, lease, error, now)
-                _LOG.info("attempt ended", handle=end.handle, code=error.code, reason=error.detail, job_is=str(after))
+            if lease is None:
+                return
+            if end.is_refused and not _is_of_the_job(error):
+                _LOG.warning("pool could not start an attempt", handle=end.handle, code=error.code, reason=error.detail)
+                ledger.give_back(connection, lease, error, now, self._rest(now))
+                return
+            after = ledger.end_attempt(connection, lease, error, now)
+        _LOG.info("attempt ended", handle=end.handle, code=error.code, reason=error.detail, job_is=str(after))
 
     def _judge(self, seen: LiveAttempt, now: datetime) -> None:
         if isinstance(self._verdict(seen, now), Keep):
@@ -149,6 +168,9 @@ class Scheduler:
                     return
                 case End(error=error):
                     after = ledger.end_attempt(connection, lease, error.body(), now)
+                case GiveUp(error=error):
+                    ledger.give_back(connection, lease, error.body(), now, _NO_ROOM_SECONDS)
+                    after = JobState.QUEUED
         # Fenced first, killed after: whatever the process still does, it changes nothing.
         self._stop(seen.handle)
         _LOG.info("attempt stopped", handle=seen.handle, code=error.code, reason=error.message, job_is=str(after))
@@ -222,21 +244,32 @@ class Scheduler:
             _LOG.warning(
                 "pool could not start an attempt", handle=order.handle, reason=str(error), exc_info=not isinstance(error, WegeftError)
             )
-            self._rest(claimed, error, now)
+            told = error if isinstance(error, WegeftError) else StartFailed("the pool could not start the attempt")
+            with writing(self._engine) as connection:
+                ledger.give_back(connection, claimed.lease, told.body(), now, self._rest(now))
         else:
             self._given[order.handle] = None
-            self._pool_failures = 0
-            self._pool_rests_until = None
-            _LOG.info("attempt started", handle=order.handle)
+            _LOG.info("attempt given to the pool", handle=order.handle)
 
-    def _rest(self, claimed: ledger.Claimed, error: Exception, now: datetime) -> None:
-        """Put the job back and start nothing for a while: a pool that does not work fails every job alike."""
+    def _rest(self, now: datetime) -> float:
+        """Start nothing for a while, and return how many seconds: a pool that does not work fails every job alike.
+
+        That a pool takes an order does not end its trouble, as it may refuse it later; only time does.
+        """
+        until = self._pool_rests_until
+        if until is not None and now < until:
+            return (until - now).total_seconds()  # Several orders met the same trouble.
+        if until is not None and now >= until + timedelta(seconds=_POOL_CALM_SECONDS):
+            self._pool_failures = 0
         seconds = _POOL_REST_SECONDS[min(self._pool_failures, len(_POOL_REST_SECONDS) - 1)]
         self._pool_failures += 1
         self._pool_rests_until = now + timedelta(seconds=seconds)
-        told = error if isinstance(error, WegeftError) else WorkerLost("the pool could not start the attempt")
-        with writing(self._engine) as connection:
-            ledger.give_back(connection, claimed.lease, told.body(), now, seconds)
+        return seconds
+
+
+def _is_of_the_job(error: ErrorBody) -> bool:
+    """Whether a refusal would be the same from any pool that works."""
+    return issubclass(ERROR_KINDS.get(error.code, WegeftError), JobFailure)
 
 
 def _lease_of(connection: Connection, handle: str) -> ledger.Lease | None:

@@ -80,3 +80,16 @@ def test_image_holds_every_room() -> None:
     """The Dockerfile copies each package that pyproject.toml names."""
     copied = set(re.findall(r"^COPY (\w+) \./\1$", (ROOT / "infra/deploy/Dockerfile").read_text(), re.MULTILINE))
     assert copied == {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "bench", "examples"}
+
+
+@pytest.mark.parametrize(
+    ("ray", "wgctl", "status"), [("exit 3", "sleep 60", 3), ("sleep 60", "exit 4", 4)], ids=["ray ends", "service ends"]
+)
+def test_orchestrator_container_ends_when_either_of_its_processes_does(tmp_path: Path, ray: str, wgctl: str, status: int) -> None:
+    """A dead Ray node would leave a service that looks well and starts nothing."""
+    for name, body in (("ray", ray), ("wgctl", wgctl)):
+        (tmp_path / name).write_text(f"#!/bin/sh\nexec {body}\n" if body.startswith("sleep") else f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "WEGEFT_RAY_ADDRESS": "ray-head:6379"}
+    script = ROOT / "infra/deploy/orchestrator.sh"
+    assert subprocess.run([script], env=environment, check=False, timeout=30).returncode == status

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workers.batches import Batch
+from workers.layout import Batch
 
 Model = Any
 """A causal language model of transformers, adapted or not; both are untyped."""
@@ -38,32 +38,33 @@ class AnswerLoss:
     def __call__(self, batch: Batch) -> Tensor:
         """Return the sum over the batch's learnt tokens of −log p(token), in nats, float32."""
         if self._head is None:
-            logits = self._run(batch.tokens).flatten(0, 1).index_select(0, batch.positions)
+            logits = self._run(batch).flatten(0, 1).index_select(0, batch.positions)
             return _cross_entropy(logits, batch.targets)
         if not self._is_plain:
             logits = self._logits_at(self._head, batch)
             return _cross_entropy(logits, batch.targets)
-        hidden = self._hidden_at(self._head, batch.tokens, batch.positions)
+        hidden = self._hidden_at(self._head, batch)
         if torch.is_grad_enabled() and self._head_learns:
             return _cross_entropy(self._head(hidden), batch.targets)
         total: Tensor = _ChunkedCrossEntropy.apply(hidden, batch.targets, self._head)  # type: ignore[no-untyped-call]
         return total
 
-    def _run(self, tokens: Tensor) -> Tensor:
-        # No attention mask: padding is on the right, and a position never attends to what follows it.
-        logits: Tensor = self._model(input_ids=tokens, use_cache=False, return_dict=True).logits
+    def _run(self, batch: Batch) -> Tensor:
+        # Padded rows need no mask: padding is on the right, and a position never attends to what follows it.
+        given = {} if batch.mask is None else {"attention_mask": batch.mask, "position_ids": batch.places}
+        logits: Tensor = self._model(input_ids=batch.tokens, use_cache=False, return_dict=True, **given).logits
         return logits
 
-    def _hidden_at(self, head: nn.Module, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Run all but the head and return what it would read at ``positions``; the head runs once, for nothing, on one token."""
+    def _hidden_at(self, head: nn.Module, batch: Batch) -> Tensor:
+        """Run all but the head and return what it would read at the learnt positions; it runs once, for nothing, on one token."""
         kept: list[Tensor] = []
 
         def keep(_head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            kept.append(inputs[0].flatten(0, 1).index_select(0, positions))
+            kept.append(inputs[0].flatten(0, 1).index_select(0, batch.positions))
             return (inputs[0][:1, :1].detach(), *inputs[1:])
 
         with head.register_forward_pre_hook(keep):
-            self._run(tokens)
+            self._run(batch)
         return kept[0]
 
     def _logits_at(self, head: nn.Module, batch: Batch) -> Tensor:
@@ -73,12 +74,13 @@ class AnswerLoss:
             return (inputs[0].flatten(0, 1).index_select(0, batch.positions)[None], *inputs[1:])
 
         with head.register_forward_pre_hook(select):
-            return self._run(batch.tokens)[0]
+            return self._run(batch)[0]
 
     def _head_is_all(self, head: nn.Module) -> bool:
         """Whether logits are what the head makes of its input and nothing else, tried on small and on very large ones."""
         device = next(self._model.parameters()).device
-        tokens = torch.arange(_PROBE_TOKENS, device=device)[None]
+        tokens = torch.arange(_PROBE_TOKENS, device=device)
+        batch = Batch(tokens=tokens[None], positions=tokens, targets=tokens)
         read: list[Tensor] = []
         factor = torch.ones(())
 
@@ -87,9 +89,9 @@ class AnswerLoss:
             return (read[-1], *inputs[1:])
 
         with head.register_forward_pre_hook(scale):
-            own = self._run(tokens)
+            own = self._run(batch)
             factor = _PROBE_LOGIT / own.abs().max().clamp_min(1e-6)
-            own_large = self._run(tokens)
+            own_large = self._run(batch)
         return len(read) == 2 and all(
             torch.allclose(logits.float(), head(hidden).float(), rtol=1e-3) for logits, hidden in zip((own, own_large), read, strict=True)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from wegeft.contracts.errors import BaseModelUnusable, NoCapacity, OutOfMemory, 
 from wegeft.contracts.job import JobSpec
 from workers.gguf_model import plain_folder
 from workers.model_source import ModelSource, find_model
+
+_LOADING = threading.Lock()
+"""transformers makes empty models by changing torch for the whole process, so two threads must not load at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,7 @@ def load_base_model(request: ModelRequest) -> BaseModel:
     Raises ``BaseModelNotFound``, ``BaseModelUnusable``, ``OutOfMemory``, or ``NoCapacity`` where a GPU is asked for and torch sees none.
     """
     device = _device(request)
-    with _quiet_libraries():
+    with _LOADING, _quiet_libraries():
         source = find_model(request.base_model, request.revision, with_code=request.trust_remote_code)
         with _folder_of(source, request.cache) as folder:
             tokenizer = _load_tokenizer(folder, request)

@@ -9,11 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from wegeft.contracts.errors import InvalidData
-from workers.tokenization import Example
 
 _HOLD_OUT_STREAM = 1 << 63
 """Apart from the streams of epochs, which count from 0."""
@@ -86,37 +83,6 @@ def hold_out(rows: int, amount: float, seed: int) -> tuple[list[int], list[int]]
         raise InvalidData("no row is left to train on", path="val_set_size", value=amount, hint=hint)
     order = _shuffled(rows, seed, _HOLD_OUT_STREAM)
     return sorted(order[count:]), sorted(order[:count])
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows side by side, padded on the right, where causal attention never looks."""
-
-    tokens: Tensor
-    """rows×length, int64."""
-    positions: Tensor
-    """Places in the flattened rows×length whose next token is learnt, int64."""
-    targets: Tensor
-    """The token to say at each position, int64."""
-    real_tokens: int
-    """Tokens without padding."""
-
-
-def collate(examples: Sequence[Example], pad_token: int, device: torch.device) -> Batch:
-    """Return the examples as one batch on ``device``."""
-    length = max(len(example.tokens) for example in examples)
-    tokens = np.full((len(examples), length), pad_token, dtype=np.int64)
-    is_learnt = np.zeros((len(examples), length), dtype=np.bool_)
-    for row, example in enumerate(examples):
-        tokens[row, : len(example.tokens)] = example.tokens
-        is_learnt[row, : len(example.tokens)] = example.is_learnt
-    places = np.flatnonzero(is_learnt)
-    return Batch(
-        tokens=torch.from_numpy(tokens).to(device),
-        positions=torch.from_numpy(places - 1).to(device),
-        targets=torch.from_numpy(tokens.reshape(-1)[places]).to(device),
-        real_tokens=sum(len(example.tokens) for example in examples),
-    )
 
 
 def batches_within(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:

@@ -18,7 +18,9 @@ from workers.train import Outcome
 _FLOAT_BYTES = 4
 
 _CARD = """---
-base_model: {{ base_model | tojson }}
+{%- if hub_id %}
+base_model: {{ hub_id | tojson }}
+{%- endif %}
 library_name: peft
 {%- if license %}
 license: {{ license | tojson }}
@@ -26,12 +28,14 @@ license: {{ license | tojson }}
 tags:
 - peft
 - wegeft
-- {{ ("base_model:adapter:" ~ base_model) | tojson }}
+{%- if hub_id %}
+- {{ ("base_model:adapter:" ~ hub_id) | tojson }}
+{%- endif %}
 ---
 
 # {{ name }}
 
-A WeGeFT adapter of rank {{ rank }} (alpha {{ alpha }}) of `{{ base_model }}`: {{ "{:,}".format(parameters) }} numbers, where the LoRA
+A WeGeFT adapter of rank {{ rank }} (alpha {{ alpha }}) of `{{ identity }}`: {{ "{:,}".format(parameters) }} numbers, where the LoRA
 that computes the same has {{ "{:,}".format(lora_parameters) }}.
 
 {% if rows -%}
@@ -52,11 +56,11 @@ from transformers import AutoModelForCausalLM
 
 import wegeft.method  # teaches PEFT the method
 
-model = AutoModelForCausalLM.from_pretrained({{ base_model | tojson }})
+model = AutoModelForCausalLM.from_pretrained({{ load }})
 model = PeftModel.from_pretrained(model, "path/to/this/folder")
 ```
 
-Trained on {{ identity }}.
+Without this package, as a LoRA that computes the same: `wegeft.to_lora("path/to/this/folder", model, "path/to/the/lora")`.
 """
 
 
@@ -101,7 +105,7 @@ def _figures(outcome: Outcome) -> dict[str, Any]:
 def _card(spec: JobSpec, base: BaseModel, outcome: Outcome) -> str:
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701 - Markdown; values are JSON
     return environment.from_string(_CARD).render(
-        base_model=spec.base_model,
+        hub_id=spec.base_model if base.commit else None,
         license=base.license,
         name=spec.name,
         rank=spec.rank,
@@ -110,7 +114,17 @@ def _card(spec: JobSpec, base: BaseModel, outcome: Outcome) -> str:
         lora_parameters=outcome.lora_parameters,
         rows=_measured(outcome),
         identity=base.identity,
+        load=_loading_arguments(spec, base),
     )
+
+
+def _loading_arguments(spec: JobSpec, base: BaseModel) -> str:
+    """Return what a reader passes to ``from_pretrained`` to get the base model that was trained on."""
+    if base.commit:
+        return f"{json.dumps(spec.base_model)}, revision={json.dumps(base.commit)}"
+    if spec.base_model.lower().endswith(".gguf"):
+        return f'"path/to/its/folder", gguf_file={json.dumps(Path(spec.base_model).name)}'
+    return '"path/to/the/base/model"'
 
 
 def _measured(outcome: Outcome) -> list[tuple[str, str, str]]:

@@ -6,13 +6,12 @@ Converting takes a quarter of a minute for a small model and loading the result 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from wegeft.contracts.errors import BaseModelUnusable, shorten
+from workers.private_folder import private_folder
 
 CACHED_FILE_LIMIT = 1 << 30
 """Bytes; a larger file is converted each time, for its result could fill a disk."""
@@ -25,9 +24,9 @@ def plain_folder(gguf: Path, digest: str, cache: Path | None) -> Iterator[Path]:
     Raises ``BaseModelUnusable`` if the file is of an architecture or quantisation that transformers cannot read.
     """
     if cache is None or gguf.stat().st_size > CACHED_FILE_LIMIT or not _is_writable(cache):
-        with tempfile.TemporaryDirectory(prefix="wegeft-gguf-") as folder:
-            _convert(gguf, Path(folder))
-            yield Path(folder)
+        with private_folder() as folder:
+            _convert(gguf, folder)
+            yield folder
         return
     yield _cached_folder(gguf, digest, cache)
 
@@ -47,16 +46,16 @@ def _cached_folder(gguf: Path, digest: str, cache: Path) -> Path:
     folder = cache / f"{digest.removeprefix('sha256:')}-{transformers.__version__}"
     if folder.is_dir():
         return folder
-    work = Path(tempfile.mkdtemp(dir=cache, prefix=".converting-"))
-    try:
-        _convert(gguf, work)
-        _sync(work)
-        work.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # Otherwise another worker was faster, with the same result.
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with private_folder(cache) as work:
+        result = work / "model"
+        result.mkdir()
+        _convert(gguf, result)
+        _sync(result)
+        try:
+            result.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # Otherwise another worker was faster, with the same result.
+                raise
     return folder
 
 

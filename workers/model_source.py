@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wegeft.contracts.base_model_name import is_hub_id
 from wegeft.contracts.errors import BaseModelNotFound, BaseModelUnusable, shorten
 
-_MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?\Z")
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _LICENSE = re.compile(r"^license:\s*['\"]?([\w.-]+)['\"]?\s*$", re.MULTILINE)
 _LOOKUP_SECONDS = 10.0
+_TOO_MANY_REQUESTS = 429
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "README.md")
 _UNWANTED = ("*/*", "consolidated*")
 """Other forms of the same weights."""
@@ -46,12 +47,13 @@ def find_model(base_model: str, revision: str | None = None, *, with_code: bool 
     path = Path(base_model).expanduser()
     if base_model.lower().endswith(".gguf"):
         return _gguf_source(path, base_model)
-    if base_model.strip() and path.is_dir():
-        return _folder_source(path)
-    if not _MODEL_ID.match(base_model) or base_model.startswith("."):
+    # What reads as an id is one, whatever folder of that name the worker happens to stand beside.
+    if is_hub_id(base_model):
+        return _hub_source(base_model, revision, with_code=with_code)
+    if not (base_model.strip() and path.is_dir()):
         hint = "give a Hugging Face id such as org/name, a folder, or a .gguf file; paths are those of the worker's machine"
         raise BaseModelNotFound("there is no such folder", path="base_model", value=base_model, hint=hint)
-    return _hub_source(base_model, revision, with_code=with_code)
+    return _folder_source(path)
 
 
 def _gguf_source(path: Path, base_model: str) -> ModelSource:
@@ -123,7 +125,7 @@ def _snapshot(base_model: str, revision: str | None, patterns: tuple[str, ...]) 
         HfApi().model_info(base_model, revision=revision, timeout=_LOOKUP_SECONDS)
         return Path(snapshot_download(**wanted))
     except HfHubHTTPError as error:
-        if error.response.status_code < 500:
+        if error.response.status_code < 500 and error.response.status_code != _TOO_MANY_REQUESTS:
             raise _refused(error, base_model, revision) from error
         reason: Exception = error
     except (OSError, httpx2.HTTPError) as error:

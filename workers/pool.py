@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Callable
@@ -24,7 +25,8 @@ _LONGEST_RAY_FOLDER = 40
 """Characters: Ray puts sockets up to 66 characters below its folder, and the kernel allows a socket's path 107."""
 _OBJECT_STORE_BYTES = 128 << 20
 """Ray's shared memory: attempts fetch and deliver over HTTP, so it carries next to nothing."""
-_ATTACH_SECONDS = 60
+_ATTACH_SECONDS = 10.0
+"""How long a cluster may take to accept a connection."""
 
 Run = Callable[[AttemptOrder, threading.Event], None]
 """Runs an attempt to its end and reports it over HTTP; stops soon after the event is set."""
@@ -56,7 +58,7 @@ class InlinePool:
 
     def start(self, order: AttemptOrder) -> None:
         """Start the attempt at once; raise :class:`NoCapacity` where it needs a GPU or more cores than there are."""
-        _check_fits(order, [{"CPU": float(usable_cores()), "GPU": 0.0, "memory": float("inf")}])
+        find_need(order, [{"CPU": float(usable_cores()), "GPU": 0.0, "memory": float("inf")}], can_grow=False)
         entry = _Thread(thread=threading.Thread(target=self._work, args=(order,), name=order.handle, daemon=True), stop=threading.Event())
         self._running[order.handle] = entry
         entry.thread.start()
@@ -110,15 +112,23 @@ class RayPool:
     run: Callable[[AttemptOrder], None] | None = None
     """What an actor does; the training of an attempt by default."""
     _placed: dict[str, _Placed] = field(default_factory=dict, init=False)
+    _lost: list[AttemptEnd] = field(default_factory=list, init=False)
     _is_connected: bool = field(default=False, init=False)
 
     def start(self, order: AttemptOrder) -> None:
-        """Place the attempt as soon as a node has room; raise :class:`NoCapacity` where no node ever has."""
+        """Place the attempt as soon as a node has room; raise :class:`NoCapacity` where no node ever has.
+
+        No node of a Ray of our own is ever added; a cluster may get one, so there the attempt waits.
+        """
         self._connect()
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        need = _check_fits(order, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        nodes = _living_nodes()
+        if self.address is None and not any(node.get("CPU") for node in nodes):
+            self._start_again()
+            nodes = _living_nodes()
+        need = find_need(order, nodes, can_grow=self.address is not None)
         group = ray.util.placement_group([need], strategy="STRICT_PACK", name=order.handle)
         cpus, gpus, memory = need.pop("CPU", 0), need.pop("GPU", 0), need.pop("memory", None)
         actor = (
@@ -138,13 +148,14 @@ class RayPool:
 
     def poll(self) -> tuple[AttemptEnd, ...]:
         """Return the attempts whose actors have ended since the last call."""
+        lost, self._lost = self._lost, []
         if not self._placed:
-            return ()
+            return tuple(lost)
         import ray
 
         results = {placed.result: handle for handle, placed in self._placed.items()}
         done, _ = ray.wait(list(results), num_returns=len(results), timeout=0)
-        return tuple(AttemptEnd(handle=results[result], error=self._end_of(results[result])) for result in done)
+        return (*lost, *(AttemptEnd(handle=results[result], error=self._end_of(results[result])) for result in done))
 
     def _end_of(self, handle: str) -> ErrorBody | None:
         import ray
@@ -193,6 +204,15 @@ class RayPool:
             self._attach(self.address)
         self._is_connected = True
 
+    def _start_again(self) -> None:
+        """Replace a Ray of our own whose node has died; what ran on it is lost."""
+        _LOG.warning("the node of our Ray has died; starting another")
+        error = WorkerLost("the node of Ray has died").body()
+        self._lost += [AttemptEnd(handle=handle, error=error) for handle in self._placed]
+        self._placed.clear()
+        self.close()
+        self._connect()
+
     def _start_own(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         files = _ray_folder(self.folder)
@@ -220,10 +240,24 @@ class RayPool:
         import ray
 
         try:
+            _check_answers(address)
             ray.init(address=address, log_to_driver=False, logging_level="warning", namespace="wegeft")
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             hint = "this machine must be a node of the cluster (ray start --address=…), with the cluster's token in RAY_AUTH_TOKEN"
             raise StartFailed(f"the Ray cluster cannot be joined: {error}", path="WEGEFT_RAY_ADDRESS", value=address, hint=hint) from error
+
+
+def _check_answers(address: str) -> None:
+    """Raise :class:`OSError` where nothing listens at ``host:port``, for which Ray itself would wait for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ATTACH_SECONDS).close()
+
+
+def _living_nodes() -> list[dict[str, float]]:
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 class _Actor:
@@ -239,16 +273,19 @@ class _Actor:
         run_attempt(order, owns_process=True)
 
 
-def _check_fits(order: AttemptOrder, nodes: list[dict[str, float]]) -> dict[str, float]:
-    """Return what the attempt needs of the node with most to give; raise :class:`NoCapacity` where no node has it."""
+def find_need(order: AttemptOrder, nodes: list[dict[str, float]], *, can_grow: bool) -> dict[str, float]:
+    """Return what to set aside for the attempt on one of ``nodes``; raise :class:`NoCapacity` where none has it or ever will.
+
+    Where nodes may still come (``can_grow``) it is never refused; an order for all of a node's cores then asks for one at least.
+    """
     asked = {"CPU": float(order.cpus or 1), "GPU": float(order.gpus), "memory": float(order.memory_bytes or 0)}
     fitting = [node for node in nodes if all(node.get(name, 0.0) >= amount for name, amount in asked.items())]
-    if not fitting:
+    if not fitting and not can_grow:
         most = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in asked}
         short = [name for name, amount in asked.items() if most[name] < amount]
         hint = "the largest node has " + ", ".join(f"{most[name]:g} {name}" for name in short or asked)
         raise NoCapacity("no node can ever run this job", path="resources", value=asked, hint=hint)
-    if order.cpus is None:
+    if order.cpus is None and fitting:
         asked["CPU"] = min(node["CPU"] // max(1.0, node.get("GPU", 0.0)) if order.gpus else node["CPU"] for node in fitting) or 1.0
     return {name: amount for name, amount in asked.items() if amount}
 

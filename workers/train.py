@@ -21,9 +21,9 @@ from wegeft.contracts.training import Evaluation, Message, Progress, Sample, Tra
 from workers.adaptation import adapt, sizes, trainable
 from workers.answer_loss import AnswerLoss
 from workers.base_model import BaseModel
-from workers.batches import collate
 from workers.checkpoint import Measurement, Point, RunState, pack, read_state, unpack
-from workers.evaluate import answer, exact_share, held_out_loss
+from workers.evaluate import Answerer, exact_share, held_out_loss
+from workers.layout import find_layout
 from workers.preparation import Prepared, prepare
 from workers.rows import Row
 from workers.schedule import schedule_of
@@ -119,6 +119,7 @@ class _Run:
         self._model = adapt(base, spec)
         self._parameters = trainable(self._model)
         self._loss = AnswerLoss(self._model)
+        self._layout = find_layout(self._model, self._loss, prepared.examples + prepared.held_out)
         self._schedule = schedule_of(spec, prepared.total_steps)
         self._optimizer = _optimizer(spec, self._parameters)
         self._state = RunState(plan=prepared.plan.fingerprint, base_model=base.identity, commit=base.commit)
@@ -169,19 +170,17 @@ class _Run:
 
     def _backward(self, rate: float) -> tuple[float, int]:
         """Add up the gradients of the step's mean loss over its answer tokens; return the loss and how many tokens were read."""
-        examples, device = self._prepared.examples, self._base.device
+        examples = self._prepared.examples
         micro_batches = self._prepared.plan.step(self._state.step)
         answer_tokens = sum(examples[row].answer_tokens for rows in micro_batches for row in rows)
-        total = torch.zeros((), device=device)
-        tokens = 0
+        total = torch.zeros((), device=self._base.device)
         self._model.train()
         for rows in micro_batches:
             self._check_stop()
-            batch = collate([examples[row] for row in rows], 0, device)
-            loss = self._loss(batch) / answer_tokens
+            loss = self._loss(self._layout([examples[row] for row in rows])) / answer_tokens
             loss.backward()  # type: ignore[no-untyped-call] # torch's own method
             total += loss.detach()
-            tokens += batch.real_tokens
+        tokens = sum(len(examples[row].tokens) for rows in micro_batches for row in rows)
         return self._finite("the loss", total.item(), rate), tokens
 
     def _update(self, rate: float) -> float:
@@ -219,7 +218,7 @@ class _Run:
     def _measure(self) -> Measurement:
         """Measure the held-out loss, and remember the adapter if it is the best so far."""
         step = self._state.step
-        loss = held_out_loss(self._model, self._loss, self._prepared.held_out, self._check_stop)
+        loss = held_out_loss(self._model, self._loss, self._layout, self._prepared.held_out, self._check_stop)
         if not math.isfinite(loss):
             hint = "lower learning_rate" if step else "the base model's own numbers overflow; try bf16: true, or another model"
             raise LossNotFinite(f"the held-out loss is {loss} after {step} steps", path=f"step {step}", value=loss, hint=hint)
@@ -241,7 +240,8 @@ class _Run:
         questions, wanted = self._prepared.questions, self._spec.evaluation
         if not questions:
             return None, ()
-        answers = answer(self._model, self._base.tokenizer, questions, wanted.max_new_tokens, self._check_stop)
+        answerer = Answerer(self._model, self._base.tokenizer, wanted.max_new_tokens, self._layout.can_pack)
+        answers = answerer.answer(questions, self._check_stop)
         shown = zip(questions[: wanted.samples], answers, strict=False)
         samples = tuple(Sample(prompt=question.prompt, expected=question.expected, answer=text) for question, text in shown)
         return exact_share(answers, questions), samples

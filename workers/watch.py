@@ -11,7 +11,7 @@ from time import monotonic
 
 import structlog
 
-from wegeft.contracts.errors import Conflict, NotFound, Refused, WegeftError
+from wegeft.contracts.errors import IllegalTransition, JobNotFound, StaleLease, Unauthenticated, WegeftError
 from wegeft.contracts.training import HeartbeatReply
 
 _LOG = structlog.get_logger("worker")
@@ -42,7 +42,7 @@ def reason_to_stop(answer: HeartbeatReply | WegeftError, silent_seconds: float, 
             return Reason.CANCELLED
         case HeartbeatReply():
             return None
-        case Conflict() | Refused() | NotFound():
+        case StaleLease() | IllegalTransition() | Unauthenticated() | JobNotFound():
             return Reason.STALE
         case _:
             return Reason.SILENT if silent_seconds >= lease_seconds else None
@@ -76,8 +76,8 @@ class Watch:
             self._reason = reason
 
     def check(self, error: WegeftError) -> None:
-        """Stop where an error says that the lease is another's."""
-        if isinstance(error, Conflict | Refused | NotFound):
+        """Stop where an error says that the lease is another's; any other refusal concerns what was sent, not the lease."""
+        if isinstance(error, StaleLease | IllegalTransition | Unauthenticated | JobNotFound):
             self.stop(Reason.STALE)
 
     @contextmanager

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ ENVIRONMENT = {
 
 WGCTL = (sys.executable, "-m", "cli.main")
 
+os.environ["TQDM_DISABLE"] = "1"  # read when the libraries that load the model are imported
 console = Console()
 
 
@@ -102,7 +104,7 @@ def show_result(job_id: str) -> None:
     evaluations = [event for event in events if event["type"] == "evaluation"]
     steps = [event for event in events if event["type"] == "progress"]
     before, after = evaluations[0], evaluations[-1]
-    heading("What the model learnt, on 48 held-out rows")
+    heading(f"What the model learnt, on {after['rows']} held-out rows")
     table = Table("", "before", "after")
     table.add_row("loss", f"{before['loss']:.3f}", f"{after['loss']:.3f}")
     table.add_row("exact match", f"{before['exact_match']:.0%}", f"{after['exact_match']:.0%}")
@@ -110,6 +112,8 @@ def show_result(job_id: str) -> None:
     plot_loss([step["step"] for step in steps], [step["loss"] for step in steps])
     show_answers(before["samples"], after["samples"])
     show_sizes()
+    if after["loss"] >= before["loss"] or after["exact_match"] <= before["exact_match"]:
+        raise SystemExit("the model has not learnt: that is a defect, please report it")
 
 
 def plot_loss(steps: list[int], losses: list[float]) -> None:
@@ -170,6 +174,7 @@ def ask_both_models(folder: Path) -> None:
     import wegeft.method  # noqa: F401 - importing it teaches PEFT the method
 
     heading("Load the downloaded folder in PEFT, and ask both models a new question")
+    warnings.simplefilter("ignore", FutureWarning)  # PEFT 0.21 still asks transformers under an old name
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     source = {"pretrained_model_name_or_path": str(FOLDER), "gguf_file": MODEL_FILE.name}

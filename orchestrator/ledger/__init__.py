@@ -1,4 +1,4 @@
-"""The orchestrator's truth, in SQL: jobs, their attempts and leases, their logs and their metrics.
+"""The orchestrator's truth, in SQL: jobs, their attempts, leases and blobs, their logs and their metrics.
 
 Every function works inside the caller's transaction and takes the time as an argument. Every write for an attempt is fenced by
 its lease token, which only grows: a stale worker changes nothing.
@@ -23,6 +23,7 @@ from orchestrator.ledger.attempts import (
     succeed,
     was_published,
 )
+from orchestrator.ledger.blobs import find_delivered, note_blob
 from orchestrator.ledger.jobs import JobFilter, NewJob, add, cancel, count_by_state, count_live, find, find_same, list_jobs
 from orchestrator.ledger.log import read_events, read_metric
 
@@ -40,6 +41,7 @@ __all__ = [
     "count_live",
     "end_attempt",
     "find",
+    "find_delivered",
     "find_lease",
     "find_live",
     "find_same",
@@ -47,6 +49,7 @@ __all__ = [
     "hold",
     "list_jobs",
     "list_live",
+    "note_blob",
     "read_events",
     "read_metric",
     "record_events",

@@ -50,7 +50,7 @@ def claim(connection: Connection, token_hash: str, now: datetime, lease_seconds:
     next_id = (
         select(JOBS.c.id)
         .where(JOBS.c.state == JobState.QUEUED.value, JOBS.c.run_after <= now)
-        .order_by(JOBS.c.priority.desc(), JOBS.c.id)
+        .order_by(JOBS.c.queue_rank, JOBS.c.id)
         .limit(1)
         .with_for_update(skip_locked=True)
         .scalar_subquery()

@@ -26,9 +26,12 @@ class NewJob:
 
     id: str
     owner: str
+    """The name of who submits it, as people read it."""
+    token_id: str
+    """Of who submits it; unlike a name it is one caller's."""
     spec: JobSpec
     idempotency_key: str | None = None
-    """Unique among the owner's jobs."""
+    """Unique among the jobs of the token."""
 
     @property
     def request_digest(self) -> str:
@@ -45,8 +48,10 @@ def add(connection: Connection, job: NewJob, now: datetime) -> tuple[JobView, bo
         "id": job.id,
         "name": job.spec.name,
         "owner": job.owner,
+        "token_id": job.token_id,
         "state": JobState.QUEUED.value,
         "priority": job.spec.priority,
+        "queue_rank": -job.spec.priority,
         "spec": job.spec.model_dump_json(),
         "idempotency_key": job.idempotency_key,
         "request_digest": job.request_digest,
@@ -55,7 +60,7 @@ def add(connection: Connection, job: NewJob, now: datetime) -> tuple[JobView, bo
     table: Any = postgresql.insert(JOBS) if connection.dialect.name == "postgresql" else sqlite.insert(JOBS)
     added = table.values(**row, **zeros, created_at=now, run_after=now)
     # Two requests with one key at the same moment: the second waits for the first to commit, and then finds its row.
-    key = [JOBS.c.owner, JOBS.c.idempotency_key]
+    key = [JOBS.c.token_id, JOBS.c.idempotency_key]
     is_new = connection.execute(added.on_conflict_do_nothing(index_elements=key).returning(JOBS.c.id)).first() is not None
     if not is_new:
         same = find_same(connection, job, now)
@@ -74,7 +79,7 @@ def find_same(connection: Connection, job: NewJob, now: datetime) -> JobView | N
     """
     if job.idempotency_key is None:
         return None
-    is_ours = (JOBS.c.owner == job.owner) & (JOBS.c.idempotency_key == job.idempotency_key)
+    is_ours = (JOBS.c.token_id == job.token_id) & (JOBS.c.idempotency_key == job.idempotency_key)
     row = connection.execute(select(JOBS.c.id, JOBS.c.request_digest).where(is_ours)).one_or_none()
     if row is None:
         return None
@@ -152,14 +157,14 @@ def _views(connection: Connection, rows: Sequence[Row[Any]], now: datetime) -> l
 
 def _turn(connection: Connection, row: Row[Any]) -> int:
     """Return how many queued jobs go before one."""
-    is_before = or_(JOBS.c.priority > row.priority, and_(JOBS.c.priority == row.priority, JOBS.c.id < row.id))
+    is_before = or_(JOBS.c.queue_rank < row.queue_rank, and_(JOBS.c.queue_rank == row.queue_rank, JOBS.c.id < row.id))
     query = select(func.count()).select_from(JOBS).where(JOBS.c.state == JobState.QUEUED.value, is_before)
     return connection.execute(query).scalar_one()
 
 
 def _turns(connection: Connection) -> dict[str, int]:
     """Return for each queued job how many go before it; for a page, reading the queue once is cheaper than a count each."""
-    query = select(JOBS.c.id).where(JOBS.c.state == JobState.QUEUED.value).order_by(JOBS.c.priority.desc(), JOBS.c.id)
+    query = select(JOBS.c.id).where(JOBS.c.state == JobState.QUEUED.value).order_by(JOBS.c.queue_rank, JOBS.c.id)
     return {job_id: turn for turn, job_id in enumerate(connection.execute(query).scalars())}
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, Text, cast, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from orchestrator.ledger.tables import EVENTS, JOBS, METRICS
@@ -25,6 +25,9 @@ from wegeft.contracts.training import (
     StateChanged,
     WorkerEvent,
 )
+
+PAGE_BYTES = 4 << 20
+"""Of events as they are stored, about as many as are sent; a page ends before it has more, but holds one event at least."""
 
 _EVENT: TypeAdapter[JobEvent] = TypeAdapter(JobEvent)
 _Numbered = tuple[int | None, Message | StateChanged | WorkerEvent]
@@ -100,16 +103,31 @@ def _metrics_of(event: WorkerEvent) -> Iterable[tuple[str, int, float]]:
 
 
 def read_events(connection: Connection, job_id: str, after: int, limit: int) -> EventPage:
-    """Return up to ``limit`` events behind number ``after``, and the job's state; raise :class:`JobNotFound`."""
+    """Return up to ``limit`` events behind number ``after``, fewer where they are long, and the job's state; raise :class:`JobNotFound`."""
     state = connection.execute(select(JOBS.c.state).where(JOBS.c.id == job_id)).scalar_one_or_none()
     if state is None:
         raise JobNotFound(path="job", value=job_id)
-    query = select(EVENTS).where(EVENTS.c.job_id == job_id, EVENTS.c.sequence > after).order_by(EVENTS.c.sequence).limit(limit)
+    last = _last_of_page(connection, job_id, after, limit)
+    is_on_page = (EVENTS.c.job_id == job_id) & (EVENTS.c.sequence > after) & (EVENTS.c.sequence <= last)
+    query = select(EVENTS).where(is_on_page).order_by(EVENTS.c.sequence)
     records = tuple(
         EventRecord(sequence=row.sequence, attempt=row.attempt, at=row.at, event=_EVENT.validate_python(row.event))
         for row in connection.execute(query)
     )
     return EventPage(records=records, state=JobState(state))
+
+
+def _last_of_page(connection: Connection, job_id: str, after: int, limit: int) -> int:
+    """Return the number that a page behind ``after`` ends with; the events themselves are not read for it."""
+    size = func.length(cast(EVENTS.c.event, Text))
+    query = select(EVENTS.c.sequence, size).where(EVENTS.c.job_id == job_id, EVENTS.c.sequence > after)
+    last, total = after, 0
+    for sequence, event_bytes in connection.execute(query.order_by(EVENTS.c.sequence).limit(limit)):
+        total += event_bytes
+        if total > PAGE_BYTES and last != after:
+            break
+        last = sequence
+    return last
 
 
 def read_metric(connection: Connection, job_id: str, name: str, after: int, limit: int) -> MetricPage:

@@ -25,8 +25,10 @@ JOBS = Table(
     Column("id", String(30), primary_key=True),
     Column("name", String(64), nullable=False),
     Column("owner", String(64), nullable=False),
+    Column("token_id", String(12), nullable=False),  # names need not be unique, so keys are kept apart by the token
     Column("state", String(16), nullable=False),
     Column("priority", Integer, nullable=False),
+    Column("queue_rank", Integer, nullable=False),  # minus the priority, so that one ascending index is the queue's order
     Column("spec", Text, nullable=False),  # JSON as it was accepted; read back by the contract, never by SQL
     Column("idempotency_key", String(255), nullable=True),
     Column("request_digest", String(71), nullable=False),
@@ -50,8 +52,8 @@ JOBS = Table(
     Column("error", JSON(none_as_null=True), nullable=True),
     Column("result_adapter", String(193), nullable=True),
     Column("result_version", Integer, nullable=True),
-    UniqueConstraint("owner", "idempotency_key"),
-    Index(None, "state", "priority", "id"),
+    UniqueConstraint("token_id", "idempotency_key"),
+    Index(None, "state", "queue_rank", "id"),
 )
 
 JOB_LABELS = Table(
@@ -85,6 +87,13 @@ EVENTS = Table(
     Column("at", UtcTime, nullable=False),
     Column("event", JSON, nullable=False),
     UniqueConstraint("job_id", "attempt", "number"),
+)
+
+JOB_BLOBS = Table(
+    "job_blobs",
+    METADATA,
+    Column("job_id", String(30), ForeignKey("jobs.id"), primary_key=True),
+    Column("digest", String(71), primary_key=True),
 )
 
 METRICS = Table(

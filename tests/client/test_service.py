@@ -164,6 +164,8 @@ def test_an_attempt_from_its_task_to_its_version(site: Site, url: str, client: C
         assert worker.finish(result_of(adapter_files())) == published
     done = client.wait(job.id, 5)
     assert (done.state, done.result, done.step) == ("succeeded", published, 4)
+    assert [(point.step, point.value) for point in client.metric(job.id, "loss")] == [(4, 1.0)]
+    assert client.metric(job.id, "eval_loss") == ()
     texts = [record.event.text for record in client.follow(job.id) if isinstance(record.event, Message)]
     assert texts == ["hi"]
 

@@ -225,6 +225,7 @@ def test_a_malformed_digest_never_reaches_the_store(backend: Backend, digest: st
         lambda: backend.store.range(digest, 0, 1),
         lambda: backend.store.has(digest),
         lambda: backend.store.delete(digest),
+        lambda: backend.store.set_aside(digest),
     ]
     for call in calls:
         with pytest.raises(InvalidReference):
@@ -341,6 +342,58 @@ def test_rot_is_noticed_before_the_last_chunk(backend: Backend, size: int, harm:
     assert sum(len(chunk) for chunk in received) < len(content)
     with pytest.raises(DigestMismatch):
         read_verified(backend.store, digest, 10 * MIB)
+
+
+READINGS: list[Callable[[ObjectStore, str], object]] = [
+    lambda store, digest: list(stream_verified(store, digest)),
+    lambda store, digest: read_verified(store, digest, 10 * MIB),
+]
+
+
+@pytest.mark.parametrize("read", READINGS, ids=["stream", "at once"])
+@pytest.mark.parametrize("size", [1, 3 * MIB])
+def test_rot_is_set_aside_when_it_is_read_and_mended_by_an_upload(
+    backend: Backend, size: int, read: Callable[[ObjectStore, str], object]
+) -> None:
+    content = random.Random(9).randbytes(size)
+    rotten = content[:-1] + bytes([content[-1] ^ 1])
+    digest = digest_of(content)
+    backend.write_raw(digest, rotten)
+    for _ in range(2):
+        with pytest.raises(DigestMismatch):
+            read(backend.store, digest)
+    with pytest.raises(DigestMismatch, match="set aside"):
+        backend.store.range(digest, 0, 1)
+    assert backend.store.has(digest) is None
+    assert backend.read_raw(digest) is None
+    put(backend, content)
+    assert backend.store.has(digest) == size
+    assert read_verified(backend.store, digest, size) == content
+    backend.store.delete(digest)
+    assert backend.list_raw() == []
+    with pytest.raises(BlobNotFound):
+        read(backend.store, digest)
+
+
+def test_deleting_forgets_what_was_set_aside(backend: Backend) -> None:
+    digest = put(backend, b"whole")
+    backend.store.set_aside(digest)
+    backend.store.set_aside(digest)
+    backend.store.set_aside(ABSENT)
+    with pytest.raises(DigestMismatch):
+        next(backend.store.get(digest))
+    backend.store.delete(digest)
+    assert backend.list_raw() == []
+    for name in (digest, ABSENT):
+        with pytest.raises(BlobNotFound):
+            next(backend.store.get(name))
+
+
+def test_rot_is_told_before_the_first_byte(backend: Backend) -> None:
+    content = random.Random(10).randbytes(3 * MIB)
+    backend.write_raw(digest_of(content), content[:-1] + b"!" + content[-1:])
+    with pytest.raises(DigestMismatch):
+        next(stream_verified(backend.store, digest_of(content)))
 
 
 def test_reading_at_once_is_bounded(backend: Backend) -> None:

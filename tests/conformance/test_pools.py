@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +14,9 @@ import pytest
 
 from orchestrator.scheduler import Pool
 from tests.conformance.pool_work import act_in_actor, act_in_thread
-from wegeft.contracts.errors import NoCapacity
+from wegeft.contracts.errors import NoCapacity, StartFailed
 from wegeft.contracts.placement import AttemptEnd, AttemptOrder
-from workers.pool import InlinePool, RayPool
+from workers.pool import InlinePool, RayPool, find_need
 from workers.processor import usable_cores
 
 SECONDS = 60.0
@@ -141,6 +142,41 @@ def test_what_no_node_can_ever_give_is_refused(pool: Pool, tmp_path: Path, asked
     assert caught.value.problems[0].path == "resources"
     assert caught.value.problems[0].hint
     assert is_quiet(pool)
+
+
+def test_a_cluster_that_is_away_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a trouble of the pool, each time; nobody waits for Ray's own patience."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    pool = RayPool(address, tmp_path)
+    started = time.monotonic()
+    for _ in range(2):
+        with pytest.raises(StartFailed, match="cannot be joined") as caught:
+            pool.start(order(tmp_path, "done"))
+        assert caught.value.problems[0].path == "WEGEFT_RAY_ADDRESS"
+    assert time.monotonic() - started < 30
+    pool.close()
+
+
+SMALL, LARGE = {"CPU": 4.0, "memory": 8e9}, {"CPU": 16.0, "GPU": 1.0, "memory": 64e9}
+
+
+def test_where_nodes_may_still_come_nothing_is_refused(tmp_path: Path) -> None:
+    """A cluster may lack its only GPU node for a while, or be about to grow: the attempt waits for the room that it asks for."""
+    asked = order(tmp_path, "done", cpus=8, gpus=1, memory_bytes=10**9)
+    for nodes in ([SMALL], []):
+        assert find_need(asked, nodes, can_grow=True) == {"CPU": 8.0, "GPU": 1.0, "memory": 1e9}
+        with pytest.raises(NoCapacity):
+            find_need(asked, nodes, can_grow=False)
+
+
+def test_all_cores_are_those_of_the_nodes_that_fit(tmp_path: Path) -> None:
+    """Where none is known yet, one core is asked for, so that any node that comes will do."""
+    assert find_need(order(tmp_path, "done", cpus=None), [SMALL], can_grow=True) == {"CPU": 4.0}
+    with_gpu = order(tmp_path, "done", cpus=None, gpus=1)
+    assert find_need(with_gpu, [SMALL, LARGE], can_grow=True) == {"CPU": 16.0, "GPU": 1.0}
+    assert find_need(with_gpu, [SMALL], can_grow=True) == {"CPU": 1.0, "GPU": 1.0}
 
 
 def test_an_order_for_all_cores_runs(pool: Pool, tmp_path: Path) -> None:

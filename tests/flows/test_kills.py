@@ -5,6 +5,8 @@ Each on the real Ray, SQLite and a folder, with SIGKILL or SIGSTOP to exactly on
 
 from __future__ import annotations
 
+import os
+import random
 import signal
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ import psutil
 import pytest
 
 from tests.flows.service import Service, running_service, signal_worker, wait_for_step, wait_until, worker_pid, write_job
+from wegeft.client import Client
 from wegeft.contracts.training import EventRecord, JobState
 
 pytestmark = pytest.mark.slow
@@ -24,21 +27,15 @@ QUICK = {"lease_seconds": "6", "heartbeat_seconds": "1", "pool": "ray"}
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One home for the module: Ray starts once."""
-    return tmp_path_factory.mktemp("kills") / "home"
-
-
-@pytest.fixture(scope="module")
-def service(home: Path) -> Iterator[Service]:
-    """The service on a real local Ray."""
-    with running_service(home, **QUICK) as running:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The service on a real local Ray, which starts once."""
+    with running_service(tmp_path_factory.mktemp("kills") / "home", **QUICK) as running:
         yield running
 
 
 def submit(service: Service, folder: Path, **fields: object) -> str:
     """Submit the long job from the command line and return its id."""
-    adapter = f"kills/{folder.name.replace('_', '-').rstrip('-0123456789')}"
+    adapter = f"kills/{folder.name.replace('_', '-').strip('-')}"
     job_file = write_job(folder, **{**LONG_JOB, "output": {"adapter": adapter}, **fields})
     return str(service.wgctl_json("submit", str(job_file))["id"])
 
@@ -67,13 +64,13 @@ def test_killed_worker_is_replaced_and_goes_on_from_its_checkpoint(service: Serv
     """SIGKILL of the Ray worker in the middle: the job succeeds, with one version, and little is done twice."""
     job_id = submit(service, tmp_path)
     with service.client() as client:
-        wait_for_step(client, job_id, 25)
+        wait_for_checkpoint(client, job_id, 20)
         signal_worker(worker_pid(client, job_id, 1), signal.SIGKILL)
         job = client.wait(job_id, 120)
     assert job.attempt == 2
     check_one_version(service, job_id)
     second = steps_of(all_events(service, job_id), 2)
-    assert second[0] > 10, "the second attempt began at a checkpoint, not at the start"
+    assert second[0] > 20, "the second attempt began at a checkpoint, not at the start"
     assert second[-1] == 120
 
 
@@ -94,7 +91,7 @@ def test_worker_that_slept_past_its_lease_changes_nothing(service: Service, tmp_
     records = all_events(service, job_id)
     began = next(index for index, record in enumerate(records) if record.attempt == 2)
     assert all(record.attempt == 2 for record in records[began:]), "nothing of the first attempt is written after the second began"
-    wait_until(lambda: not psutil.pid_exists(old) or psutil.Process(old).status() == psutil.STATUS_ZOMBIE, "the stale worker ends", 30)
+    wait_until(lambda: is_gone(old), "the stale worker ends", 30)
 
 
 def test_cancelled_job_stops_its_worker_within_five_seconds(service: Service, tmp_path: Path) -> None:
@@ -103,34 +100,95 @@ def test_cancelled_job_stops_its_worker_within_five_seconds(service: Service, tm
     with service.client() as client:
         wait_for_step(client, job_id, 5)
         pid = worker_pid(client, job_id, 1)
-        service.wgctl("jobs", "cancel", job_id)
+        adapter = str(client.job(job_id).spec.adapter)
         began = time.monotonic()
+        client.cancel(job_id)
+        wait_until(lambda: is_gone(pid), "the worker process has ended", 30)
+        assert time.monotonic() - began < 5
         wait_until(lambda: client.job(job_id).state is JobState.CANCELLED, "the job is cancelled", 5)
-        wait_until(lambda: not is_training(pid, job_id), "the worker has stopped", max(0.5, 5 - (time.monotonic() - began)))
     service.wgctl("jobs", "wait", job_id, expected=3)
-    assert "adapter_not_found" in service.wgctl("adapters", "show", "kills/test-cancelled-job-stops-its-w", "--json", expected=None)
+    assert "adapter_not_found" in service.wgctl("adapters", "show", adapter, "--json", expected=4)
 
 
-def is_training(pid: int, job_id: str) -> bool:
-    """Whether the process still is the worker of a job: it lives and uses the processor."""
-    del job_id
+def is_gone(pid: int) -> bool:
+    """Whether the process has ended, reaped or not."""
     try:
-        return psutil.Process(pid).cpu_percent(interval=0.3) > 50
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
-        return False
+        return True
 
 
-def test_killed_orchestrator_is_started_again_and_the_job_succeeds(home: Path, tmp_path: Path, service: Service) -> None:
+def wait_for_checkpoint(client: Client, job_id: str, step: int) -> None:
+    """Return once a checkpoint of at least ``step`` steps is safe."""
+    wait_until(lambda: (saved := client.job(job_id).resume_from) is not None and saved.step >= step, f"a checkpoint of step {step}", 120)
+
+
+def test_killed_orchestrator_is_started_again_and_the_job_succeeds(tmp_path: Path) -> None:
     """SIGKILL of the orchestrator in the middle, started again on the same home: one version, from the checkpoint."""
-    job_id = submit(service, tmp_path)
-    with service.client() as client:
-        wait_for_step(client, job_id, 25)
-        old = worker_pid(client, job_id, 1)
-    service.kill()
-    wait_until(lambda: not psutil.pid_exists(old), "the worker ends when nobody answers it", 30)
+    home = tmp_path / "home"
+    with running_service(home, **QUICK) as service:
+        job_id = submit(service, tmp_path / "restart")
+        with service.client() as client:
+            wait_for_checkpoint(client, job_id, 20)
+            old = worker_pid(client, job_id, 1)
+        service.kill()
+        wait_until(lambda: is_gone(old), "the worker ends when nobody answers it", 60)
     with running_service(home, **QUICK) as restarted:
         with restarted.client() as client:
             job = client.wait(job_id, 120)
         assert job.attempt >= 2
         check_one_version(restarted, job_id)
-        assert steps_of(all_events(restarted, job_id), job.attempt)[0] > 10
+        assert steps_of(all_events(restarted, job_id), job.attempt)[0] > 20
+
+
+@pytest.mark.parametrize("part", ["raylet", "gcs_server", "gateway"])
+def test_killed_part_of_ray_costs_an_attempt_and_not_the_job(tmp_path: Path, part: str) -> None:
+    """SIGKILL of Ray's node process, its control process or the child that drives it: the job succeeds, on a new Ray if need be."""
+    with running_service(tmp_path / "home", **QUICK) as service:
+        job_id = submit(service, tmp_path / "ray")
+        with service.client() as client:
+            wait_for_checkpoint(client, job_id, 10)
+            signal_worker(find_part(service, part), signal.SIGKILL)
+            job = client.wait(job_id, 200)
+        # A worker speaks to the orchestrator and not to Ray, so it may end its work before it notices that its Ray is gone.
+        assert job.attempt >= (2 if part == "gateway" else 1)
+        check_one_version(service, job_id)
+
+
+def find_part(service: Service, part: str) -> int:
+    """Return the process id of a part of the Ray that a service started."""
+    for process in psutil.Process(service.process.pid).children(recursive=True):
+        line = process.cmdline()
+        if (part == "gateway" and part in line) or (line and Path(line[0]).name == part):
+            return process.pid
+    raise AssertionError(f"no {part} among the service's processes")
+
+
+@pytest.mark.soak
+def test_any_kill_at_any_moment_costs_no_job_and_makes_no_second_version(tmp_path: Path) -> None:
+    """Seeded: job after job, each with a SIGKILL of its worker or of the service at a random step, until the time is over."""
+    seed, seconds = int(os.environ.get("SOAK_SEED", "1")), float(os.environ.get("SOAK_SECONDS", "600"))
+    chance = random.Random(seed)
+    end = time.monotonic() + seconds
+    kills = 0
+    while time.monotonic() < end:
+        kills += 1
+        folder, at_step, is_service = tmp_path / f"job-{kills}", chance.randrange(1, 100), chance.random() < 0.3
+        with running_service(tmp_path / "home", **QUICK) as service:
+            job_id = submit(service, folder)
+            with service.client() as client:
+                wait_for_step(client, job_id, at_step)
+                pid = worker_pid(client, job_id, 1)
+                if is_service:
+                    service.kill()
+                else:
+                    signal_worker(pid, signal.SIGKILL)
+                    client.wait(job_id, 200)
+                    check_one_version(service, job_id)
+        if is_service:
+            with running_service(tmp_path / "home", **QUICK) as service:
+                with service.client() as client:
+                    client.wait(job_id, 200)
+                check_one_version(service, job_id)
+    print(f"seed {seed}: {kills} kills, no job lost, no version twice")
+    assert kills > 0

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
-from hub.objects import FolderStore, MemoryStore
+from hub.objects import VERIFIED_FIRST_BYTES, FolderStore, MemoryStore
 from hub.s3 import S3Access, open_store
 from hub.serving import VERIFIED_RANGE_BYTES
 from tests.hub.serving import CONFIG, MAX_BLOB_BYTES, WEIGHTS, Hub, listening, made_hub
@@ -387,8 +387,19 @@ def test_lost_bytes_are_the_stores_fault(client: TestClient, hub: Hub) -> None:
     problem(client.get(FILE), 503, "storage_unavailable")
 
 
-def test_rot_in_a_large_file_cuts_the_connection(hub: Hub, tmp_path: Path) -> None:
+def test_rot_in_a_file_of_many_chunks_is_told_before_it_is_served(client: TestClient, hub: Hub, tmp_path: Path) -> None:
     content = bytes(5 << 20)
+    hub.publish(weights=content)
+    rot(hub, tmp_path, content, content[:-1] + b"x")
+    for _ in range(2):
+        problem(client.get(FILE), 502, "digest_mismatch")
+    assert client.head(f"{API}/blobs/{digest_of(content)}").status_code == 404
+    assert client.put(f"{API}/blobs/{digest_of(content)}", content=content).status_code == 201
+    assert client.get(FILE).content == content
+
+
+def test_rot_in_a_large_file_cuts_the_connection_and_is_told_to_who_asks_again(hub: Hub, tmp_path: Path) -> None:
+    content = bytes(VERIFIED_FIRST_BYTES + 1)
     hub.publish(weights=content)
     rot(hub, tmp_path, content, content[:-1] + b"x")
     with listening(hub.app) as url:
@@ -400,8 +411,8 @@ def test_rot_in_a_large_file_cuts_the_connection(hub: Hub, tmp_path: Path) -> No
         with pytest.raises(http.client.IncompleteRead):
             received.write(response.read())
         connection.close()
-        with pytest.raises(httpx2.RemoteProtocolError):
-            httpx2.get(url + FILE, headers=hub.bearer("read"), trust_env=False)
+        again = httpx2.get(url + FILE, headers=hub.bearer("read"), trust_env=False)
+        assert (again.status_code, again.json()["code"]) == (502, "digest_mismatch")
         assert httpx2.get(url + f"{API}/adapters", headers=hub.bearer("read"), trust_env=False).status_code == 200
 
 

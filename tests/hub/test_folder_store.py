@@ -20,7 +20,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from hub.objects import FolderStore, MemoryStore, ObjectStore, read_verified
+from hub.objects import VERIFIED_FIRST_BYTES, FolderStore, MemoryStore, ObjectStore, read_verified, stream_verified
 from hub.s3 import open_store
 from tests.conformance.test_object_stores import MIB, Pattern
 from wegeft.contracts.adapter import digest_of
@@ -183,6 +183,52 @@ def test_a_folder_that_went_away_is_not_an_empty_store(tmp_path: Path) -> None:
     for call in calls(store, digest):
         with pytest.raises(StorageUnavailable, match="folder"):
             call()
+
+
+def test_what_rotted_is_kept_beside_its_place_until_it_is_mended(tmp_path: Path) -> None:
+    store, digest = FolderStore(tmp_path), digest_of(b"whole")
+    store.put(digest, io.BytesIO(b"whole"))
+    (place,) = everything(tmp_path)
+    rot(tmp_path / place, b"whale")
+    with pytest.raises(DigestMismatch):
+        read_verified(store, digest, 10)
+    assert everything(tmp_path) == [f"{place}.rotten"]
+    assert (tmp_path / f"{place}.rotten").read_bytes() == b"whale"
+    store.put(digest, io.BytesIO(b"whole"))
+    assert everything(tmp_path) == [place]
+
+
+def rot(path: Path, content: bytes) -> None:
+    path.chmod(0o600)
+    path.write_bytes(content)
+
+
+def test_what_is_mended_while_its_rot_is_read_stays(tmp_path: Path) -> None:
+    """A blob above the limit, so that the reader holds the rotten file open while the right one takes its place."""
+    store, size = FolderStore(tmp_path), VERIFIED_FIRST_BYTES + 1
+    digest = Pattern.digest(size)
+    store.put(digest, Pattern(size))
+    (place,) = everything(tmp_path)
+    with (tmp_path / place).open("r+b") as file:
+        file.write(b"rotten")
+    chunks = stream_verified(store, digest)
+    next(chunks)
+    store.put(digest, Pattern(size))
+    with pytest.raises(DigestMismatch):
+        list(chunks)
+    assert everything(tmp_path) == [place]
+    assert store.has(digest) == size
+
+
+def test_rot_that_cannot_be_set_aside_is_told_all_the_same(tmp_path: Path) -> None:
+    store, digest = FolderStore(tmp_path), digest_of(b"whole")
+    store.put(digest, io.BytesIO(b"whole"))
+    (place,) = everything(tmp_path)
+    rot(tmp_path / place, b"whale")
+    (tmp_path / f"{place}.rotten").mkdir()
+    with pytest.raises(DigestMismatch):
+        read_verified(store, digest, 10)
+    assert store.has(digest) == 5
 
 
 def test_a_file_in_the_place_of_the_folder_is_told(tmp_path: Path) -> None:

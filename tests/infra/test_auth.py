@@ -189,6 +189,8 @@ def test_nobody_else_does(http: TestClient, engine: Engine) -> None:
         {"name": "x", "role": "read", "expires_at": "2026-11-22T00:00:00"},
         {"name": "x", "role": "read", "expires_at": "yesterday"},
         {"name": "x", "role": "read", "expires_at": "2020-01-01T00:00:00Z"},
+        {"name": "x", "role": "read", "expires_at": "9999-12-31T23:59:59-23:59"},
+        {"name": "x", "role": "read", "expires_at": "0001-01-01T00:00:00+23:59"},
         {"name": "x", "role": "read", "extra": 1},
     ],
 )

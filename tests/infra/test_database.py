@@ -111,6 +111,24 @@ def test_a_full_disk(tmp_path: Path) -> None:
     engine.dispose()
 
 
+def test_a_server_that_ends_our_sessions(engine: Engine) -> None:
+    """In the middle of a transaction that is an outage, and nothing of it is kept; the next one has a new session."""
+    if engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has no server")
+    end_all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    with pytest.raises(DatabaseUnavailable), writing(engine) as connection:  # noqa: PT012 - the second statement is the one that fails
+        connection.execute(insert(THINGS).values(id=1, name="a"))
+        with reading(engine) as other:
+            other.exec_driver_sql(end_all)
+        connection.execute(insert(THINGS).values(id=2, name="b"))
+    assert names(engine) == []
+    with reading(engine) as other:
+        other.exec_driver_sql(end_all)
+    with writing(engine) as connection:
+        connection.execute(insert(THINGS).values(id=3, name="c"))
+    assert names(engine) == ["c"]
+
+
 def test_too_many_at_once_is_an_outage_and_not_a_crash(tmp_path: Path) -> None:
     """When every connection is taken for too long."""
     engine = make_engine(f"sqlite:///{tmp_path / 'a.db'}")

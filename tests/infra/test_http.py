@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import logging
 import socket
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import httpx2
 import pytest
+import structlog
 from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from prometheus_client import CollectorRegistry, Gauge
@@ -17,7 +20,9 @@ from pydantic import BaseModel, ConfigDict
 from starlette.testclient import TestClient
 
 from infra.bodies import MAX_BODY_BYTES, BodyReader, streams_body
+from infra.envelope import template_of
 from infra.http import API_PREFIX, create_app
+from infra.telemetry import configure_logging
 from tests.orchestrator.serving import listening
 from wegeft.contracts.errors import (
     ERROR_KINDS,
@@ -30,6 +35,8 @@ from wegeft.contracts.errors import (
 )
 
 LIMIT = 20 << 20
+HOLDER = {"Authorization": f"Bearer wgt_{'0' * 12}_{'a' * 64}"}
+"""Whoever sends a body has a token; these endpoints ask for no more than its form."""
 
 
 class Note(BaseModel):
@@ -94,8 +101,21 @@ def make_app(**options: Any) -> FastAPI:
 @pytest.fixture
 def http() -> Iterator[TestClient]:
     """A caller in this process."""
-    with TestClient(make_app()) as client:
+    with TestClient(make_app(), headers=HOLDER) as client:
         yield client
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """What a service of ours would log; the logging of the tests themselves is put back afterwards."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    stream = io.StringIO()
+    configure_logging("json", "INFO", stream)
+    yield stream
+    root.handlers[:] = before
+    root.setLevel(level)
+    structlog.reset_defaults()
 
 
 def body_of(answer: Any, status: int) -> ErrorBody:
@@ -121,13 +141,14 @@ def test_every_error_of_ours_arrives_as_itself(http: TestClient, code: str) -> N
     assert (again.message, str(again)) == ("what happened", str(kind("what happened", path="where", value="got", hint="do this")))
 
 
-def test_a_bug_is_told_without_its_insides(http: TestClient, capsys: pytest.CaptureFixture[str]) -> None:
-    """The answer has the request's id; the log has the rest."""
+def test_a_bug_is_told_without_its_insides(http: TestClient, log: io.StringIO) -> None:
+    """The answer has the request's id; the log has the rest, but for the secrets in it."""
     answer = http.get("/api/v1/crash")
     body = body_of(answer, 500)
     assert body.code == "error"
     assert "secret" not in answer.text
-    logged = capsys.readouterr().out
+    logged = log.getvalue()
+    assert "a" * 64 not in logged
     assert "RuntimeError" in logged
     assert str(body.request_id) in logged
 
@@ -163,6 +184,7 @@ def test_values_of_secrets_are_not_repeated(http: TestClient) -> None:
 def test_wrong_places(http: TestClient) -> None:
     """A path, a method, a parameter: the same shape."""
     assert body_of(http.get("/api/v1/nothing"), 404).code == "not_found"
+    assert body_of(http.get("/api/v1/numbers/1/", follow_redirects=False), 404).code == "not_found"
     answer = http.delete("/api/v1/notes")
     assert (body_of(answer, 405).code, answer.headers["Allow"]) == ("invalid_request", "POST")
     assert body_of(http.get("/api/v1/numbers/11"), 422).problems[0].path == "path.number"
@@ -238,6 +260,57 @@ def test_the_api_describes_itself(http: TestClient) -> None:
     assert http.get("/docs").status_code == 404
 
 
+def test_nested_routers_are_told_apart() -> None:
+    """By their whole path, whatever the values of its parameters look like."""
+    leaf = APIRouter(prefix="/{kind}")
+    leaf.add_api_route("/items/{item}", lambda item: item, methods=["GET"])
+    leaf.add_api_route("/deep/{rest:path}", lambda rest: rest, methods=["GET"])
+    branches = [APIRouter(prefix=prefix) for prefix in ("/a", "/b")]
+    for branch in branches:
+        branch.include_router(leaf)
+    with TestClient(create_app(branches, title="t", version="1")) as http:
+        for path in ("/a/i/items/items", "/b/items/items/i", "/a/a/deep/a/b/a", "/a/1/deep/12/1", "/a/x/items/y"):
+            assert http.get(path).status_code == 200
+        lines = [line for line in http.get("/metrics").text.splitlines() if line.startswith("wegeft_http_requests_total")]
+    routes = sorted(line.partition('route="')[2].partition('"')[0] for line in lines)
+    assert routes == ["/a/{kind}/deep/{rest}", "/a/{kind}/items/{item}"]
+
+
+@pytest.mark.parametrize(
+    ("path", "params", "template"),
+    [
+        ("/a/b/c", {}, "/a/b/c"),
+        ("/jobs/jobs", {"id": "jobs"}, "/jobs/{id}"),
+        ("/x/e/events", {"id": "e"}, "/x/{id}/events"),
+        ("/x/1/10/1", {"a": "1", "b": "10", "c": "1"}, "/x/{a}/{b}/{c}"),
+        ("/x/a/b/c", {"rest": "a/b/c"}, "/x/{rest}"),
+        ("/x/", {"rest": ""}, "/x/{rest}"),
+        ("/x/7", {"n": 7}, "/x/{n}"),
+    ],
+)
+def test_templates(path: str, params: dict[str, Any], template: str) -> None:
+    """Values give way to names, from the right."""
+    assert template_of({"path": path, "path_params": params}) == template
+
+
+def test_every_reference_of_the_description_leads_somewhere(http: TestClient) -> None:
+    """Tools that read it stumble otherwise."""
+    document = http.get("/api/v1/openapi.json").json()
+
+    def references(node: Any) -> Iterator[str]:
+        if isinstance(node, dict):
+            yield from (value for key, value in node.items() if key == "$ref")
+            node = list(node.values())
+        if isinstance(node, list):
+            for item in node:
+                yield from references(item)
+
+    for reference in references(document):
+        node = document
+        for step in reference.removeprefix("#/").split("/"):
+            node = node[step]
+
+
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """The application over a real socket."""
@@ -248,7 +321,7 @@ def url() -> Iterator[str]:
 @pytest.fixture
 def wire(url: str) -> Iterator[httpx2.Client]:
     """A caller over a real socket."""
-    with httpx2.Client(base_url=url, trust_env=False, timeout=30) as client:
+    with httpx2.Client(base_url=url, headers=HOLDER, trust_env=False, timeout=30) as client:
         yield client
 
 

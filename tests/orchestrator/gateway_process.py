@@ -4,14 +4,21 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from orchestrator.ray_gateway import run_gateway
-from wegeft.contracts.errors import NoCapacity, OutOfMemory, WorkerLost
+from wegeft.contracts.errors import NoCapacity, OutOfMemory, StartFailed, WorkerLost
 from wegeft.contracts.placement import AttemptEnd, AttemptOrder
+
+TROUBLES = {
+    "away": StartFailed("the cluster cannot be joined"),
+    "bug": RuntimeError("a bug in the pool"),
+    "huge": NoCapacity("no such node"),
+}
 
 
 class WordPool:
-    """Runs nothing but a sleeping process for an attempt that is to run."""
+    """Runs nothing but a sleeping process for an attempt that is to run; a real job meets the trouble that a file names."""
 
     def __init__(self) -> None:
         self.running: dict[str, subprocess.Popen[bytes]] = {}
@@ -28,10 +35,10 @@ class WordPool:
                 self.ends.append(AttemptEnd(handle=order.handle))
             case "oom":
                 self.ends.append(AttemptEnd(handle=order.handle, error=OutOfMemory("too little").body()))
-            case "huge":
-                raise NoCapacity("no such node")
-            case "bug":
-                raise RuntimeError("a bug in the pool")
+            case "job":
+                raise TROUBLES[Path(os.environ["TROUBLE_FILE"]).read_text()]
+            case "huge" | "bug" | "away" as trouble:
+                raise TROUBLES[trouble]
             case "hang":
                 time.sleep(600)
             case "die":

@@ -57,7 +57,7 @@ def make_spec(**fields: Any) -> JobSpec:
 def add_job(engine: Engine, seconds: float = 0, entropy: int = 0, key: str | None = None, **fields: Any) -> str:
     """Queue a job; return its id."""
     job_id = make_job_id(at(seconds), entropy.to_bytes(10))
-    new = ledger.NewJob(id=job_id, owner="ada", spec=make_spec(**fields), idempotency_key=key)
+    new = ledger.NewJob(id=job_id, owner="ada", token_id="a" * 12, spec=make_spec(**fields), idempotency_key=key)
     with writing(engine) as connection:
         view, _ = ledger.add(connection, new, at(seconds))
     return view.id

@@ -8,6 +8,8 @@ import pytest
 from sqlalchemy import Engine
 from starlette.testclient import TestClient
 
+from infra.auth import create_token
+from infra.database import writing
 from orchestrator.admission import Policy
 from tests.orchestrator.samples import DATASET, batch, claim, new_sqlite
 from tests.orchestrator.serving import Site, now, plain_spec
@@ -71,6 +73,19 @@ def test_submitting_again_under_one_key(http: TestClient) -> None:
     assert other.status_code == 409
     assert problems(other, "idempotency_conflict")["Idempotency-Key"].startswith("the key was used")
     assert len(http.get("/api/v1/jobs").json()["jobs"]) == 1
+
+
+def test_two_tokens_of_one_name_share_no_keys(site: Site, http: TestClient) -> None:
+    """Names are for people: another caller's key neither finds this one's job nor stands in its way."""
+    with writing(site.engine) as connection:
+        twin = create_token(connection, "the writeer", "write", now())[1]
+    first = http.post("/api/v1/jobs", json={"spec": plain_spec()}, headers={"Idempotency-Key": "k"})
+    theirs = {"Idempotency-Key": "k", "Authorization": f"Bearer {twin}"}
+    same = http.post("/api/v1/jobs", json={"spec": plain_spec()}, headers=theirs)
+    assert (first.status_code, same.status_code) == (201, 201)
+    assert first.json()["id"] != same.json()["id"]
+    again = http.post("/api/v1/jobs", json={"spec": plain_spec()}, headers=theirs)
+    assert (again.status_code, again.json()["id"]) == (200, same.json()["id"])
 
 
 def test_a_repeated_submission_is_answered_whatever_has_changed(site: Site, http: TestClient) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, select
 from starlette.testclient import TestClient
 
 from hub import catalog
+from hub.objects import VERIFIED_FIRST_BYTES
 from infra.database import reading
 from orchestrator import ledger
 from tests.orchestrator.samples import batch, new_sqlite
@@ -211,17 +212,22 @@ def test_error_bodies_of_workers_are_kept_whole(site: Site, http: TestClient) ->
         assert ledger.find(connection, job_id, now()).error == body
 
 
-def test_a_rotten_data_set_never_completes(site: Site) -> None:
-    """Bytes that no longer match their name are cut off, so that no worker trains on them."""
-    content = bytes(3 << 20)
+@pytest.mark.parametrize("size", [3 << 20, VERIFIED_FIRST_BYTES + 1], ids=["told", "cut"])
+def test_a_rotten_data_set_never_completes(site: Site, size: int) -> None:
+    """Bytes that no longer match their name are refused, or cut off where they are many, so that no worker trains on them."""
+    content = bytes(size)
     digest = digest_of(content)
     site.store = RottenStore(content[:-1] + b"x")
     site.services = type(site.services)(engine=site.engine, store=site.store, clock=now, policy=site.policy, limits=site.limits)
     queue(site, datasets=[{"path": digest, "file_format": "jsonl"}])
     with listening(site.app()) as url, httpx2.Client(base_url=url, trust_env=False) as http:
         worker = claim(site, http)
-        with pytest.raises(httpx2.RemoteProtocolError, match="without sending complete message body"):
-            worker.call("GET", f"blobs/{digest}")
+        if size <= VERIFIED_FIRST_BYTES:
+            answer = worker.call("GET", f"blobs/{digest}")
+            assert (answer.status_code, answer.json()["code"]) == (502, "digest_mismatch")
+        else:
+            with pytest.raises(httpx2.RemoteProtocolError, match="without sending complete message body"):
+                worker.call("GET", f"blobs/{digest}")
 
 
 class RottenStore:
@@ -232,6 +238,9 @@ class RottenStore:
 
     def has(self, digest: str) -> int | None:
         return len(self.content)
+
+    def set_aside(self, digest: str) -> None:
+        """It stays, as in a store that others write too."""
 
     def get(self, digest: str) -> Iterator[bytes]:
         source = io.BytesIO(self.content)

@@ -7,7 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.jobs import Budget, Counters, End, Fail, Keep, Limits, LiveAttempt, Move, Renew, Requeue, decide_retry, judge, move
+from orchestrator.jobs import (
+    Budget,
+    Counters,
+    End,
+    Fail,
+    GiveUp,
+    Keep,
+    Limits,
+    LiveAttempt,
+    Move,
+    Renew,
+    Requeue,
+    decide_retry,
+    judge,
+    move,
+)
 from tests.orchestrator.samples import NOW, at
 from wegeft.contracts.errors import (
     ERROR_KINDS,
@@ -22,6 +37,7 @@ from wegeft.contracts.errors import (
     Stalled,
     StorageUnavailable,
     TrainingCrashed,
+    WegeftError,
     WorkerLost,
 )
 from wegeft.contracts.job import RecoverySpec
@@ -95,8 +111,9 @@ def test_losses_of_the_machinery_do_not_use_up_the_jobs_own_budget(kind: type[Wo
     assert decide(kind().body(), preemptions=3, max_preemptions=3) == Fail()
 
 
-def test_an_unknown_error_counts_as_a_crash() -> None:
-    """A newer worker may name an error that this server does not know."""
+def test_an_error_without_a_name_counts_as_a_crash() -> None:
+    """A bug of a server that a worker met, or an error that only newer workers know."""
+    assert decide(WegeftError().body()) == Requeue(after_seconds=2, budget=Budget.RESTARTS)
     unknown = ErrorBody(code="cosmic_ray", title="x", detail="x", status=500)
     assert decide(unknown) == Requeue(after_seconds=2, budget=Budget.RESTARTS)
 
@@ -133,8 +150,10 @@ LIVE = LiveAttempt(
 
 
 def verdict(live: LiveAttempt, seconds: float, *, is_in_our_pool: bool = True) -> str:
-    """What is done about an attempt, in a word: keep, renew, or the error that ends it."""
+    """What is done about an attempt, in a word: keep, renew, give up, or the error that ends it."""
     match judge(live, at(seconds), LIMITS, is_in_our_pool=is_in_our_pool):
+        case GiveUp():
+            return "give up"
         case Keep():
             return "keep"
         case Renew():
@@ -171,7 +190,7 @@ def test_a_starting_attempt_of_ours_is_kept_alive_until_its_worker_is_heard() ->
     assert verdict(starting, 7) == "keep"
     assert verdict(starting, 7.5) == "renew"
     assert verdict(starting, 99) == "renew"
-    assert verdict(starting, 100) == "worker_lost"
+    assert verdict(starting, 100) == "give up"
 
 
 def test_a_starting_attempt_of_a_process_that_is_gone_runs_out() -> None:

@@ -8,6 +8,7 @@ from sqlalchemy import Engine, func, select
 from infra.auth import hash_secret
 from infra.database import reading, writing
 from orchestrator import ledger
+from orchestrator.ledger.log import PAGE_BYTES
 from orchestrator.ledger.tables import EVENTS, JOBS
 from tests.orchestrator.samples import (
     LEASE_SECONDS,
@@ -35,7 +36,7 @@ from wegeft.contracts.errors import (
     Unauthenticated,
     WorkerLost,
 )
-from wegeft.contracts.training import Checkpoint, Evaluation, EventBatch, JobState, Message, Progress, PublishedVersion
+from wegeft.contracts.training import Checkpoint, Evaluation, EventBatch, JobState, Message, Progress, PublishedVersion, Sample
 
 CHECKPOINT = Checkpoint(step=7, files=(FileEntry(path="state.safetensors", digest=digest_of(b"x"), size=1),))
 PUBLISHED = PublishedVersion(adapter="local/sums", version=3)
@@ -64,12 +65,12 @@ def test_a_job_that_is_not_there(engine: Engine) -> None:
 
 
 def test_one_key_is_one_job(engine: Engine) -> None:
-    """A repeated submission finds the job; the same key for another job is refused; another owner's key is another key."""
+    """A repeated submission finds the job; the same key for another job is refused; another token's key is another key."""
     first = add_job(engine, entropy=1, key="k")
     assert add_job(engine, entropy=2, key="k") == first
     with pytest.raises(IdempotencyConflict, match="used for another job"):
         add_job(engine, entropy=3, key="k", rank=8)
-    other = ledger.NewJob(id="job-" + "1" * 26, owner="bob", spec=make_spec(rank=8), idempotency_key="k")
+    other = ledger.NewJob(id="job-" + "1" * 26, owner="ada", token_id="b" * 12, spec=make_spec(rank=8), idempotency_key="k")
     with writing(engine) as connection:
         assert ledger.add(connection, other, at(0))[1]
     assert add_job(engine, entropy=4) != add_job(engine, entropy=5), "without a key every submission is a job"
@@ -197,6 +198,39 @@ def test_text_that_databases_dislike_is_kept(engine: Engine) -> None:
     assert log(engine, job_id)[-1].event == Message(text=text)
     end(engine, lease, WorkerLost(text), 2)
     assert (view(engine, job_id, 2).waiting_for or "").startswith("worker_lost: a b 🦊")
+
+
+def test_a_page_of_the_log_is_bounded_in_bytes(engine: Engine) -> None:
+    """It ends before it has too many, holds one event at least, and the pages together are the whole log."""
+    job_id = add_job(engine)
+    lease = claim_one(engine)
+    # Sixty thousand stored bytes each, as JSON escapes what is not ASCII.
+    for number in range(0, 100, 50):
+        texts = tuple(Message(text="ä" * 10_000) for _ in range(50))
+        with writing(engine) as connection:
+            ledger.record_events(connection, lease, EventBatch(first_number=number, events=texts), at(1))
+    seen: list[int] = []
+    pages = 0
+    with reading(engine) as connection:
+        while records := ledger.read_events(connection, job_id, seen[-1] if seen else 0, 1000).records:
+            assert len("".join(record.model_dump_json() for record in records)) < PAGE_BYTES
+            seen += [record.sequence for record in records]
+            pages += 1
+    assert (seen, pages) == ([*range(1, 103)], 2)
+
+
+def test_an_event_longer_than_a_page_is_a_page(engine: Engine) -> None:
+    """So that no reader stands still before it."""
+    job_id = add_job(engine)
+    lease = claim_one(engine)
+    text = "ä" * 16_384
+    sample = Sample(prompt=text, expected=text, answer=text)
+    long = Evaluation(step=1, total_steps=9, loss=0.5, rows=20, samples=(sample,) * 20)
+    with writing(engine) as connection:
+        ledger.record_events(connection, lease, EventBatch(first_number=0, events=(long, long)), at(1))
+    with reading(engine) as connection:
+        pages = [ledger.read_events(connection, job_id, after, 10).records for after in (0, 2, 3, 4)]
+    assert [[record.sequence for record in page] for page in pages] == [[1, 2], [3], [4], []]
 
 
 def test_a_checkpoint_is_where_the_next_attempt_begins(engine: Engine) -> None:

@@ -93,20 +93,20 @@ def test_publishing_is_one_version_however_many_report_at_once(site: Site) -> No
     with listening(site.app()) as url, httpx2.Client(base_url=url, trust_env=False, timeout=60) as http:
         worker = claim(site, http)
         for content in adapter_files().values():
-            site.put(content)
+            assert worker.put(content).status_code == 201
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda _: worker.post("result", result_of(adapter_files())), range(8)))
     assert {(answer.status_code, answer.text) for answer in answers} == {(200, '{"adapter":"local/sums","version":1}')}
     assert state(site, job_id) == "succeeded"
 
 
-def test_a_crash_before_the_commit_leaves_only_blobs(site: Site) -> None:
+def test_a_crash_before_the_commit_leaves_only_blobs(site: Site, http: TestClient) -> None:
     """No version, no alias, the job still runs, and the report works when it is made again."""
     job_id = queue(site, output={"aliases": ["stable"]})
     files = adapter_files()
-    worker = claim(site, None)
+    worker = claim(site, http)
     for content in files.values():
-        site.put(content)
+        assert worker.put(content).status_code == 201
     commits = iter(range(10))
 
     def cut_the_power(_connection: Any) -> None:

@@ -41,7 +41,7 @@ def test_eight_claimers_never_get_the_same_job(engine: Engine) -> None:
     """300 jobs, each claimed once, in the order of the queue for each claimer."""
     with writing(engine) as connection:
         for number in range(300):
-            new = ledger.NewJob(id=f"job-{number:026d}", owner="ada", spec=make_spec(priority=number % 3))
+            new = ledger.NewJob(id=f"job-{number:026d}", owner="ada", token_id="a" * 12, spec=make_spec(priority=number % 3))
             ledger.add(connection, new, at(0))
 
     def claim_all(_: int) -> list[str]:
@@ -62,7 +62,7 @@ def test_two_hundred_submissions_under_one_key_are_one_job(engine: Engine) -> No
     """All get the same answer."""
 
     def submit(number: int) -> tuple[str, bool]:
-        new = ledger.NewJob(id=f"job-{number:026d}", owner="ada", spec=make_spec(), idempotency_key="key")
+        new = ledger.NewJob(id=f"job-{number:026d}", owner="ada", token_id="a" * 12, spec=make_spec(), idempotency_key="key")
         with writing(engine) as connection:
             view, is_new = ledger.add(connection, new, at(0))
         return view.id, is_new

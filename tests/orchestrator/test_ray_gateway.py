@@ -10,15 +10,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import psutil
 import pytest
 
+from orchestrator.jobs import Limits
 from orchestrator.ray_gateway import GatewayPool, serve_pool
+from orchestrator.scheduler import Scheduler
 from tests.orchestrator.gateway_process import WordPool
+from tests.orchestrator.samples import add_job, at, new_sqlite, view
+from tests.orchestrator.samples import log as log_of
 from wegeft.contracts.errors import ServiceUnreachable
 from wegeft.contracts.placement import AttemptEnd, AttemptOrder
+from wegeft.contracts.training import StateChanged
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "tests.orchestrator.gateway_process"]
@@ -105,19 +111,48 @@ def is_alive(pid: int) -> bool:
 
 def test_ends_come_back_as_the_child_tells_them(gateway: GatewayPool) -> None:
     """Good ones, bad ones, refusals and bugs, each once."""
-    for handle in ("done-a.1", "oom-b.2", "huge-c.3", "bug-d.4", "noise-e.5", "foreign-f.6"):
+    for handle in ("done-a.1", "oom-b.2", "huge-c.3", "bug-d.4", "noise-e.5", "foreign-f.6", "away-g.7"):
         gateway.start(order_of(handle))
-    ends = {end.handle: code_of(end) for end in ends_of(gateway, 6)}
+    ends = {end.handle: (code_of(end), end.is_refused) for end in ends_of(gateway, 7)}
     assert ends == {
-        "done-a.1": None,
-        "oom-b.2": "out_of_memory",
-        "huge-c.3": "no_capacity",
-        "bug-d.4": "worker_lost",
-        "noise-e.5": None,
-        "foreign-f.6": None,
+        "done-a.1": (None, False),
+        "oom-b.2": ("out_of_memory", False),
+        "huge-c.3": ("no_capacity", True),
+        "bug-d.4": ("start_failed", True),
+        "noise-e.5": (None, False),
+        "foreign-f.6": (None, False),
+        "away-g.7": ("start_failed", True),
     }
     time.sleep(0.3)
     assert gateway.poll() == ()
+
+
+@pytest.mark.parametrize("trouble", ["away", "bug"])
+def test_a_job_outlives_its_pools_trouble(tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
+    """Through the real child: a cluster that is away costs a job without any patience nothing; what can never fit ends it."""
+    monkeypatch.chdir(ROOT)
+    said = tmp_path / "trouble"
+    said.write_text(trouble)
+    monkeypatch.setenv("TROUBLE_FILE", str(said))
+    engine = new_sqlite(tmp_path / "a.db")
+    job_id = add_job(engine, job_recovery={"max_restarts_on_errors": 0, "max_preemptions": 0})
+    pool = GatewayPool(COMMAND, log)
+    scheduler = Scheduler(engine, pool, Limits(), "http://127.0.0.1:1")
+    seconds = count(step=0.25)
+
+    def tells_of(code: str) -> int:
+        scheduler.tick(at(next(seconds)))
+        return sum(record.event.text.startswith(code) for record in log_of(engine, job_id) if isinstance(record.event, StateChanged))
+
+    try:
+        until(lambda: tells_of("start_failed") >= 3)
+        assert not view(engine, job_id).state.is_final
+        said.write_text("huge")
+        until(lambda: tells_of("no_capacity"))
+        assert view(engine, job_id).state == "failed"
+    finally:
+        pool.close()
+        engine.dispose()
 
 
 def test_stop_kills_the_attempt(gateway: GatewayPool, log: Path) -> None:
@@ -150,13 +185,14 @@ def test_a_killed_child_loses_what_it_ran_and_is_replaced(gateway: GatewayPool, 
 
 
 def test_a_child_that_dies_of_an_order(gateway: GatewayPool) -> None:
-    """Over and over: each order is reported lost, and the pool goes on."""
+    """Over and over: each order is reported as never started, and the pool goes on."""
     for number in range(3):
         start_one(gateway, f"die-{number}.1")
         (end,) = ends_of(gateway, 1)
-        assert (end.handle, code_of(end)) == (f"die-{number}.1", "worker_lost")
+        assert (end.handle, code_of(end), end.is_refused) == (f"die-{number}.1", "service_unreachable", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["sleeping", "stopped"])
 def test_a_child_that_hangs_is_killed(log: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """After a while without a word; meanwhile nobody who calls the pool is blocked."""
@@ -175,7 +211,9 @@ def test_a_child_that_hangs_is_killed(log: Path, monkeypatch: pytest.MonkeyPatch
         pool.stop("run-a.1")
         assert pool.poll() == ()
         assert time.monotonic() - started < 0.5
-        assert {code_of(end) for end in ends_of(pool, 2 if how == "sleeping" else 1)} == {"worker_lost"}
+        ends = {end.handle: (code_of(end), end.is_refused) for end in ends_of(pool, 2 if how == "sleeping" else 1)}
+        assert ends.pop("run-a.1") == ("worker_lost", False)
+        assert list(ends.values()) == ([("service_unreachable", True)] if how == "sleeping" else [])
         assert not is_alive(hung)
         start_one(pool, "done-c.1")
         assert [end.handle for end in ends_of(pool, 1)] == ["done-c.1"]
@@ -200,7 +238,7 @@ def test_orders_to_a_child_that_does_not_read_do_not_wedge_the_pool(log: Path, m
                 break
             lost += 1
         assert 0 < lost < 600
-        assert {code_of(end) for end in ends_of(pool, lost)} == {"worker_lost"}
+        assert {code_of(end) for end in ends_of(pool, lost)} == {"service_unreachable"}
     finally:
         pool.close()
 

@@ -23,6 +23,7 @@ from wegeft.contracts.errors import (
     NoCapacity,
     OutOfMemory,
     ServiceUnreachable,
+    StartFailed,
     WegeftError,
     WorkerLost,
 )
@@ -65,6 +66,11 @@ class HandPool:
         """Let an attempt's process end."""
         del self.orders[handle]
         self.ends.append(AttemptEnd(handle=handle, error=error.body() if error else None))
+
+    def refuse(self, handle: str, error: WegeftError) -> None:
+        """Say afterwards that an attempt is not started."""
+        del self.orders[handle]
+        self.ends.append(AttemptEnd(handle=handle, error=error.body(), is_refused=True))
 
 
 @pytest.fixture
@@ -203,6 +209,55 @@ def test_a_pool_that_does_not_work_fails_no_job(engine: Engine, pool: HandPool, 
     assert {handle.rpartition(".")[0] for handle in pool.orders} == {first, second}
 
 
+def test_a_pool_that_refuses_later_fails_no_job(engine: Engine, pool: HandPool, scheduler: Scheduler) -> None:
+    """It takes every order and then says that it does not work: the jobs wait, longer each time, however often it takes them."""
+    ids = [add_job(engine, n, n, job_recovery={"max_restarts_on_errors": 0, "max_preemptions": 0}) for n in range(2)]
+    for tenth in range(600):
+        for handle in list(pool.orders):
+            pool.refuse(handle, StartFailed("the cluster cannot be joined"))
+        scheduler.tick(at(2 + tenth / 10))
+    assert [view(engine, job_id).state for job_id in ids] == ["queued", "queued"]
+    assert "start_failed: the cluster cannot be joined" in (view(engine, ids[0], 62).waiting_for or "")
+    assert max(view(engine, job_id).attempt for job_id in ids) <= 6, "two at one time are one failure, and each rest is longer"
+    pool.orders.clear()
+    tick_through(scheduler, 62, 130)
+    assert {handle.rpartition(".")[0] for handle in pool.orders} == set(ids)
+
+
+def test_a_refusal_that_is_the_jobs_own_ends_it(engine: Engine, pool: HandPool, scheduler: Scheduler) -> None:
+    """And the others need not wait for it."""
+    job_id = add_job(engine, priority=90)
+    scheduler.tick(at(0))
+    pool.refuse(f"{job_id}.1", NoCapacity("no node has 64 CPUs"))
+    other = add_job(engine, 1)
+    scheduler.tick(at(1))
+    assert view(engine, job_id).error == NoCapacity("no node has 64 CPUs").body()
+    assert set(pool.orders) == {f"{other}.1"}
+
+
+def test_a_refused_job_that_was_cancelled_is_cancelled(engine: Engine, pool: HandPool, scheduler: Scheduler) -> None:
+    """It is not queued again."""
+    job_id = add_job(engine)
+    scheduler.tick(at(0))
+    with writing(engine) as connection:
+        ledger.cancel(connection, job_id, at(1))
+    pool.refuse(f"{job_id}.1", StartFailed("the cluster cannot be joined"))
+    scheduler.tick(at(2))
+    assert view(engine, job_id).state == "cancelled"
+
+
+def test_a_pools_old_trouble_is_forgotten(engine: Engine, pool: HandPool, scheduler: Scheduler) -> None:
+    """After a minute without any, the next failure is the first again."""
+    for second in (0, 100):
+        pool.trouble = ServiceUnreachable("the gateway is down")
+        job_id = add_job(engine, second)
+        scheduler.tick(at(second))
+        assert view(engine, job_id, second).waiting_for == "service_unreachable: the gateway is down; tried again in 1 s"
+        pool.trouble = None
+        scheduler.tick(at(second + 1))
+        succeed(engine, f"{job_id}.2", second + 2)
+
+
 def test_a_pool_that_cannot_be_polled_keeps_no_cancel_waiting(engine: Engine, pool: HandPool, scheduler: Scheduler) -> None:
     """Leases, cancels and deadlines go on."""
     job_id = add_job(engine)
@@ -278,14 +333,17 @@ def test_a_slow_scheduler_is_not_taken_for_a_paused_one(engine: Engine, pool: Ha
 
 
 def test_a_worker_that_is_being_started_keeps_its_lease(engine: Engine, pool: HandPool, scheduler: Scheduler) -> None:
-    """However long the pool looks for room, up to a limit; then the job goes back into the queue."""
-    job_id = add_job(engine)
+    """However long the pool looks for room, up to a limit; then the job goes back into the queue, and no budget is used."""
+    job_id = add_job(engine, job_recovery={"max_restarts_on_errors": 0, "max_preemptions": 0})
     for second in range(100):
         scheduler.tick(at(second))
     assert (view(engine, job_id).state, view(engine, job_id).attempt) == ("starting", 1)
     scheduler.tick(at(100))
     assert pool.stopped == [f"{job_id}.1"]
     assert "no worker started within 100 s" in (view(engine, job_id, 100).waiting_for or "")
+    other = add_job(engine, 100, priority=0)
+    tick_through(scheduler, 101, 131)
+    assert list(pool.orders) == [f"{job_id}.1", f"{other}.1", f"{job_id}.2"], "the others go first"
 
 
 def test_what_a_dead_scheduler_began_runs_out(engine: Engine, scheduler: Scheduler) -> None:

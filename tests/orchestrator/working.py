@@ -13,7 +13,7 @@ from infra.auth import hash_secret, make_attempt_token
 from infra.database import reading, writing
 from orchestrator import ledger
 from orchestrator.ids import make_job_id
-from orchestrator.ledger.tables import ATTEMPTS, EVENTS, JOB_LABELS, JOBS, METRICS
+from orchestrator.ledger.tables import ATTEMPTS, EVENTS, JOB_BLOBS, JOB_LABELS, JOBS, METRICS
 from tests.orchestrator.samples import DATASET, batch, make_spec
 from tests.orchestrator.serving import Site, adapter_files, now, result_of
 from wegeft.contracts.adapter import digest_of
@@ -55,8 +55,9 @@ _numbers = iter(range(10**9))
 def queue(site: Site, **fields: Any) -> str:
     """Queue a job; return its id."""
     job_id = make_job_id(now(), next(_numbers).to_bytes(10))
+    new = ledger.NewJob(id=job_id, owner="ada", token_id="a" * 12, spec=make_spec(**fields))
     with writing(site.engine) as connection:
-        ledger.add(connection, ledger.NewJob(id=job_id, owner="ada", spec=make_spec(**fields)), now())
+        ledger.add(connection, new, now())
     return job_id
 
 
@@ -84,7 +85,7 @@ def state(site: Site, job_id: str) -> str:
 
 def snapshot(site: Site) -> list[Any]:
     """Every row of the ledger and the catalog."""
-    tables = [JOBS, JOB_LABELS, ATTEMPTS, EVENTS, METRICS, catalog.VERSIONS, catalog.ALIASES]
+    tables = [JOBS, JOB_LABELS, JOB_BLOBS, ATTEMPTS, EVENTS, METRICS, catalog.VERSIONS, catalog.ALIASES]
     with reading(site.engine) as connection:
         return [connection.execute(select(table).order_by(*table.primary_key)).all() for table in tables]
 

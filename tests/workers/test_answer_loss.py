@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.tiny_models import make_model
 from workers import answer_loss
 from workers.answer_loss import AnswerLoss
-from workers.batches import Batch, collate
+from workers.layout import Batch, pad
 from workers.tokenization import Example
 
 
@@ -23,7 +23,7 @@ def batch_of(lengths: tuple[int, ...] = (9, 5, 12), seed: int = 0) -> tuple[list
         is_learnt = random.random(length) < 0.5
         is_learnt[0], is_learnt[-1] = False, True
         examples.append(Example(random.integers(3, 300, length).astype(np.int32), is_learnt))
-    return examples, collate(examples, 0, torch.device("cpu"))
+    return examples, pad(examples, torch.device("cpu"))
 
 
 def own_loss(model: Any, examples: list[Example]) -> Tensor:

@@ -1,18 +1,15 @@
-"""The plan of steps, the split of rows, and padding."""
+"""The plan of steps, and the split of rows."""
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wegeft.contracts.errors import InvalidData
-from workers.batches import BatchPlan, batches_within, collate, hold_out
-from workers.tokenization import Example
+from workers.batches import BatchPlan, batches_within, hold_out
 
 lengths = st.lists(st.integers(1, 50), min_size=1, max_size=60).map(tuple)
 sizes = st.integers(1, 7)
@@ -94,16 +91,6 @@ def test_rows_to_train_on_must_remain(rows: int, amount: float) -> None:
     with pytest.raises(InvalidData, match="no row is left to train on") as caught:
         hold_out(rows, amount, 0)
     assert caught.value.problems[0].path == "val_set_size"
-
-
-def test_padding_is_on_the_right_and_targets_follow_their_positions() -> None:
-    short = Example(np.array([5, 6, 7], np.int32), np.array([False, False, True]))
-    long = Example(np.array([1, 2, 3, 4], np.int32), np.array([False, True, False, True]))
-    batch = collate([short, long], 99, torch.device("cpu"))
-    assert batch.tokens.tolist() == [[5, 6, 7, 99], [1, 2, 3, 4]]
-    assert batch.targets.tolist() == [7, 2, 4]
-    assert batch.tokens.flatten()[batch.positions].tolist() == [6, 1, 3]
-    assert batch.real_tokens == 7
 
 
 @given(lengths=lengths, budget=st.integers(1, 100))

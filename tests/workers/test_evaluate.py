@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ import torch
 from tests.tiny_models import make_model, make_tokenizer
 from workers import evaluate
 from workers.answer_loss import AnswerLoss
-from workers.evaluate import answer, exact_share, held_out_loss
+from workers.evaluate import Answerer, exact_share, held_out_loss
+from workers.layout import find_layout
 from workers.rendering import Renderer
 from workers.rows import PromptCompletion, Row
 from workers.tokenization import Example, Question, Rules, encode, questions_of
 
 NEW_TOKENS = 6
+ALIKE: list[Row] = [PromptCompletion("what all of them begin with: " + "ab" * length, "x") for length in range(1, 9)]
 ROWS: list[Row] = [PromptCompletion("ab" * length, "xyz"[: 1 + length % 3]) for length in range(1, 12)]
 
 
@@ -24,12 +27,21 @@ def go_on() -> None:
     """Ask for nothing."""
 
 
-def questions() -> tuple[Question, ...]:
-    return questions_of(ROWS, Renderer(make_tokenizer()), len(ROWS))
+def questions(rows: list[Row] = ROWS) -> tuple[Question, ...]:
+    return questions_of(rows, Renderer(make_tokenizer()), len(rows))
+
+
+def answer(model: Any, asked: Sequence[Question], check: Callable[[], None] = go_on, *, shares_prefix: bool = False) -> list[str]:
+    return Answerer(model, make_tokenizer(), NEW_TOKENS, shares_prefix).answer(asked, check)
 
 
 def examples() -> tuple[Example, ...]:
     return encode(ROWS, Renderer(make_tokenizer()), Rules(sequence_len=100)).examples
+
+
+def measure(model: Any) -> float:
+    loss = AnswerLoss(model)
+    return held_out_loss(model, loss, find_layout(model, loss, examples()), examples(), go_on)
 
 
 def greedy_by_hand(model: Any, tokens: list[int]) -> list[int]:
@@ -43,22 +55,26 @@ def greedy_by_hand(model: Any, tokens: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("tokens_at_once", [1, 60, 8192])
-def test_answers_in_batches_are_those_of_each_row_alone(tokens_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shares_prefix", [False, True])
+@pytest.mark.parametrize("rows", [ROWS, ALIKE])
+def test_answers_in_batches_are_those_of_each_row_alone(
+    tokens_at_once: int, shares_prefix: bool, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(evaluate, "_TOKENS_AT_ONCE", tokens_at_once)
     model, tokenizer = make_model(), make_tokenizer()
-    answers = answer(model, tokenizer, questions(), NEW_TOKENS, go_on)
-    for question, text in zip(questions(), answers, strict=True):
+    answers = answer(model, questions(rows), shares_prefix=shares_prefix)
+    for question, text in zip(questions(rows), answers, strict=True):
         made = greedy_by_hand(model, question.tokens.tolist())
         assert text == tokenizer.decode(made, skip_special_tokens=True).strip()
 
 
 def test_what_a_model_says_of_generation_is_left_aside() -> None:
-    model, tokenizer = make_model(), make_tokenizer()
-    plain = answer(model, tokenizer, questions(), NEW_TOKENS, go_on)
+    model = make_model()
+    plain = answer(model, questions())
     model.generation_config.repetition_penalty = 9.0
     model.generation_config.do_sample = True
     model.generation_config.temperature = 50.0
-    assert answer(model, tokenizer, questions(), NEW_TOKENS, go_on) == plain
+    assert answer(model, questions()) == plain
     assert model.generation_config.repetition_penalty == 9.0
 
 
@@ -67,7 +83,7 @@ def test_an_answer_ends_at_any_of_the_models_ends() -> None:
     (question,) = questions()[:1]
     first, second, *_ = greedy_by_hand(model, question.tokens.tolist())
     model.generation_config.eos_token_id = [2, second]
-    (text,) = answer(model, tokenizer, [question], NEW_TOKENS, go_on)
+    (text,) = answer(model, [question])
     assert text == tokenizer.decode([first, second]).strip()
 
 
@@ -82,14 +98,14 @@ def test_the_loss_is_the_mean_over_all_answer_tokens(monkeypatch: pytest.MonkeyP
     expected = total / sum(example.answer_tokens for example in examples())
     for tokens_at_once in (1, 50, 8192):
         monkeypatch.setattr(evaluate, "_TOKENS_AT_ONCE", tokens_at_once)
-        assert held_out_loss(model, AnswerLoss(model), examples(), go_on) == pytest.approx(expected, rel=1e-5)
+        assert measure(model) == pytest.approx(expected, rel=1e-5)
 
 
 def test_measuring_draws_no_random_numbers_and_leaves_the_mode() -> None:
-    model, tokenizer = make_model().train(), make_tokenizer()
+    model = make_model().train()
     before = torch.get_rng_state()
-    held_out_loss(model, AnswerLoss(model), examples(), go_on)
-    answer(model, tokenizer, questions(), NEW_TOKENS, go_on)
+    measure(model)
+    answer(model, questions(), shares_prefix=True)
     assert torch.equal(torch.get_rng_state(), before)
     assert model.training
 
@@ -104,9 +120,21 @@ def test_measuring_can_be_interrupted() -> None:
 
     model = make_model().train()
     with pytest.raises(KeyboardInterrupt):
-        answer(model, make_tokenizer(), questions(), NEW_TOKENS, stop_at_fourth)
+        answer(model, questions(), stop_at_fourth)
     assert model.training
     assert model.generation_config.eos_token_id == 2
+
+
+def test_a_common_beginning_is_read_once() -> None:
+    model = make_model()
+    read: list[tuple[int, ...]] = []
+    with model.model.register_forward_pre_hook(
+        lambda _model, _inputs, given: read.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    ):
+        answer(model, questions(ALIKE), shares_prefix=True)
+    # All but the last token of the shortest question, which is what the others begin with.
+    prefix = len("what all of them begin with: a")
+    assert read[:2] == [(1, prefix), (8, len("b" + "ab" * 7))]
 
 
 def test_white_space_around_an_answer_does_not_count() -> None:

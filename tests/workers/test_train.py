@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,97 +11,17 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.tiny_models import chat_row, make_model, make_tokenizer
+from tests.tiny_models import make_model
+from tests.workers.tiny_runs import STEPS, Recorder, digest_of, make_rows, run
 from wegeft.contracts.errors import InvalidData, InvalidTensors, LossNotFinite, TargetsNotFound
-from wegeft.contracts.job import JobSpec
-from wegeft.contracts.training import Evaluation, Message, Progress, TrainingTask, WorkerEvent
 from wegeft.method import adapter_state_dict
-from workers.base_model import BaseModel
-from workers.data import read_rows
 from workers.rows import Row
-from workers.train import Callbacks, Outcome, TrainingInputs, TrainingStopped, train
-
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks transformers for it
-STEPS = 8
-
-
-@dataclass
-class Recorder:
-    """Keeps what the loop says and saves; its clock moves a second whenever it is read."""
-
-    stop_after: int | None = None
-    """Ask to stop once so many steps are done."""
-    events: list[WorkerEvent] = field(default_factory=list)
-    saved: dict[int, dict[str, bytes]] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    def callbacks(self) -> Callbacks:
-        return Callbacks(report=self.events.append, save=self.saved.__setitem__, should_stop=self.should_stop, now=self.now)
-
-    def should_stop(self) -> bool:
-        return self.stop_after is not None and len(self.progress) >= self.stop_after
-
-    def now(self) -> float:
-        self.seconds += 1
-        return self.seconds
-
-    @property
-    def progress(self) -> list[Progress]:
-        return [event for event in self.events if isinstance(event, Progress)]
-
-    @property
-    def evaluations(self) -> list[Evaluation]:
-        return [event for event in self.events if isinstance(event, Evaluation)]
-
-    @property
-    def texts(self) -> list[str]:
-        return [event.text for event in self.events if isinstance(event, Message)]
-
-
-def spec_of(**fields: Any) -> JobSpec:
-    given = {
-        "name": "tiny",
-        "base_model": "tiny-model",
-        "datasets": [{"path": "rows.jsonl"}],
-        "rank": 4,
-        "max_steps": STEPS,
-        "micro_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "learning_rate": 0.01,
-        "save_every": "7d",
-        **fields,
-    }
-    return JobSpec.model_validate_json(json.dumps(given))
+from workers.train import TrainingStopped
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
-    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    path.write_text("".join(json.dumps(chat_row(f"say {n % 5}", "ab"[n % 2] * (1 + n % 3))) + "\n" for n in range(12)), encoding="utf-8")
-    return read_rows(path, spec_of().datasets[0])
-
-
-def run(
-    rows: list[Row],
-    recorder: Recorder | None = None,
-    *,
-    checkpoint: Mapping[str, bytes] | None = None,
-    model: Any = None,
-    **fields: Any,
-) -> tuple[Outcome, Recorder]:
-    recorder = recorder or Recorder()
-    frozen = (model or make_model()).requires_grad_(requires_grad=False)
-    base = BaseModel(model=frozen, tokenizer=make_tokenizer(), identity="tiny@1", commit=None, license=None)
-    held_out = rows[8:] if fields.pop("has_held_out", True) else []
-    if held_out:
-        fields["test_datasets"] = [{"path": "held_out.jsonl"}]
-    inputs = TrainingInputs(base=base, train_rows=rows[:8], held_out_rows=held_out, resume_from=checkpoint)
-    task = TrainingTask(job_id="job", attempt=1, spec=spec_of(**fields), heartbeat_seconds=1, lease_seconds=5)
-    return train(task, inputs, recorder.callbacks()), recorder
-
-
-def digest_of(outcome: Outcome) -> str:
-    return hashlib.sha256(safetensors.torch.save(adapter_state_dict(outcome.model))).hexdigest()
+def rows() -> list[Row]:
+    return make_rows()
 
 
 def test_training_lowers_both_losses_and_tells_every_step(rows: list[Row]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
-from wegeft.client.blobs import fetch, upload
+from wegeft.client.blobs import STORE_SECONDS, fetch, upload
 from wegeft.client.transport import Call, Transport, json_body
 from wegeft.contracts.errors import ErrorBody
 from wegeft.contracts.placement import AttemptOrder
@@ -79,7 +80,8 @@ class AttemptClient:
 
     def finish(self, result: TrainingResult) -> PublishedVersion:
         """Publish the adapter and end the job, in one transaction; its files are stored already."""
-        return self._transport.ask(self._post("result", result), PublishedVersion)
+        # The server reads every byte before it answers.
+        return self._transport.ask(replace(self._post("result", result), read_seconds=STORE_SECONDS), PublishedVersion)
 
     def fail(self, error: ErrorBody) -> None:
         """End the attempt without a result; the orchestrator decides whether there will be another."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -36,7 +36,9 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
     with local_errors(target):
         if not target.exists():
             return
-        names = {path.name for path in target.iterdir()} if target.is_dir() else {"."}
+        if not target.is_dir():
+            raise InvalidSetting("there is a file already", path="folder", value=str(target), hint="give another folder")
+        names = {path.name for path in target.iterdir()}
     if names and not overwrite:
         raise InvalidSetting("there is something already", path="folder", value=str(target), hint="give another folder, or --overwrite")
     if names - PUBLISHABLE_FILES:
@@ -62,12 +64,15 @@ def _checked_files(version: VersionView) -> tuple[FileEntry, ...]:
 def _folder_beside(target: Path) -> Iterator[Path]:
     """Give a new folder on the same disk, to be renamed to ``target``; delete what is left of it at the end."""
     hidden = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    made = hidden / "new"
     try:
-        made = hidden / "new"
         made.mkdir()
         yield made
     finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
+        # Not the whole of it: where the old folder could be put neither away nor back, it is still in there.
+        with suppress(OSError):
+            hidden.rmdir()
 
 
 def _swap(made: Path, target: Path) -> None:
@@ -80,3 +85,4 @@ def _swap(made: Path, target: Path) -> None:
         if old.exists():
             old.rename(target)
         raise
+    shutil.rmtree(old, ignore_errors=True)

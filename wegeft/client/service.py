@@ -20,7 +20,7 @@ from wegeft.contracts.accounts import Identity, NewToken, RoleName, TokenRequest
 from wegeft.contracts.adapter import AdapterName, AdapterPage, AdapterRef, AdapterView, AliasMove, VersionPage, VersionView, check_alias
 from wegeft.contracts.errors import JobPending, UnexpectedAnswer
 from wegeft.contracts.job import JobSpec
-from wegeft.contracts.training import BlobView, EventPage, EventRecord, JobPage, JobState, JobView
+from wegeft.contracts.training import BlobView, EventPage, EventRecord, JobPage, JobState, JobView, MetricPage, MetricPoint
 
 POLL_SECONDS = 20
 """How long one question for new events stays open."""
@@ -113,6 +113,16 @@ class Client:
                 yield record
             if page.state.is_final and not page.records:
                 return
+
+    def metric(self, job_id: str, name: str) -> tuple[MetricPoint, ...]:
+        """Return every value of a metric (``loss``, ``eval_loss``, ``learning_rate``, …) by step, one a step whatever was redone."""
+        found: list[MetricPoint] = []
+        while True:
+            after = found[-1].step if found else -1
+            page = self._get(f"{_job_path(job_id)}/metrics/{quote(name, safe='')}", MetricPage, {"after": after, "limit": 10_000})
+            if not page.points or page.points[-1].step <= after:
+                return tuple(found)
+            found += page.points
 
     def wait(self, job_id: str, timeout_seconds: float | None = None) -> JobView:
         """Return the job once it has ended; raise :class:`JobPending` where it has not within ``timeout_seconds``."""

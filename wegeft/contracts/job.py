@@ -72,7 +72,7 @@ class JobSpec(Frozen):
 
     base_model: PathText
     """A Hugging Face id, a local folder, or a `.gguf` file."""
-    base_model_revision: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
+    base_model_revision: Annotated[str, StringConstraints(max_length=255, pattern=r"^[\w-]+(?:[./][\w-]+)*$")] | None = None
     """Branch, tag or commit of a Hugging Face id; the worker pins the commit."""
     trust_remote_code: bool = False
     """Run code that comes with the model; needs the server's policy to allow it."""

@@ -44,3 +44,5 @@ class AttemptEnd(_Frozen):
     error: ErrorBody | None = None
     """None where the process says that it reported its own end over HTTP; otherwise why it did not:
     ``worker_lost``, ``out_of_memory``, ``no_capacity``, …"""
+    is_refused: bool = False
+    """Whether the pool refused to start it, so that nothing of it ever ran; ``error`` says why."""

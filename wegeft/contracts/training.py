@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from wegeft.contracts.adapter import Digest, FileEntry
 from wegeft.contracts.errors import ErrorBody
@@ -20,6 +20,25 @@ class _Frozen(BaseModel):
 
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 """Of steps or rows; what every database keeps as an integer."""
+
+
+MAX_TEXT = 16_384
+"""Characters of a text in an event."""
+MAX_BATCH = 1000
+"""Events in a batch."""
+MAX_FILES = 1000
+"""Files of a checkpoint or a result."""
+
+
+def _cut(value: Any) -> Any:
+    return value[: MAX_TEXT - 1] + "…" if isinstance(value, str) and len(value) > MAX_TEXT else value
+
+
+EventText = Annotated[str, BeforeValidator(_cut), Field(max_length=MAX_TEXT)]
+"""Text that is cut where it is too long, with an ellipsis, so that a model that babbles does not end its job."""
+
+Files = Annotated[tuple[FileEntry, ...], Field(max_length=MAX_FILES)]
+"""Of a checkpoint or a result."""
 
 
 class JobState(StrEnum):
@@ -44,7 +63,7 @@ class Checkpoint(_Frozen):
 
     step: Count
     """Optimizer steps done."""
-    files: tuple[FileEntry, ...]
+    files: Files
 
 
 class TrainingTask(_Frozen):
@@ -79,9 +98,9 @@ class Progress(_Frozen):
 class Sample(_Frozen):
     """One held-out row answered."""
 
-    prompt: str
-    expected: str
-    answer: str
+    prompt: EventText
+    expected: EventText
+    answer: EventText
 
 
 class Evaluation(_Frozen):
@@ -112,7 +131,7 @@ class Message(_Frozen):
 
     type: Literal["message"] = "message"
     level: Literal["info", "warning", "error"] = "info"
-    text: str
+    text: EventText
 
 
 class StateChanged(_Frozen):
@@ -145,7 +164,13 @@ class EventBatch(_Frozen):
 
     first_number: Count
     """Number of the first event within the attempt, counted by the worker from 0, so that a repeated batch is recognised."""
-    events: tuple[WorkerEvent, ...]
+    events: Annotated[tuple[WorkerEvent, ...], Field(max_length=MAX_BATCH)]
+
+    @model_validator(mode="after")
+    def _is_countable(self) -> Self:
+        if self.first_number + len(self.events) >= 2**31:
+            raise ValueError("the events' numbers must stay below 2147483647")
+        return self
 
 
 class EventPage(_Frozen):
@@ -187,7 +212,7 @@ class HeartbeatReply(_Frozen):
 class TrainingResult(_Frozen):
     """A finished attempt; its files are in the store already."""
 
-    files: tuple[FileEntry, ...]
+    files: Files
     metrics: dict[str, float]
     """Of the held-out split and the run: ``eval_loss``, ``eval_loss_before``, ``exact_match``, ``train_loss``, ``steps``, …"""
     base_model: str

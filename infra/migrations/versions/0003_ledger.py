@@ -1,4 +1,4 @@
-"""The ledger: jobs and their labels, attempts, events and metrics."""
+"""The ledger: jobs and their labels, attempts and the blobs that they delivered, events and metrics."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the five tables."""
+    """Add the six tables."""
     _create_jobs()
     _create_labels()
     op.create_table(
@@ -27,6 +27,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("job_id", "attempt", name="pk_attempts"),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_attempts_job_id"),
     )
+    _create_blobs()
     _create_events()
     op.create_table(
         "metrics",
@@ -46,8 +47,10 @@ def _create_jobs() -> None:
         sa.Column("id", sa.String(30), nullable=False),
         sa.Column("name", sa.String(64), nullable=False),
         sa.Column("owner", sa.String(64), nullable=False),
+        sa.Column("token_id", sa.String(12), nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("priority", sa.Integer(), nullable=False),
+        sa.Column("queue_rank", sa.Integer(), nullable=False),
         sa.Column("spec", sa.Text(), nullable=False),
         sa.Column("idempotency_key", sa.String(255), nullable=True),
         sa.Column("request_digest", sa.String(71), nullable=False),
@@ -72,9 +75,9 @@ def _create_jobs() -> None:
         sa.Column("result_adapter", sa.String(193), nullable=True),
         sa.Column("result_version", sa.Integer(), nullable=True),
         sa.PrimaryKeyConstraint("id", name="pk_jobs"),
-        sa.UniqueConstraint("owner", "idempotency_key", name="uq_jobs_owner_idempotency_key"),
+        sa.UniqueConstraint("token_id", "idempotency_key", name="uq_jobs_token_id_idempotency_key"),
     )
-    op.create_index("ix_jobs_state_priority_id", "jobs", ["state", "priority", "id"])
+    op.create_index("ix_jobs_state_queue_rank_id", "jobs", ["state", "queue_rank", "id"])
 
 
 def _create_labels() -> None:
@@ -87,6 +90,16 @@ def _create_labels() -> None:
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_job_labels_job_id"),
     )
     op.create_index("ix_job_labels_key_value_job_id", "job_labels", ["key", "value", "job_id"])
+
+
+def _create_blobs() -> None:
+    op.create_table(
+        "job_blobs",
+        sa.Column("job_id", sa.String(30), nullable=False),
+        sa.Column("digest", sa.String(71), nullable=False),
+        sa.PrimaryKeyConstraint("job_id", "digest", name="pk_job_blobs"),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_job_blobs_job_id"),
+    )
 
 
 def _create_events() -> None:
@@ -106,5 +119,5 @@ def _create_events() -> None:
 
 def downgrade() -> None:
     """Drop them."""
-    for table in ("metrics", "events", "attempts", "job_labels", "jobs"):
+    for table in ("metrics", "events", "job_blobs", "attempts", "job_labels", "jobs"):
         op.drop_table(table)

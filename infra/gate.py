@@ -1,0 +1,78 @@
+"""What a request is refused for by its headers alone, before a byte of its body is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from starlette.types import Scope
+
+from infra.auth import is_token
+from infra.bodies import BODY_SECONDS
+from wegeft.contracts.errors import InvalidRequest, Unauthenticated
+
+PREFIX = "/api/v1"
+"""Under it, nobody without a token may send a body."""
+_OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_WRITING = frozenset({"POST", "PUT", "PATCH"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """Lets a request in, or raises why not."""
+
+    hosts: frozenset[str] | None = None
+    """What ``Host`` may name, in small letters and without a port; None is anything."""
+    body_seconds: float = BODY_SECONDS
+    """How long a body may take, in the sense of :data:`BODY_SECONDS`."""
+
+    def check(self, scope: Scope) -> None:
+        """Raise :class:`InvalidRequest` or :class:`Unauthenticated` where the request is refused."""
+        self._check_host(_values(scope, b"host"))
+        if scope["method"] in _WRITING and scope["path"].startswith(f"{PREFIX}/") and _has_body(scope):
+            _check_token(_values(scope, b"authorization"))
+
+    def _check_host(self, given: list[str]) -> None:
+        # A page from elsewhere can make its own name point to this machine, and would then read our answers as its own.
+        if self.hosts is not None and (len(given) != 1 or _without_port(given[0]) not in self.hosts):
+            raise InvalidRequest(
+                "the service is not called that", path="host", value=", ".join(given), hint="ask at its address, or set WEGEFT_PUBLIC_URL"
+            )
+
+
+def loopback_hosts(host: str, urls: Iterable[str]) -> frozenset[str] | None:
+    """Return what ``Host`` may name where a service listens on ``host`` and is reached at ``urls``.
+
+    None, which is anything, unless ``host`` is this machine's loopback: elsewhere a service has names that it does not know.
+    """
+    if not _is_loopback(host):
+        return None
+    return frozenset({*_OWN_NAMES, *(_without_port(urlsplit(url).netloc) for url in urls)})
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
+
+
+def _without_port(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    return (host if colon and port.isdigit() else text).lower()
+
+
+def _values(scope: Scope, name: bytes) -> list[str]:
+    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
+
+
+def _has_body(scope: Scope) -> bool:
+    return bool(_values(scope, b"transfer-encoding")) or _values(scope, b"content-length") not in ([], ["0"])
+
+
+def _check_token(given: list[str]) -> None:
+    scheme, _, token = given[0].partition(" ") if given else ("", "", "")
+    if scheme.lower() != "bearer" or not is_token(token.strip()):
+        raise Unauthenticated(hint="send Authorization: Bearer wgt_…; `wgctl up` prints where it is")

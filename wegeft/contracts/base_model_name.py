@@ -1,0 +1,12 @@
+"""How a base model is named: by a place on a disk, or by an id in a model hub. The server's policy and the worker must agree on it."""
+
+from __future__ import annotations
+
+import re
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?\Z", re.ASCII)
+
+
+def is_hub_id(base_model: str) -> bool:
+    """Return whether a base model is an id such as ``org/name``; anything else is a path, and a relative path never is an id's rival."""
+    return not base_model.lower().endswith(".gguf") and bool(_HUB_ID.match(base_model)) and ".." not in base_model
