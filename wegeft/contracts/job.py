@@ -11,6 +11,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from wegeft.contracts.adapter import AdapterName
 from wegeft.contracts.errors import InvalidJob, Problem
+from wegeft.contracts.federation_spec import FederationSpec
 from wegeft.contracts.job_fields import rename_aliases
 from wegeft.contracts.job_overrides import override
 from wegeft.contracts.job_problems import Clash, explain, in_file_order, refuse_clashes
@@ -34,6 +35,7 @@ __all__ = [
     "DatasetSpec",
     "DatasetType",
     "EvaluationSpec",
+    "FederationSpec",
     "FileFormat",
     "Inspection",
     "JobSpec",
@@ -92,8 +94,8 @@ class JobSpec(Frozen):
     target_modules: Literal["all-linear"] | tuple[LabelText, ...] = "all-linear"
     """`all-linear`, or names such as `[q_proj, v_proj]`; each name shares one generator over all layers."""
 
-    datasets: Annotated[tuple[DatasetSpec, ...], Field(min_length=1, max_length=64)]
-    """Rows to train on."""
+    datasets: Annotated[tuple[DatasetSpec, ...], Field(max_length=64)] = ()
+    """Rows to train on; required, but for a federated job, whose sites bring their own."""
     test_datasets: Annotated[tuple[DatasetSpec, ...], Field(max_length=64)] = ()
     """Rows held out, to measure."""
     val_set_size: Annotated[float, Field(ge=0, lt=1)] | Annotated[int, Field(ge=0, le=100_000_000)] = 0
@@ -161,11 +163,25 @@ class JobSpec(Frozen):
     """How often an attempt is made again."""
     output: OutputSpec = OutputSpec()
     """Where the adapter is published."""
+    federation: FederationSpec | None = None
+    """Train at sites that keep their data: rounds, quorum, and how updates become one generator."""
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
-        refuse_clashes([*self._batch_clashes(), *self._pair_clashes(), *self._measurement_clashes(), *self._default_name_clashes()])
+        clashes = [*self._batch_clashes(), *self._pair_clashes(), *self._measurement_clashes(), *self._default_name_clashes()]
+        refuse_clashes([*clashes, *self._data_clashes()])
         return self
+
+    def _data_clashes(self) -> list[Clash]:
+        involved = frozenset({"datasets", "federation"})
+        if self.federation is None and not self.datasets:
+            message = "must have at least 1 entry" if "datasets" in self.model_fields_set else "required, but not given"
+            return [Clash(path="datasets", message=message, involves=involved)]
+        if self.federation is None:
+            return []
+        hint = "leave it out, and give the file to `wgctl site run --data` at each site"
+        given = [name for name in ("datasets", "test_datasets") if getattr(self, name)]
+        return [Clash(path=name, message="a federated job's sites bring their own data", hint=hint, involves=involved) for name in given]
 
     def _batch_clashes(self) -> list[Clash]:
         if self.global_batch_size is None:
