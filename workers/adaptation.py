@@ -10,7 +10,7 @@ from torch import nn
 
 from wegeft.contracts.errors import InvalidJob
 from wegeft.contracts.job import JobSpec
-from wegeft.method import WeGeFTConfig, count_parameters, lora_equivalent_size
+from wegeft.method import WeGeFTConfig, WeGeFTLinear, count_parameters, lora_equivalent_size
 from workers.base_model import BaseModel
 
 _SEEDING = threading.Lock()
@@ -46,6 +46,17 @@ def adapt(base: BaseModel, spec: JobSpec) -> Any:
     if spec.gradient_checkpointing:
         _recompute_activations(model.get_base_model())
     return model
+
+
+def strip(base: BaseModel) -> None:
+    """Take every adapter off the base model again, whatever became of the run that put it there."""
+    for name, layer in list(base.model.named_modules()):
+        if isinstance(layer, WeGeFTLinear):
+            parent, _, own = name.rpartition(".")
+            setattr(base.model.get_submodule(parent), own, layer.get_base_layer())
+    if hasattr(base.model, "peft_config"):
+        del base.model.peft_config
+    base.model.eval()
 
 
 def _recompute_activations(model: Any) -> None:

@@ -23,6 +23,7 @@ from workers.answer_loss import AnswerLoss
 from workers.base_model import BaseModel
 from workers.checkpoint import Measurement, Point, RunState, pack, read_state, unpack
 from workers.evaluate import Answerer, exact_share, held_out_loss
+from workers.generator_start import Start, begin_at
 from workers.layout import find_layout
 from workers.preparation import Prepared, prepare
 from workers.rows import Row
@@ -42,6 +43,8 @@ class TrainingInputs:
     held_out_rows: Sequence[Row] = ()
     resume_from: Mapping[str, bytes] | None = None
     """Files of a checkpoint, as ``Callbacks.save`` received them."""
+    start: Start | None = None
+    """Generators to begin from, for a federation's site; None begins with the seed's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +106,7 @@ def train(task: TrainingTask, inputs: TrainingInputs, callbacks: Callbacks) -> O
     for message in prepared.messages:
         callbacks.report(message)
     with _memory_errors(task.spec):
-        run = _Run(task.spec, inputs.base, prepared, callbacks)
+        run = _Run(task.spec, inputs, prepared, callbacks)
         run.begin(inputs.resume_from)
         while run.has_more:
             run.step()
@@ -113,11 +116,15 @@ def train(task: TrainingTask, inputs: TrainingInputs, callbacks: Callbacks) -> O
 class _Run:
     """One run in progress."""
 
-    def __init__(self, spec: JobSpec, base: BaseModel, prepared: Prepared, callbacks: Callbacks) -> None:
+    def __init__(self, spec: JobSpec, inputs: TrainingInputs, prepared: Prepared, callbacks: Callbacks) -> None:
+        base = inputs.base
         self._spec, self._base, self._prepared, self._callbacks = spec, base, prepared, callbacks
-        self._sizes = sizes(base, spec)
+        _, lora = sizes(base, spec)
         self._model = adapt(base, spec)
+        if inputs.start is not None:
+            begin_at(self._model, inputs.start)
         self._parameters = trainable(self._model)
+        self._sizes = sum(parameter.numel() for parameter in self._parameters.values()), lora
         self._loss = AnswerLoss(self._model)
         self._layout = find_layout(self._model, self._loss, prepared.examples + prepared.held_out)
         self._schedule = schedule_of(spec, prepared.total_steps)
