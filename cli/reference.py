@@ -126,7 +126,14 @@ def _choices(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _choice_table(path: str, choices: list[type[BaseModel]]) -> Iterator[str]:
-    yield from (f"## `{path}`", "", "A name, or a mapping of `name` and what stands beside it.", "", "| name | | fields |", "| --- | --- | --- |")
+    yield from (
+        f"## `{path}`",
+        "",
+        "A name, or a mapping of `name` and what stands beside it.",
+        "",
+        "| name | | fields |",
+        "| --- | --- | --- |",
+    )
     for choice in choices:
         fields = [(name, field) for name, field in choice.model_fields.items() if name != "name"]
         told = [f"`{name}`: {_kind(field)}, {_default(field) or 'optional'}. {field.description}" for name, field in fields]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import rich_click as click
 
-from cli.home import Home, ServiceRecord
+from cli.home import KEY_BYTES, Home, ServiceRecord
 from cli.listening import ended_by_signals, listening, run_http, url_of
 from cli.options import example, json_option
 from cli.output import print_json_line, say
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from orchestrator.admission import Policy
     from orchestrator.jobs import Limits
     from orchestrator.scheduler import Pool
+    from orchestrator.services import OrchestratorServices
 
 Part = Literal["hub", "orchestrator"]
 
@@ -104,6 +106,8 @@ class _Parts:
     store: ObjectStore
     guard: Guard
     settings: Settings
+    jobs: OrchestratorServices | None
+    """None where the hub is served alone."""
 
 
 @contextmanager
@@ -116,8 +120,10 @@ def _assembled(settings: Settings, home: Home, server: str, only: Part | None) -
     try:
         upgrade(engine)
         _keep_token(engine, home)
-        parts = _Parts(engine=engine, store=_open_store(settings), guard=Guard(engine=engine, clock=now), settings=settings)
-        with _scheduling(parts, home, settings.public_url or server) if only != "hub" else nullcontext():
+        store = _open_store(settings)
+        jobs = None if only == "hub" else _make_orchestrator(settings, home, engine, store)
+        parts = _Parts(engine=engine, store=store, guard=Guard(engine=engine, clock=now), settings=settings, jobs=jobs)
+        with _scheduling(parts, home, settings.public_url or server), _federating(jobs):
             yield _make_app(parts, only, server)
     finally:
         engine.dispose()
@@ -125,9 +131,12 @@ def _assembled(settings: Settings, home: Home, server: str, only: Part | None) -
 
 @contextmanager
 def _scheduling(parts: _Parts, home: Home, server: str) -> Iterator[None]:
-    """Give queued jobs to the pool meanwhile; at the end kill what runs, its jobs back in the queue."""
+    """Give queued jobs to the pool meanwhile, where jobs are served; at the end kill what runs, its jobs back in the queue."""
     from orchestrator.scheduler import Scheduler, SchedulerThread
 
+    if parts.jobs is None:
+        yield
+        return
     pool = _make_pool(parts.settings, home)
     thread = SchedulerThread(Scheduler(parts.engine, pool, _limits(parts.settings), server), now)
     thread.start()
@@ -135,6 +144,41 @@ def _scheduling(parts: _Parts, home: Home, server: str) -> Iterator[None]:
         yield
     finally:
         thread.close()
+
+
+@contextmanager
+def _federating(services: OrchestratorServices | None) -> Iterator[None]:
+    """Drive federated jobs meanwhile, where jobs are served."""
+    from orchestrator.federations import Federations, FederationsThread
+
+    if services is None:
+        yield
+        return
+    thread = FederationsThread(Federations(services), services)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.close()
+
+
+def _make_orchestrator(settings: Settings, home: Home, engine: Engine, store: ObjectStore) -> OrchestratorServices:
+    from orchestrator.services import OrchestratorServices
+
+    return OrchestratorServices(
+        engine=engine, store=store, clock=now, policy=_policy(settings), limits=_limits(settings), federation_key=_find_key(settings, home)
+    )
+
+
+def _find_key(settings: Settings, home: Home) -> bytes:
+    """Return the key that signs receipts: as set, or as kept in the home, where it is made the first time."""
+    if settings.federation_key is not None:
+        return bytes.fromhex(settings.federation_key.get_secret_value())
+    key = home.read_federation_key()
+    if key is None:
+        key = secrets.token_bytes(KEY_BYTES)
+        home.write_federation_key(key)
+    return key
 
 
 def _make_pool(settings: Settings, home: Home) -> Pool:
@@ -258,15 +302,11 @@ def _routers(parts: _Parts, only: Part | None) -> list[APIRouter]:
     import orchestrator.api
     from hub.services import HubServices
     from infra import accounts
-    from orchestrator.services import OrchestratorServices
 
     routers = [accounts.make_router(parts.engine, parts.guard, now)]
     if only != "orchestrator":
         services = HubServices(engine=parts.engine, store=parts.store, clock=now, max_blob_bytes=parts.settings.max_upload_bytes)
         routers.append(hub.api.make_router(services, parts.guard))
-    if only != "hub":
-        jobs = OrchestratorServices(
-            engine=parts.engine, store=parts.store, clock=now, policy=_policy(parts.settings), limits=_limits(parts.settings)
-        )
-        routers.append(orchestrator.api.make_router(jobs, parts.guard))
+    if parts.jobs is not None:
+        routers.append(orchestrator.api.make_router(parts.jobs, parts.guard))
     return routers

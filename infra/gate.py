@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -17,6 +18,10 @@ PREFIX = "/api/v1"
 """Under it, nobody without a token may send a body."""
 _OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _WRITING = frozenset({"POST", "PUT", "PATCH"})
+SITES_PREFIX = f"{PREFIX}/federation/"
+"""Under it, sites sign what they send; they have no token."""
+_ENROLMENTS = f"{SITES_PREFIX}enrolments"
+_SIGNATURE = re.compile(r"ed25519:[0-9a-f]{128}\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +36,13 @@ class Gate:
     def check(self, scope: Scope) -> None:
         """Raise :class:`InvalidRequest` or :class:`Unauthenticated` where the request is refused."""
         self._check_host(_values(scope, b"host"))
-        if scope["method"] in _WRITING and scope["path"].startswith(f"{PREFIX}/") and _has_body(scope):
+        path: str = scope["path"]
+        if scope["method"] not in _WRITING or not path.startswith(f"{PREFIX}/") or not _has_body(scope):
+            return
+        if not path.startswith(SITES_PREFIX):
             _check_token(_values(scope, b"authorization"))
+        elif path != _ENROLMENTS:
+            _check_signature(_values(scope, b"wegeft-signature"))
 
     def _check_host(self, given: list[str]) -> None:
         # A page from elsewhere can make its own name point to this machine, and would then read our answers as its own.
@@ -70,6 +80,11 @@ def _values(scope: Scope, name: bytes) -> list[str]:
 
 def _has_body(scope: Scope) -> bool:
     return bool(_values(scope, b"transfer-encoding")) or _values(scope, b"content-length") not in ([], ["0"])
+
+
+def _check_signature(given: list[str]) -> None:
+    if len(given) != 1 or not _SIGNATURE.match(given[0]):
+        raise Unauthenticated("the request is not signed", path="wegeft-signature", hint="ed25519: and 128 hex digits, by the site's key")
 
 
 def _check_token(given: list[str]) -> None:

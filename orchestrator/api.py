@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from infra.auth import Guard, Principal, Role
 from infra.database import reading, writing
 from infra.http import API_PREFIX
-from orchestrator import attempts_api, ledger
+from orchestrator import attempts_api, federation_api, ledger, sites_api
 from orchestrator.admission import check_submission
+from orchestrator.federation_start import read_start
 from orchestrator.ids import ENTROPY_BYTES, check_job_id, make_job_id
 from orchestrator.services import OrchestratorServices
 from wegeft.contracts.errors import InvalidRequest, JobNotFound
@@ -49,7 +50,12 @@ def make_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
     router.include_router(_jobs_router(services, guard))
     router.include_router(_log_router(services, guard))
     router.include_router(attempts_api.make_router(services))
-    return router
+    router.include_router(federation_api.make_router(services, guard))
+    whole = APIRouter()
+    whole.include_router(router)
+    if services.federation_key is not None:
+        whole.include_router(sites_api.make_router(services, services.federation_key))
+    return whole
 
 
 def _jobs_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
@@ -103,6 +109,8 @@ def _queue(services: OrchestratorServices, job: ledger.NewJob, now: datetime) ->
     if known is not None:
         return known, False
     check_submission(job.spec, services.policy, services.store.has)
+    if job.spec.federation is not None:
+        read_start(job.spec, services.store)
     with writing(services.engine) as connection:
         return ledger.add(connection, job, now)
 

@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 
 from hub.objects import ObjectStore
 from orchestrator.admission import Policy
+from orchestrator.bells import Bells
 from orchestrator.jobs import Limits
 
 
@@ -22,3 +23,6 @@ class OrchestratorServices:
     clock: Callable[[], datetime]
     policy: Policy = field(default_factory=Policy)
     limits: Limits = field(default_factory=Limits)
+    bells: Bells = field(default_factory=Bells)
+    federation_key: bytes | None = field(default=None, repr=False)
+    """32 bytes, the Ed25519 private key that signs receipts; None refuses sites."""

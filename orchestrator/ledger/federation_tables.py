@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, ForeignKey, ForeignKeyConstraint, Index, Integer, String, Table, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, ForeignKeyConstraint, Index, Integer, String, Table, Text, UniqueConstraint
 
 from infra.database import METADATA, UtcTime
 
@@ -12,6 +12,7 @@ INVITATIONS = Table(
     Column("job_id", String(30), ForeignKey("jobs.id"), primary_key=True),
     Column("name", String(64), primary_key=True),
     Column("token_hash", String(64), nullable=False, unique=True),
+    Column("is_approval", Boolean, nullable=False),  # whether the site that takes it up is approved by that
     Column("invited_at", UtcTime, nullable=False),
     Column("expires_at", UtcTime, nullable=False),
     Column("used_at", UtcTime, nullable=True),
@@ -81,6 +82,25 @@ ARRIVALS = Table(
     Column("reason", String(32), nullable=True),
     Column("message", Text, nullable=False),  # JSON of the SignedUpdate or the Decline
     Column("problems", Text, nullable=False),  # JSON list
+    ForeignKeyConstraint(
+        ["job_id", "number", "attempt", "pseudonym"],
+        [
+            "federation_offers.job_id",
+            "federation_offers.number",
+            "federation_offers.attempt",
+            "federation_offers.pseudonym",
+        ],
+    ),
+)
+
+BLOBS = Table(
+    "federation_blobs",
+    METADATA,
+    Column("job_id", String(30), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("pseudonym", String(128), primary_key=True),
+    Column("digest", String(71), primary_key=True),  # of bytes that the site had: to know a digest is not to have what it names
     ForeignKeyConstraint(
         ["job_id", "number", "attempt", "pseudonym"],
         [

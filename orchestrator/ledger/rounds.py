@@ -13,9 +13,9 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, Row, insert, select, update
 
-from orchestrator.ledger.federation_tables import ARRIVALS, OFFERS, ROUNDS
+from orchestrator.ledger.federation_tables import ARRIVALS, BLOBS, OFFERS, ROUNDS
 from orchestrator.rounds import Arrival, Closing, Move, Round, Wait, decide, move
-from wegeft.contracts.errors import Conflict, IllegalTransition, NotFound, Problem
+from wegeft.contracts.errors import Conflict, IllegalTransition, NotFound, Problem, StaleRound, TooLarge
 from wegeft.contracts.federation import Decline, Offer, ReasonCode, RoundRecord, RoundState, SignedUpdate
 
 
@@ -33,6 +33,7 @@ class KeptRound:
     """A round and everything that came for it."""
 
     round: Round
+    attempt: int
     start_digest: str
     offers: Mapping[str, Offer]
     """By pseudonym."""
@@ -41,6 +42,9 @@ class KeptRound:
     """Every update that passed the gate, by its digest."""
     member_digests: tuple[str, ...]
     """Updates that the round closed with, settled once; empty before."""
+    closed_at: datetime | None
+    """When it closed; the moment that its members follow from."""
+    result_digest: str | None
     record: RoundRecord | None
 
 
@@ -64,8 +68,8 @@ def receive(
 ) -> Arrival:
     """Keep what a site sent, accepted where there are no ``problems``; the same message again gives the same arrival.
 
-    Raises :class:`NotFound` where the site was not asked, and :class:`Conflict` where the round is closed, or the site's answer, another
-    one, was taken before.
+    Raises :class:`NotFound` where the site was not asked, :class:`StaleRound` where the round is closed, and :class:`Conflict` where
+    another answer of the site was taken before.
     """
     digest, site, reason = _describe(message, problems)
     row = connection.execute(select(ROUNDS).where(_is(key)).with_for_update()).one_or_none()
@@ -79,7 +83,7 @@ def receive(
         raise Conflict("another answer of this site was taken before", path="site", value=site)
     kept = _round(row, _asked(connection, key), closing)
     if kept.state is not RoundState.COLLECTING or not isinstance(decide(kept, arrivals, now), Wait):
-        raise Conflict("the round is closed", path="round", value=str(key.number), hint="ask for the next one")
+        raise StaleRound("the round is closed", path="round", value=str(key.number), hint="ask for the next one")
     arrival = Arrival(site=site, digest=digest, received_at=now, reason=reason, problems=tuple(problems))
     connection.execute(insert(ARRIVALS).values(**_arrival_row(key, arrival, message)))
     return arrival
@@ -95,13 +99,21 @@ def load_round(connection: Connection, key: RoundKey, closing: Closing) -> KeptR
     came = connection.execute(select(ARRIVALS).where(_is(key, ARRIVALS), ARRIVALS.c.reason.is_(None))).all()
     return KeptRound(
         round=_round(row, frozenset(offers), closing),
+        attempt=row.attempt,
         start_digest=row.start_digest,
         offers=offers,
         arrivals=_arrivals(connection, key),
         updates={one.digest: SignedUpdate.model_validate_json(one.message) for one in came},
         member_digests=tuple(json.loads(row.members)) if row.members else (),
+        closed_at=row.closed_at,
+        result_digest=row.result_digest,
         record=RoundRecord.model_validate_json(row.record) if row.record else None,
     )
+
+
+def hold_round(connection: Connection, key: RoundKey) -> None:
+    """Let nothing arrive for a round, and nobody else move it, until the transaction ends."""
+    connection.execute(select(ROUNDS.c.state).where(_is(key)).with_for_update()).one()
 
 
 def close_round(connection: Connection, key: RoundKey, members: Sequence[Arrival], closed_at: datetime) -> None:
@@ -119,6 +131,66 @@ def commit_round(connection: Connection, key: RoundKey, record: RoundRecord) -> 
 def fail_round(connection: Connection, key: RoundKey, state: RoundState, record: RoundRecord) -> None:
     """Write the record of a round that failed in ``state``."""
     _move(connection, key, state, Move.FAIL, {"record": record.to_bytes().decode(), "closed_at": record.closed_at})
+
+
+def find_offer(connection: Connection, key: RoundKey, site: str) -> Offer | None:
+    """Return what a site was asked in a round; None where it was not."""
+    text = connection.execute(select(OFFERS.c.offer).where(_is(key, OFFERS), OFFERS.c.pseudonym == site)).scalar_one_or_none()
+    return None if text is None else Offer.model_validate_json(text)
+
+
+def find_arrival(connection: Connection, key: RoundKey, site: str, digest: str) -> Arrival | None:
+    """Return what became of a message that a site sent; None where it never came."""
+    row = connection.execute(select(ARRIVALS).where(_is(key, ARRIVALS), ARRIVALS.c.pseudonym == site, ARRIVALS.c.digest == digest))
+    return next((_arrival(one) for one in row), None)
+
+
+def find_start(connection: Connection, key: RoundKey) -> str:
+    """Return the digest of the state that a round starts from; raise :class:`NotFound`."""
+    digest: str | None = connection.execute(select(ROUNDS.c.start_digest).where(_is(key))).scalar_one_or_none()
+    if digest is None:
+        raise NotFound("there is no such round", path="round", value=str(key.number))
+    return digest
+
+
+def find_open_offer(connection: Connection, job_id: str, site: str) -> Offer | None:
+    """Return what a site is asked now; None where it is not, or has answered."""
+    newest = last_round(connection, job_id)
+    if newest is None or newest[1] is not RoundState.COLLECTING:
+        return None
+    key = newest[0]
+    answered = select(ARRIVALS.c.digest).where(_is(key, ARRIVALS), ARRIVALS.c.pseudonym == site)
+    is_final = ARRIVALS.c.reason.is_(None) | (ARRIVALS.c.reason != ReasonCode.REFUSED.value)
+    return None if connection.execute(answered.where(is_final)).first() is not None else find_offer(connection, key, site)
+
+
+def note_blob(connection: Connection, key: RoundKey, site: str, digest: str, most: int) -> bool:
+    """Note that a site has delivered these bytes, which were read and verified, in a round; return whether it had not before.
+
+    Raises :class:`TooLarge` where it has delivered ``most`` others already.
+    """
+    is_theirs = (_is(key, BLOBS), BLOBS.c.pseudonym == site)
+    known = frozenset(connection.execute(select(BLOBS.c.digest).where(*is_theirs)).scalars())
+    if digest in known:
+        return False
+    if len(known) >= most:
+        raise TooLarge(f"a site may send {most} files in a round", path="digest", value=digest, hint="submit one of those that it has sent")
+    values = {"job_id": key.job_id, "number": key.number, "attempt": key.attempt, "pseudonym": site, "digest": digest}
+    connection.execute(insert(BLOBS).values(values))
+    return True
+
+
+def has_delivered(connection: Connection, key: RoundKey, site: str, digest: str) -> bool:
+    """Return whether a site has delivered these bytes in a round."""
+    found = select(BLOBS.c.digest).where(_is(key, BLOBS), BLOBS.c.pseudonym == site, BLOBS.c.digest == digest)
+    return connection.execute(found).first() is not None
+
+
+def is_start_of(connection: Connection, job_id: str, site: str, digest: str) -> bool:
+    """Return whether a site was asked to start from these bytes; ``digest`` is well-formed."""
+    names_it = OFFERS.c.offer.contains(f'"start":"{digest}"', autoescape=True)  # canonical JSON, with no spaces
+    query = select(OFFERS.c.number).where(OFFERS.c.job_id == job_id, OFFERS.c.pseudonym == site, names_it).limit(1)
+    return connection.execute(query).first() is not None
 
 
 def last_round(connection: Connection, job_id: str) -> tuple[RoundKey, RoundState] | None:
@@ -151,15 +223,16 @@ def _round(row: Row[tuple[object, ...]], asked: frozenset[str], closing: Closing
 
 def _arrivals(connection: Connection, key: RoundKey) -> tuple[Arrival, ...]:
     rows = connection.execute(select(ARRIVALS).where(_is(key, ARRIVALS)).order_by(ARRIVALS.c.received_at, ARRIVALS.c.pseudonym)).all()
-    return tuple(
-        Arrival(
-            site=row.pseudonym,
-            digest=row.digest,
-            received_at=row.received_at,
-            reason=ReasonCode(row.reason) if row.reason else None,
-            problems=tuple(Problem.model_validate(problem) for problem in json.loads(row.problems)),
-        )
-        for row in rows
+    return tuple(_arrival(row) for row in rows)
+
+
+def _arrival(row: Row[tuple[object, ...]]) -> Arrival:
+    return Arrival(
+        site=row.pseudonym,
+        digest=row.digest,
+        received_at=row.received_at,
+        reason=ReasonCode(row.reason) if row.reason else None,
+        problems=tuple(Problem.model_validate(problem) for problem in json.loads(row.problems)),
     )
 
 

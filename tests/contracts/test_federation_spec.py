@@ -177,7 +177,9 @@ def test_every_other_job_needs_data() -> None:
 
 
 def test_a_wrong_section_is_told_in_plain_words() -> None:
-    found = problems_of("name: x\nmodel: m\nfederation:\n  rule: stak\n  roundz: 3\n  defence: {malicious: 1}\n  grace: soon\n  min_sites: no")
+    found = problems_of(
+        "name: x\nmodel: m\nfederation:\n  rule: stak\n  roundz: 3\n  defence: {malicious: 1}\n  grace: soon\n  min_sites: no"
+    )
     assert found["federation.rule"].hint == "did you mean stack?"
     assert found["federation.roundz"].hint == "did you mean rounds?"
     assert found["federation.defence"].message == "must be a name, or a mapping with a name"

@@ -255,7 +255,7 @@ class JobView(BaseModel):
     result: PublishedVersion | None
     resume_from: Checkpoint | None
     waiting_for: str | None = None
-    """Why a queued job does not run yet, in words."""
+    """Why a job does not get on yet, in words: a queued one, or a federated one that looks for sites."""
 
 
 class JobPage(_Frozen):

@@ -14,13 +14,15 @@ _ROUND = ["job_id", "number", "attempt"]
 
 
 def upgrade() -> None:
-    """Add the six tables."""
+    """Tell federated jobs apart, and add the seven tables."""
+    op.add_column("jobs", sa.Column("is_federated", sa.Boolean(), nullable=False, server_default=sa.false()))
     _create_invitations()
     _create_sites()
     _create_nonces()
     _create_rounds()
     _create_offers()
     _create_arrivals()
+    _create_blobs()
 
 
 def _create_invitations() -> None:
@@ -29,6 +31,7 @@ def _create_invitations() -> None:
         sa.Column("job_id", sa.String(30), nullable=False),
         sa.Column("name", sa.String(64), nullable=False),
         sa.Column("token_hash", sa.String(64), nullable=False),
+        sa.Column("is_approval", sa.Boolean(), nullable=False),
         sa.Column("invited_at", UtcTime(), nullable=False),
         sa.Column("expires_at", UtcTime(), nullable=False),
         sa.Column("used_at", UtcTime(), nullable=True),
@@ -122,7 +125,25 @@ def _create_arrivals() -> None:
     )
 
 
+def _create_blobs() -> None:
+    offer = [*_ROUND, "pseudonym"]
+    op.create_table(
+        "federation_blobs",
+        sa.Column("job_id", sa.String(30), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("pseudonym", sa.String(128), nullable=False),
+        sa.Column("digest", sa.String(71), nullable=False),
+        sa.PrimaryKeyConstraint(*offer, "digest", name="pk_federation_blobs"),
+        sa.ForeignKeyConstraint(
+            offer, [f"federation_offers.{name}" for name in offer], name="fk_federation_blobs_job_id_number_attempt_pseudonym"
+        ),
+    )
+
+
 def downgrade() -> None:
     """Drop them."""
-    for table in ("arrivals", "offers", "rounds", "nonces", "sites", "invitations"):
+    for table in ("blobs", "arrivals", "offers", "rounds", "nonces", "sites", "invitations"):
         op.drop_table(f"federation_{table}")
+    with op.batch_alter_table("jobs") as jobs:
+        jobs.drop_column("is_federated")
