@@ -136,7 +136,7 @@ class Transport:
 
         def once() -> Answer:
             with self.open(call) as response:
-                return _parse(self._read(response), answer)
+                return _parse(self.read(response), answer)
 
         return self.retry(once, patience_seconds)
 
@@ -145,7 +145,7 @@ class Transport:
 
         def once() -> None:
             with self.open(call) as response:
-                self._read(response)
+                self.read(response)
 
         self.retry(once, patience_seconds)
 
@@ -153,7 +153,7 @@ class Transport:
         """Return what ``once`` does; after an error that may pass, again and again until ``patience_seconds`` are over."""
         patience = self.patience_seconds if patience_seconds is None else patience_seconds
         tries = Retrying(
-            retry=retry_if_exception(_may_pass),
+            retry=retry_if_exception(may_pass),
             stop=stop_after_delay(patience),
             wait=wait_exponential(multiplier=0.1, max=3) + wait_random(0, 0.2),
             reraise=True,
@@ -185,7 +185,8 @@ class Transport:
             finally:
                 response.close()
 
-    def _read(self, response: httpx2.Response) -> bytes:
+    def read(self, response: httpx2.Response) -> bytes:
+        """Return the whole body of an answer; raise :class:`UnexpectedAnswer` where it has no end."""
         content = bytearray()
         for chunk in response.iter_bytes():
             content += chunk
@@ -195,7 +196,7 @@ class Transport:
 
     def _refusal(self, response: httpx2.Response) -> WegeftError:
         status = response.status_code
-        content = self._read(response)
+        content = self.read(response)
         if response.has_redirect_location:
             return UnexpectedAnswer(f"{self.server} redirects elsewhere", path="server", hint="give the address that it redirects to")
         if response.request.method == "HEAD":
@@ -246,7 +247,8 @@ def _is_cut(error: httpx2.RemoteProtocolError) -> bool:
     return "disconnected" in text or "closed connection" in text
 
 
-def _may_pass(error: BaseException) -> bool:
+def may_pass(error: BaseException) -> bool:
+    """Return whether the same call may succeed by itself a moment later."""
     # The bare WegeftError is the server's own 500.
     return type(error) is WegeftError or (isinstance(error, Broken) and error.is_retryable and not isinstance(error, StorageFull))
 
