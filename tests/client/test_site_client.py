@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.client.raw import Answer, answering, http
+from tests.client.raw import answering, http
 from tests.contracts.test_federation import an_offer as make_offer
 from tests.contracts.test_federation import an_update as make_update
 from tests.orchestrator.samples import make_spec
@@ -65,7 +65,17 @@ def headers_of(request: bytes) -> dict[str, str]:
 
 
 def test_enrolment_proves_that_the_key_is_ours() -> None:
-    with answering(_remembering(bodies := [], enrolment_for(KEY))) as (url, requests):
+    requests: list[bytes]
+
+    def answer(connection: socket.socket) -> None:
+        head, _, body = requests[0].partition(b"\r\n\r\n")
+        while len(body) < int(headers_of(head)["content-length"]):
+            body += connection.recv(1 << 16)
+        bodies.append(body)
+        connection.sendall(http(201, enrolment_for(KEY), JSON))
+
+    bodies: list[bytes] = []
+    with answering(answer) as (url, requests):
         enrolment = enrol(url, TOKEN, KEY, 7)
     sent = json.loads(bodies[0])
     assert is_signed(sent["public_key"], enrolment_content(TOKEN, sent["public_key"], 7), sent["proof"])
@@ -73,23 +83,6 @@ def test_enrolment_proves_that_the_key_is_ours() -> None:
     assert KEY.hex() not in bodies[0].decode()
     assert "authorization" not in headers_of(requests[0])
     assert enrolment.site.name == "site-a"
-
-
-def _remembering(bodies: list[bytes], content: bytes) -> Answer:
-    """Keep the body of the request, then answer."""
-
-    def answer(connection: socket.socket) -> None:
-        connection.settimeout(0.2)
-        body = b""
-        try:
-            while not body.endswith(b"}"):
-                body += connection.recv(1 << 16)
-        except TimeoutError:
-            pass
-        bodies.append(body)
-        connection.sendall(http(201, content, JSON))
-
-    return answer
 
 
 def test_enrolment_with_another_key_is_not_believed() -> None:
