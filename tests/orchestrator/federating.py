@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -22,6 +23,7 @@ from infra.database import reading, writing
 from infra.gate import Gate
 from infra.http import create_app
 from orchestrator import api, ledger
+from orchestrator.federation_round import closing_of
 from orchestrator.federations import Federations, FederationsThread
 from orchestrator.ids import make_job_id
 from orchestrator.jobs import Limits
@@ -70,12 +72,12 @@ class Server:
     engine: Engine
     store: ObjectStore = field(default_factory=MemoryStore)
     limits: Limits = field(default_factory=Limits)
+    clock: Callable[[], datetime] = now
 
     def __post_init__(self) -> None:
         self.services = OrchestratorServices(
-            engine=self.engine, store=self.store, clock=lambda: self.clock(), limits=self.limits, federation_key=SERVER_KEY
+            engine=self.engine, store=self.store, clock=self.clock, limits=self.limits, federation_key=SERVER_KEY
         )
-        self.clock = now
 
     def make_token(self, role: str = "admin") -> str:
         with writing(self.engine) as connection:
@@ -110,8 +112,6 @@ class Server:
 
     def rounds(self, job_id: str) -> list[RoundView]:
         """Every try at every round, oldest first."""
-        from orchestrator.federation_round import closing_of
-
         with reading(self.engine) as connection:
             job = federations.find_federated(connection, job_id)
             return list(reversed(round_views.list_rounds(connection, job_id, closing_of(job.section), None, 1000)))
@@ -209,5 +209,11 @@ class FakeSite:
         signed, content = train(offer, self.index, **options)
         assert self.put(content).status_code in (200, 201)
         answer = self.submit(signed)
+        assert answer.status_code == 201, answer.text
+        return SignedReceipt.model_validate_json(answer.content)
+
+    def submit_again(self, offer: Offer) -> SignedReceipt:
+        """Submit what was trained for an offer, without sending its bytes."""
+        answer = self.submit(train(offer, self.index)[0])
         assert answer.status_code == 201, answer.text
         return SignedReceipt.model_validate_json(answer.content)

@@ -7,8 +7,9 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -17,6 +18,7 @@ from sqlalchemy import Engine
 
 from orchestrator.federation_files import read_state
 from tests.orchestrator.federating import API, SERVER_KEY, FakeSite, Server, key_of, now, plain_spec, start_files, train
+from tests.orchestrator.samples import new_sqlite
 from tests.orchestrator.serving import listening
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.enrolment import FederationView
@@ -30,9 +32,18 @@ class World:
 
     def __init__(self, server: Server, url: str) -> None:
         self.server, self.url = server, url
-        self.owner = httpx2.Client(
-            base_url=f"{url}{API}", headers={"Authorization": f"Bearer {server.make_token()}"}, trust_env=False, timeout=60
-        )
+        self.closing = ExitStack()
+        self.owner = self.person("admin")
+
+    def person(self, role: str) -> httpx2.Client:
+        headers = {"Authorization": f"Bearer {self.server.make_token(role)}"}
+        client = httpx2.Client(base_url=f"{self.url}{API}", headers=headers, trust_env=False, timeout=60)
+        return self.closing.enter_context(client)
+
+    def site(self, index: int) -> FakeSite:
+        site = FakeSite(self.url, index)
+        self.closing.enter_context(site.http)
+        return site
 
     def submit(self, **section: Any) -> str:
         answer = self.owner.post("/jobs", json={"spec": plain_spec(self.server.store, **section)})
@@ -46,14 +57,23 @@ class World:
 
     def join(self, job_id: str, *indices: int) -> list[FakeSite]:
         """Sites that are invited, enrolled and approved at once."""
-        sites = [FakeSite(self.url, index) for index in indices]
+        sites = [self.site(index) for index in indices]
         for site in sites:
             site.enrol(self.invite(job_id, f"site-{site.index}", approve=True))
         return sites
 
+    def drive(self) -> None:
+        """Let the server drive its federations until the test ends."""
+        thread = self.server.thread()
+        thread.start()
+        self.closing.callback(thread.close)
+
     def begin(self, *indices: int, **section: Any) -> tuple[str, list[FakeSite]]:
+        """A federation whose sites have all joined before its first round opens."""
         job_id = self.submit(**section)
-        return job_id, self.join(job_id, *indices)
+        sites = self.join(job_id, *indices)
+        self.drive()
+        return job_id, sites
 
     def look(self, job_id: str) -> FederationView:
         return FederationView.model_validate_json(self.owner.get(f"/jobs/{job_id}/federation").content)
@@ -69,19 +89,26 @@ class World:
 
 
 @contextmanager
-def running(server: Server) -> Iterator[World]:
-    thread = server.thread()
+def serving(engine: Engine) -> Iterator[World]:
+    server = Server(engine)
     with listening(server.app()) as url:
-        thread.start()
-        try:
-            yield World(server, url)
-        finally:
-            thread.close()
+        world = World(server, url)
+        with world.closing:
+            yield world
 
 
 @pytest.fixture
-def world(engine: Engine) -> Iterator[World]:
-    with running(Server(engine)) as world, closing(world.owner):
+def world(tmp_path: Path) -> Iterator[World]:
+    engine = new_sqlite(tmp_path / "a.db")
+    with serving(engine) as world:
+        yield world
+    engine.dispose()
+
+
+@pytest.fixture
+def any_world(engine: Engine) -> Iterator[World]:
+    """On SQLite and on PostgreSQL."""
+    with serving(engine) as world:
         yield world
 
 
@@ -89,18 +116,19 @@ def problems(answer: httpx2.Response) -> dict[str, str]:
     return {problem["path"]: problem["message"] for problem in answer.json()["problems"]}
 
 
-def test_two_sites_and_two_rounds_end_in_a_version_a_round(world: World) -> None:
-    job_id = world.submit()
-    assert world.owner.get(f"/jobs/{job_id}").json()["state"] == "queued"
-    tokens = [world.invite(job_id, f"site-{index}") for index in range(2)]
-    sites = [FakeSite(world.url, index) for index in range(2)]
+def test_two_sites_and_two_rounds_end_in_a_version_a_round(any_world: World) -> None:
+    job_id = any_world.submit()
+    any_world.drive()
+    assert any_world.owner.get(f"/jobs/{job_id}").json()["state"] == "queued"
+    tokens = [any_world.invite(job_id, f"site-{index}") for index in range(2)]
+    sites = [any_world.site(index) for index in range(2)]
     enrolments = [site.enrol(token) for site, token in zip(sites, tokens, strict=True)]
     assert [(one.site.state, one.spec.federation is not None) for one in enrolments] == [("pending", True)] * 2
     assert sites[0].enrol(tokens[0]) == enrolments[0]
     assert sites[0].offer(0) is None
-    assert world.wait_for(job_id, "queued")["waiting_for"].startswith(("sites: 0 of at least 2", "the scheduler"))
+    assert any_world.wait_for(job_id, "queued")["waiting_for"].startswith(("sites: 0 of at least 2", "the scheduler"))
     for index in range(2):
-        assert world.owner.post(f"/jobs/{job_id}/sites/site-{index}/approve").json()["site"]["state"] == "approved"
+        assert any_world.owner.post(f"/jobs/{job_id}/sites/site-{index}/approve").json()["site"]["state"] == "approved"
     for number in (1, 2):
         for site in sites:
             offer = site.offer()
@@ -112,11 +140,11 @@ def test_two_sites_and_two_rounds_end_in_a_version_a_round(world: World) -> None
             assert (part.status_code, part.content) == (206, start.content[8:16])
             receipt = site.answer(offer)
             assert is_signed(public_key_of(SERVER_KEY), receipt.receipt.to_bytes(), receipt.signature)
-    view = world.wait_for(job_id, "succeeded")
+    view = any_world.wait_for(job_id, "succeeded")
     assert (view["result"], view["waiting_for"], view["error"]) == ({"adapter": "local/sums", "version": 2}, None, None)
     over = sites[0].call("GET", "offer?wait=5")
     assert (over.status_code, over.json()["code"], over.json()["problems"][0]["value"]) == (410, "federation_over", "succeeded")
-    check_what_was_published(world, job_id, sites)
+    check_what_was_published(any_world, job_id, sites)
 
 
 def check_what_was_published(world: World, job_id: str, sites: list[FakeSite]) -> None:
@@ -220,8 +248,8 @@ def test_a_bad_update_is_refused_with_all_problems_and_the_round_goes_on(world: 
     assert world.look(job_id).sites[1].last_problem is ReasonCode.REFUSED
 
 
-def test_the_same_update_again_gets_the_same_receipt_and_another_none(world: World) -> None:
-    _, (site, other) = world.begin(0, 1, rounds=2)
+def test_the_same_update_again_gets_the_same_receipt_and_another_none(any_world: World) -> None:
+    _, (site, other) = any_world.begin(0, 1, rounds=2)
     offer = site.offer()
     assert offer is not None
     receipt = site.answer(offer)
@@ -239,8 +267,8 @@ def test_the_same_update_again_gets_the_same_receipt_and_another_none(world: Wor
     assert site.submit(signed).json() == again.json()
 
 
-def test_requests_that_are_not_the_sites_own_are_refused(world: World) -> None:
-    job_id, (site, other) = world.begin(0, 1)
+def test_requests_that_are_not_the_sites_own_are_refused(any_world: World) -> None:
+    job_id, (site, other) = any_world.begin(0, 1)
     path = f"{API}/federation/site"
     headers = site.headers("GET", path)
     assert site.http.get(path, headers=headers).status_code == 200
@@ -287,9 +315,10 @@ def test_a_site_may_not_fill_the_store(world: World) -> None:
 
 def test_an_invitation_is_for_one_site_once_and_can_be_withdrawn(world: World) -> None:
     job_id = world.submit()
+    world.drive()
     used, unused = world.invite(job_id, "site-0"), world.invite(job_id, "site-1")
-    FakeSite(world.url, 0).enrol(used)
-    thief = FakeSite(world.url, 5)
+    world.site(0).enrol(used)
+    thief = world.site(5)
     public_key = public_key_of(key_of(5))
     body = {"token": used, "public_key": public_key, "max_examples": 5, "proof": sign(key_of(5), b"anything")}
     assert problems(thief.http.post(f"{API}/federation/enrolments", json=body)).keys() == {"proof"}
@@ -301,9 +330,9 @@ def test_an_invitation_is_for_one_site_once_and_can_be_withdrawn(world: World) -
     assert world.owner.delete(f"/jobs/{job_id}/invitations/site-1").status_code == 404
     with pytest.raises(AssertionError, match="unknown or has expired"):
         thief.enrol(unused)
-    reader = httpx2.Client(base_url=world.url, headers={"Authorization": f"Bearer {world.server.make_token('read')}"}, trust_env=False)
-    assert reader.post(f"{API}/jobs/{job_id}/invitations", json={"name": "x"}).status_code == 403
-    assert reader.get(f"{API}/jobs/{job_id}/federation").status_code == 200
+    reader = world.person("read")
+    assert reader.post(f"/jobs/{job_id}/invitations", json={"name": "x"}).status_code == 403
+    assert reader.get(f"/jobs/{job_id}/federation").status_code == 200
     bad = world.owner.post(f"/jobs/{job_id}/invitations", json={"name": "Not A Name", "expires_in_seconds": 1})
     assert (bad.status_code, len(problems(bad))) == (422, 2)
 
@@ -362,7 +391,8 @@ def test_a_job_that_cannot_start_is_refused_with_all_reasons(world: World) -> No
     without = {**spec, "federation": {**spec["federation"], "start": None}}
     answer = world.owner.post("/jobs", json={"spec": without})
     assert (answer.status_code, set(problems(answer))) == (422, {"federation.start"})
-    wrong = {**spec, "rank": 3, "federation": {**spec["federation"], "start": {"config": spec["federation"]["start"]["config"], "weights": "x"}}}
+    start = {"config": spec["federation"]["start"]["config"], "weights": "x"}
+    wrong = {**spec, "rank": 3, "federation": {**spec["federation"], "start": start}}
     found = problems(world.owner.post("/jobs", json={"spec": wrong}))
     assert set(found) == {"federation.start.config: r", "federation.start.config: wegeft_alpha", "federation.start.weights"}
     answer = world.owner.post("/jobs", json={"spec": {**spec, "rank": 3}})
