@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from hub.published_config import PublishedConfig, check_config
 from hub.strict_json import parse_object
 from orchestrator.aggregate import FederationState
 from orchestrator.federation_files import GENERATOR_PREFIX, state_from_adapter
-from wegeft.algebra import norm
 from wegeft.contracts.adapter import check_digest
 from wegeft.contracts.errors import InvalidJob, InvalidReference, InvalidTensors, Problem, shorten
 from wegeft.contracts.federation_spec import FederationSpec
@@ -23,8 +22,8 @@ from wegeft.contracts.tensors import read_tensors
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 1 << 30
-_TRAINED_THROUGH_PHI = frozenset({"freeze_phi", "core"})
-"""Rules under which a φ of zeros stays one, so that nothing is ever learnt."""
+_FIXED = {"freeze_phi": ("phi",), "freeze_psi": ("psi",), "core": ("phi", "psi")}
+"""Factors that a rule never changes: where one is zero, nothing could be learnt."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,11 +47,10 @@ def read_start(spec: JobSpec, store: ObjectStore) -> Start:
         raise InvalidJob(f"{count} problem{'s' if count != 1 else ''} with the adapter to start from", problems=reader.problems)
     groups = {name.removeprefix(GENERATOR_PREFIX).rpartition(".")[0] for name in weights}
     scales = dict.fromkeys(groups, spec.effective_alpha / spec.rank)
-    section = _section(spec)
-    state = state_from_adapter(weights, scales, has_core=section.rule.name == "core")
-    if section.rule.name in _TRAINED_THROUGH_PHI and all(norm(edit.pair) == 0 for edit in state.edits.values()):
-        message = f"its generators are zero, and {section.rule.name} could not change that"
-        raise InvalidJob(message, path="federation.start.weights", hint="start from an adapter whose φ is not zero, or choose another rule")
+    state = state_from_adapter(weights, scales)
+    if _section(spec).rule.name == "core":
+        # Its factors are fixed directions, and what is learnt between them begins at nothing.
+        state = FederationState(edits={group: replace(edit, core=np.zeros((spec.rank,) * 2)) for group, edit in state.edits.items()})
     return Start(config=config, state=state)
 
 
@@ -144,3 +142,8 @@ def _weight_problems(spec: JobSpec, weights: Mapping[str, Any]) -> Iterator[Prob
         if len(phi) != 2 or phi != psi[::-1] or phi[1] != spec.rank:
             message = f"phi must be width×{spec.rank} and psi {spec.rank}×width"
             yield Problem(path=f"federation.start.weights: {group}", message=message, value=f"phi {list(phi)}, psi {list(psi)}")
+    rule = _section(spec).rule.name
+    for factor in _FIXED.get(rule, ()):
+        if all(not array.any() for name, array in weights.items() if name.endswith(f".{factor}")):
+            message = f"every {factor} is zero, and under {rule} it stays so and nothing is learnt"
+            yield Problem(path="federation.start.weights", message=message, hint="start from other weights, or choose another rule")

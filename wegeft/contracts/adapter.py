@@ -88,6 +88,11 @@ def check_digest(text: str) -> str:
     return text
 
 
+def is_digest(text: str) -> bool:
+    """Return whether ``text`` is ``sha256:`` and 64 lower-case hex digits."""
+    return bool(_DIGEST.match(text))
+
+
 def digest_of(content: bytes) -> str:
     """Return the ``sha256:…`` name of ``content``."""
     return "sha256:" + hashlib.sha256(content).hexdigest()
