@@ -166,11 +166,16 @@ def _make_orchestrator(settings: Settings, home: Home, engine: Engine, store: Ob
     from orchestrator.services import OrchestratorServices
 
     return OrchestratorServices(
-        engine=engine, store=store, clock=now, policy=_policy(settings), limits=_limits(settings), federation_key=_find_key(settings, home)
+        engine=engine,
+        store=store,
+        clock=now,
+        policy=_policy(settings),
+        limits=_limits(settings),
+        federation_key=find_federation_key(settings, home),
     )
 
 
-def _find_key(settings: Settings, home: Home) -> bytes:
+def find_federation_key(settings: Settings, home: Home) -> bytes:
     """Return the key that signs receipts: as set, or as kept in the home, where it is made the first time."""
     if settings.federation_key is not None:
         return bytes.fromhex(settings.federation_key.get_secret_value())

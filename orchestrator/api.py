@@ -14,7 +14,7 @@ from infra.database import reading, writing
 from infra.http import API_PREFIX
 from orchestrator import attempts_api, federation_api, ledger, sites_api
 from orchestrator.admission import check_submission
-from orchestrator.federation_start import read_start
+from orchestrator.federation_start import start_problems
 from orchestrator.ids import ENTROPY_BYTES, check_job_id, make_job_id
 from orchestrator.services import OrchestratorServices
 from wegeft.contracts.errors import InvalidRequest, JobNotFound
@@ -108,9 +108,8 @@ def _queue(services: OrchestratorServices, job: ledger.NewJob, now: datetime) ->
         known = ledger.find_same(connection, job, now)
     if known is not None:
         return known, False
-    check_submission(job.spec, services.policy, services.store.has)
-    if job.spec.federation is not None:
-        read_start(job.spec, services.store)
+    wrong_start = start_problems(job.spec, services.store) if job.spec.federation is not None else ()
+    check_submission(job.spec, services.policy, services.store.has, wrong_start)
     with writing(services.engine) as connection:
         return ledger.add(connection, job, now)
 

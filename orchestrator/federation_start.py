@@ -54,6 +54,15 @@ def read_start(spec: JobSpec, store: ObjectStore) -> Start:
     return Start(config=config, state=state)
 
 
+def start_problems(spec: JobSpec, store: ObjectStore) -> tuple[Problem, ...]:
+    """Return why a federated job cannot begin; empty where it can."""
+    try:
+        read_start(spec, store)
+    except InvalidJob as error:
+        return error.problems
+    return ()
+
+
 def _section(spec: JobSpec) -> FederationSpec:
     assert spec.federation is not None  # noqa: S101 - only federated jobs come here
     return spec.federation

@@ -129,7 +129,7 @@ class Federations:
         seconds = self._services.limits.lease_seconds
         with writing(self._services.engine) as connection:
             take = federations.begin if job.state is JobState.QUEUED else federations.take_over
-            lease = take(connection, job.id, now, seconds)
+            lease = take(connection, job, now, seconds)
         if lease is not None:
             self._held[job.id] = _Held(lease=lease, expires_at=now + timedelta(seconds=seconds))
         return lease is not None

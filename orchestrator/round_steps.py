@@ -39,7 +39,7 @@ from orchestrator.rounds import Aggregate, Arrival, Ask, Fail, Round, Wait, deci
 from orchestrator.services import OrchestratorServices
 from wegeft.contracts.adapter import AliasMove, digest_of
 from wegeft.contracts.base_model_name import pinned_name
-from wegeft.contracts.errors import JobFailure, RoundsFailed, StaleLease
+from wegeft.contracts.errors import IllegalTransition, JobFailure, RoundsFailed
 from wegeft.contracts.federation import FailureCode, RoundState, Site, SiteState
 from wegeft.contracts.training import JobState
 
@@ -110,10 +110,10 @@ class Steps:
 
     @contextmanager
     def _fenced(self) -> Iterator[Connection]:
-        """Open a transaction in which the job is held and runs; refuse a caller that has lost it."""
+        """Open a transaction in which the job is held and runs; raise :class:`StaleLease` to a caller that has lost it."""
         with writing(self.services.engine) as connection:
             if ledger.hold(connection, self.lease).state != JobState.RUNNING:
-                raise StaleLease("the job is being cancelled", path=self.job.id)
+                raise IllegalTransition("the job is being cancelled", path="job", value=self.job.id)
             yield connection
 
     def _load(self, key: RoundKey) -> KeptRound:
@@ -224,6 +224,7 @@ class Steps:
             rounds.commit_round(connection, key, result.record.model_copy(update={"published": published.ref}))
             text = f"round {key.number} committed as {published.ref}, from {len(result.sent)} sites"
             federations.tell(connection, self.job.id, text, now)
+            federations.note_round(connection, self.lease, key.number)
             if is_last:
                 for alias in self.job.spec.output.aliases:
                     catalog.set_alias(connection, publication.adapter, alias, AliasMove(version=published.version), now)

@@ -50,21 +50,21 @@ def find_federated(connection: Connection, job_id: str) -> FederatedJob:
     return _job(row)
 
 
-def begin(connection: Connection, job_id: str, now: datetime, lease_seconds: float) -> Lease | None:
+def begin(connection: Connection, job: FederatedJob, now: datetime, lease_seconds: float) -> Lease | None:
     """Let a queued federation run, driven by the caller; None where another server was faster."""
     after = move(move(JobState.QUEUED, Move.CLAIM), Move.CONTACT)
-    values = {"state": after.value, "started_at": now, "waiting_for": None}
-    lease = _take(connection, (JOBS.c.id == job_id, JOBS.c.state == JobState.QUEUED.value), values, now, lease_seconds)
+    values = {"state": after.value, "started_at": now, "waiting_for": None, "total_steps": job.section.rounds}
+    lease = _take(connection, (JOBS.c.id == job.id, JOBS.c.state == JobState.QUEUED.value), values, now, lease_seconds)
     if lease is not None:
-        note_state(connection, job_id, 0, after, now)
+        note_state(connection, job.id, 0, after, now)
     return lease
 
 
-def take_over(connection: Connection, job_id: str, now: datetime, lease_seconds: float) -> Lease | None:
+def take_over(connection: Connection, job: FederatedJob, now: datetime, lease_seconds: float) -> Lease | None:
     """Drive a running federation from now on; None where another server does."""
     is_free = or_(JOBS.c.lease_expires_at.is_(None), JOBS.c.lease_expires_at <= now)
     is_live = JOBS.c.state.in_([state.value for state in LIVE_STATES])
-    return _take(connection, (JOBS.c.id == job_id, is_live, is_free), {}, now, lease_seconds)
+    return _take(connection, (JOBS.c.id == job.id, is_live, is_free), {}, now, lease_seconds)
 
 
 def release(connection: Connection, lease: Lease, now: datetime) -> None:
@@ -76,6 +76,12 @@ def release(connection: Connection, lease: Lease, now: datetime) -> None:
 def note_wait(connection: Connection, job_id: str, text: str | None) -> None:
     """Say what a federation waits for, in words."""
     connection.execute(update(JOBS).where(JOBS.c.id == job_id, JOBS.c.state.in_(_GOING_ON)).values(waiting_for=text))
+
+
+def note_round(connection: Connection, lease: Lease, number: int) -> None:
+    """Count a committed round as the job's progress."""
+    is_ours = (JOBS.c.id == lease.job_id, JOBS.c.lease_token == lease.token)
+    connection.execute(update(JOBS).where(*is_ours).values(step=number))
 
 
 def tell(connection: Connection, job_id: str, text: str, now: datetime) -> None:

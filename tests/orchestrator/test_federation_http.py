@@ -142,6 +142,7 @@ def test_two_sites_and_two_rounds_end_in_a_version_a_round(any_world: World) -> 
             assert is_signed(public_key_of(SERVER_KEY), receipt.receipt.to_bytes(), receipt.signature)
     view = any_world.wait_for(job_id, "succeeded")
     assert (view["result"], view["waiting_for"], view["error"]) == ({"adapter": "local/sums", "version": 2}, None, None)
+    assert (view["step"], view["total_steps"]) == (2, 2)
     over = sites[0].call("GET", "offer?wait=5")
     assert (over.status_code, over.json()["code"], over.json()["problems"][0]["value"]) == (410, "federation_over", "succeeded")
     check_what_was_published(any_world, job_id, sites)
@@ -392,9 +393,9 @@ def test_a_job_that_cannot_start_is_refused_with_all_reasons(world: World) -> No
     answer = world.owner.post("/jobs", json={"spec": without})
     assert (answer.status_code, set(problems(answer))) == (422, {"federation.start"})
     start = {"config": spec["federation"]["start"]["config"], "weights": "x"}
-    wrong = {**spec, "rank": 3, "federation": {**spec["federation"], "start": start}}
+    wrong = {**spec, "rank": 3, "labels": {"a": "\n"}, "federation": {**spec["federation"], "start": start}}
     found = problems(world.owner.post("/jobs", json={"spec": wrong}))
-    assert set(found) == {"federation.start.config: r", "federation.start.config: wegeft_alpha", "federation.start.weights"}
+    assert set(found) == {"labels.a", "federation.start.config: r", "federation.start.config: wegeft_alpha", "federation.start.weights"}
     answer = world.owner.post("/jobs", json={"spec": {**spec, "rank": 3}})
     assert "federation.start.weights: q_proj" in problems(answer)
     answer = world.owner.post("/jobs", json={"spec": {**spec, "federation": {**spec["federation"], "rule": "freeze_phi"}}})

@@ -246,7 +246,7 @@ class JobView(BaseModel):
     attempt: int
     """Attempts begun so far."""
     step: int
-    """Optimizer steps done, as last reported."""
+    """Optimizer steps done, as last reported; of a federated job, rounds committed."""
     total_steps: int | None
     created_at: datetime
     started_at: datetime | None
