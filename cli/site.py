@@ -182,7 +182,14 @@ def run(home: Path | None, is_once: bool, patience: str, is_json: bool, **inputs
         around = _around(tell)
         with SiteClient(record.server, folder.credentials(), around.clock) as client:
             state = SiteRunner(folder, client, options, around).run()
-    _end_like(state, record.enrolment.job_id)
+    _end_like(state, record.enrolment.job_id, is_json=is_json)
+
+
+def _quieten() -> None:
+    """Keep what PEFT asks transformers under an old name from the site's log."""
+    import warnings
+
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
 def _options(data: tuple[str, ...], kind: str | None, base_model: str | None, threads: int | None) -> SiteOptions:
@@ -194,6 +201,7 @@ def _options(data: tuple[str, ...], kind: str | None, base_model: str | None, th
     from workers.site_inputs import SiteOptions
 
     torch.set_num_threads(threads or usable_cores())
+    _quieten()
 
     try:
         files = [DatasetSpec.model_validate_json(_json(path, kind)) for path in data]
@@ -254,7 +262,7 @@ def _told_to_come_back() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _end_like(state: JobState | None, job_id: str) -> None:
+def _end_like(state: JobState | None, job_id: str, *, is_json: bool) -> None:
     match state:
         case None:
             return
@@ -262,5 +270,5 @@ def _end_like(state: JobState | None, job_id: str) -> None:
             raise JobFailed(f"the federation {job_id} failed")
         case JobState.CANCELLED:
             raise JobCancelled(f"the federation {job_id} was cancelled")
-        case _:
+        case _ if not is_json:
             say(f"the federation {job_id} {state}", style="green")

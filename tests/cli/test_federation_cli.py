@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +79,7 @@ def test_from_the_invitation_to_the_end(world: World, wgctl: Shell, tmp_path: Pa
     assert wgctl("federation", "approve", job_id, "site-a").split() == ["site-a", "approved"]
     lines = wgctl("site", "run", *home, *data, "--once")
     assert "round 1: update accepted" in lines
-    events = [json.loads(line) for line in wgctl("site", "run", *home, *data, "--json").splitlines()[:-1]]
+    events = [json.loads(line) for line in wgctl("site", "run", *home, *data, "--json").splitlines()]
     assert {event["event"]["type"] for event in events} == {"message", "progress"}
     check_views(wgctl, job_id)
 
@@ -125,6 +128,31 @@ class _Lines:
 
     def isatty(self) -> bool:
         return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interrupted_site_ends_at_once_and_says_that_nothing_is_lost(world: World, wgctl: Shell, number: signal.Signals) -> None:
+    job_id = world.submit(min_sites=1)
+    member = world.join(job_id, "a", approve=False)
+
+    def last_seen() -> str:
+        return str(world.api("GET", f"/jobs/{job_id}/federation")["sites"][0]["last_seen_at"])
+
+    def interrupt() -> None:
+        while last_seen() == enrolled:
+            time.sleep(0.05)
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+    enrolled = last_seen()
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    before = signal.getsignal(signal.SIGTERM)
+    wgctl("site", "run", "--home", str(member.home.folder), "--data", str(member.data), "--threads", "1", status=130)
+    thread.join()
+    assert "goes on with it" in wgctl.err
+    assert signal.getsignal(signal.SIGTERM) is before
+    with member.home.locked():
+        pass
 
 
 def test_revoking_ends_a_site_or_an_invitation(world: World, wgctl: Shell) -> None:
