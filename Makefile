@@ -5,9 +5,9 @@ SEED ?= 1
 SECONDS_BOUND ?= 600
 JOBS ?= 3
 
-.PHONY: help install check test soak bench demo docs clean
+.PHONY: help install check test soak bench demo demo-federation docs clean
 help: ## say what can be made
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 install: $(VENV)/.installed ## make .venv and install everything into it
 
@@ -36,6 +36,9 @@ bench: install ## say what can be measured side by side, and how
 
 demo: install ## train a real model on a real task, publish it, download it, and tell what happened
 	$(BIN)/python -m examples.arithmetic.demo
+
+demo-federation: install ## three sites train one adapter together; one of them and the service are killed on the way
+	$(BIN)/python -m examples.federation.demo
 
 docs: install ## write the generated pages of docs/
 	$(BIN)/python -m cli.reference

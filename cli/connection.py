@@ -40,10 +40,15 @@ def find_service(settings: Settings) -> Service | None:
     return Service(server=server, token=token, is_remote=not is_ours)
 
 
-def connect() -> Client:
-    """Return a client of the service that is there; raise :class:`ServiceUnreachable` where there is none."""
+def require_service() -> Service:
+    """Return the service that is there; raise :class:`ServiceUnreachable` where there is none."""
     service = find_service(load_settings())
     if service is None:
         hint = "wgctl up --detach starts one; or set WEGEFT_SERVER and WEGEFT_TOKEN"
         raise ServiceUnreachable("no service is configured, and none runs on this machine", hint=hint)
-    return service.connect()
+    return service
+
+
+def connect() -> Client:
+    """Return a client of the service that is there; raise as :func:`require_service` does."""
+    return require_service().connect()

@@ -23,6 +23,8 @@ LOCK_PATIENCE_SECONDS = 1.0
 CLOCK_SLACK_SECONDS = 5.0
 """By how much the start time of one process may differ between two readings, since the machine's clock is set in between."""
 KEPT_LOG_BYTES = 16 << 20
+KEY_BYTES = 32
+"""Of an Ed25519 private key."""
 
 
 class ServiceRecord(BaseModel):
@@ -165,6 +167,27 @@ class Home:
     def write_token(self, token: str) -> None:
         """Keep a token, readable by its owner alone."""
         self._write(self.token_file, token + "\n")
+
+    @property
+    def federation_key_file(self) -> Path:
+        """The private key that signs receipts for sites."""
+        return self.folder / "federation.key"
+
+    def read_federation_key(self) -> bytes | None:
+        """Return the private key that was kept here, if any; raise :class:`InvalidSetting` for a file that holds none."""
+        try:
+            key = bytes.fromhex(self.federation_key_file.read_text(encoding="ascii").strip())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InvalidSetting("the key file cannot be read", path=str(self.federation_key_file), hint="64 hex digits") from error
+        if len(key) != KEY_BYTES:
+            raise InvalidSetting("the key file holds no key", path=str(self.federation_key_file), hint="64 hex digits")
+        return key
+
+    def write_federation_key(self, key: bytes) -> None:
+        """Keep the private key, readable by its owner alone."""
+        self._write(self.federation_key_file, key.hex() + "\n")
 
     def _write(self, path: Path, text: str) -> None:
         try:

@@ -28,6 +28,8 @@ COMMANDS: dict[str, Entry] = {
     "validate": Entry("cli.submit:validate", "Check a job file and its data sets; nothing is sent."),
     "jobs": Entry("cli.jobs:jobs", "List, follow, cancel and wait for jobs."),
     "adapters": Entry("cli.hub:adapters", "List, download and convert adapters."),
+    "federation": Entry("cli.federation:federation", "Invite sites into a federated job, and follow its rounds."),
+    "site": Entry("cli.site:site", "Take part in a federation with data that stays here."),
     "serve": Entry("cli.serve:serve", "Run the service as the settings say, in the foreground."),
     "hub": Entry("cli.collection:hub", "Look after the bytes that the hub keeps."),
     "tokens": Entry("cli.tokens:tokens", "Make, list and revoke the service's tokens."),
@@ -37,6 +39,7 @@ COMMANDS: dict[str, Entry] = {
 PANELS: dict[str, tuple[str, ...]] = {
     "Fine-tune": ("submit", "validate", "jobs"),
     "Use adapters": ("adapters",),
+    "Train together": ("federation", "site"),
     "On this machine": ("up", "down", "status"),
     "Run it for others": ("serve", "hub", "tokens"),
 }
@@ -69,7 +72,7 @@ def load_command(name: str) -> click.Command:
 
 
 _HELP = RichHelpConfiguration(
-    command_groups={"*": [{"name": panel, "commands": list(names)} for panel, names in PANELS.items()]},
+    command_groups={"wgctl": [{"name": panel, "commands": list(names)} for panel, names in PANELS.items()]},
     text_markup="ansi",
     max_width=100,
     commands_panel_title="Commands",

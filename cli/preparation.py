@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wegeft.contracts.adapter import is_digest
 from wegeft.contracts.errors import InvalidData, InvalidJob, Problem
+from wegeft.contracts.federation_spec import StartSpec
 from wegeft.contracts.job import DatasetSpec, JobSpec, inspect_spec, override
 from wegeft.contracts.job_fields import problem_at, rename_aliases
 from wegeft.contracts.yaml_source import MAX_BYTES, Source, parse_yaml
@@ -112,6 +114,10 @@ class _Checker:
             change["base_model"] = self._locate_model(spec)
         if "chat_template" not in wrong:
             change["chat_template"] = self._read_template(spec.chat_template)
+        if "federation" not in wrong and spec.federation is not None and spec.federation.start is not None:
+            start = spec.federation.start
+            found = StartSpec(**{name: self._locate_start(name, getattr(start, name)) for name in ("config", "weights")})
+            change["federation"] = spec.federation.model_copy(update={"start": found})
         # What rows must be like hangs on these fields.
         sections = () if wrong & {"task", "problem_type", "label_names"} else ("datasets", "test_datasets")
         files = [file for section in sections if section not in wrong for file in self._check_data(spec, section)]
@@ -139,6 +145,15 @@ class _Checker:
             what = "neither a Hugging Face id nor a local model"
             self._complain(("base_model",), what, text, "organisation/model, a folder or a .gguf file")
         return text
+
+    def _locate_start(self, name: str, text: str) -> str:
+        """Return the absolute path of a file to start from, and a digest as it is."""
+        if is_digest(text):
+            return text
+        path = _absolute(self.folder, text)
+        if not _is_file(path):
+            self._complain(("federation", "start", name), "there is no such file", text, f"looked for {path}")
+        return str(path)
 
     def _read_template(self, text: str) -> str:
         """Return the chat template itself where a file is named."""

@@ -23,6 +23,7 @@ from cli.failures import MEANINGS
 from cli.main import COMMANDS, load_command, wgctl
 from infra.settings import GROUPS, PREFIX, Settings
 from wegeft.contracts.errors import ERROR_KINDS, WegeftError, title_of
+from wegeft.contracts.federation_spec import FederationSpec, StartSpec
 from wegeft.contracts.job import DatasetSpec, EvaluationSpec, JobSpec, OutputSpec, RecoverySpec, ResourcesSpec
 from wegeft.contracts.job_fields import ALIASES, TYPE_ALIASES, UNSUPPORTED
 from wegeft.contracts.methods import METHODS
@@ -32,6 +33,8 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "resources": ResourcesSpec,
     "job_recovery": RecoverySpec,
     "output": OutputSpec,
+    "federation": FederationSpec,
+    "federation.start": StartSpec,
 }
 _NOTE = "<!-- Written by `make docs` (python -m cli.reference) from the code. Do not edit. -->"
 
@@ -118,13 +121,11 @@ def _job_page() -> Iterator[str]:
     yield from _methods()
     yield from _fields("datasets", "Each of `datasets` and `test_datasets`", DatasetSpec)
     yield from ("Types may also be called: " + ", ".join(f"`{other}` ({ours})" for other, ours in TYPE_ALIASES.items()) + ".", "")
-    for section, model in (
-        ("evaluation", EvaluationSpec),
-        ("resources", ResourcesSpec),
-        ("job_recovery", RecoverySpec),
-        ("output", OutputSpec),
-    ):
+    for section, model in _SECTIONS.items():
         yield from _fields(section, f"`{section}`", model)
+    for name, field in FederationSpec.model_fields.items():
+        if choices := _choices(field.annotation):
+            yield from _choice_table(f"federation.{name}", choices)
     yield from (
         "## Not supported",
         "",
@@ -135,6 +136,30 @@ def _job_page() -> Iterator[str]:
     )
     for section, names in UNSUPPORTED.items():
         yield from (f"| `{section}{'.' if section else ''}{name}` | {_cell(instead) or '-'} |" for name, instead in names.items())
+
+
+def _choices(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models of a closed set, of which a field takes one by its ``name``."""
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    return [part for part in parts if isinstance(part, type) and "name" in getattr(part, "model_fields", {})]
+
+
+def _choice_table(path: str, choices: list[type[BaseModel]]) -> Iterator[str]:
+    yield from (
+        f"## `{path}`",
+        "",
+        "A name, or a mapping of `name` and what stands beside it.",
+        "",
+        "| name | | fields |",
+        "| --- | --- | --- |",
+    )
+    for choice in choices:
+        fields = [(name, field) for name, field in choice.model_fields.items() if name != "name"]
+        told = [f"`{name}`: {_kind(field)}, {_default(field) or 'optional'}. {field.description}" for name, field in fields]
+        name = choice.model_fields["name"]
+        value = get_args(name.annotation)[0]
+        yield f"| `{value}` | {_cell(inspect.cleandoc(choice.__doc__ or ''))} | {_cell('<br>'.join(told))} |"
+    yield ""
 
 
 def _fields(section: str, title: str, model: type[BaseModel]) -> Iterator[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import rich_click as click
 
-from cli.home import Home, ServiceRecord
+from cli.home import KEY_BYTES, Home, ServiceRecord
 from cli.listening import ended_by_signals, listening, run_http, url_of
 from cli.options import example, json_option
 from cli.output import print_json_line, say
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from orchestrator.admission import Policy
     from orchestrator.jobs import Limits
     from orchestrator.scheduler import Pool
+    from orchestrator.services import OrchestratorServices
 
 Part = Literal["hub", "orchestrator"]
 
@@ -105,6 +107,8 @@ class _Parts:
     guard: Guard
     settings: Settings
     registry: CollectorRegistry
+    jobs: OrchestratorServices | None
+    """None where the hub is served alone."""
 
 
 @contextmanager
@@ -119,14 +123,17 @@ def _assembled(settings: Settings, home: Home, server: str, only: Part | None) -
     try:
         upgrade(engine)
         _keep_token(engine, home)
+        store = _open_store(settings)
+        jobs = None if only == "hub" else _make_orchestrator(settings, home, engine, store)
         parts = _Parts(
             engine=engine,
-            store=_open_store(settings),
+            store=store,
             guard=Guard(engine=engine, clock=now),
             settings=settings,
             registry=CollectorRegistry(),
+            jobs=jobs,
         )
-        with _scheduling(parts, home, settings.public_url or server) if only != "hub" else nullcontext():
+        with _scheduling(parts, home, settings.public_url or server), _federating(jobs):
             yield _make_app(parts, only, server)
     finally:
         engine.dispose()
@@ -134,9 +141,12 @@ def _assembled(settings: Settings, home: Home, server: str, only: Part | None) -
 
 @contextmanager
 def _scheduling(parts: _Parts, home: Home, server: str) -> Iterator[None]:
-    """Give queued jobs to the pool meanwhile; at the end kill what runs, its jobs back in the queue."""
+    """Give queued jobs to the pool meanwhile, where jobs are served; at the end kill what runs, its jobs back in the queue."""
     from orchestrator.scheduler import Scheduler, SchedulerThread
 
+    if parts.jobs is None:
+        yield
+        return
     pool = _make_pool(parts.settings, home)
     scheduler = Scheduler(parts.engine, pool, _limits(parts.settings), server, _make_upkeep(parts))
     thread = SchedulerThread(scheduler, now)
@@ -158,6 +168,47 @@ def _make_upkeep(parts: _Parts) -> Callable[[datetime], None] | None:
     times = UpkeepTimes(interval_seconds=settings.collect_seconds, keep_seconds=settings.keep_seconds)
     collector = Collector(engine=parts.engine, store=parts.store)
     return Upkeep(parts.engine, collector, times, CollectionTally(parts.registry).count).tick
+
+
+@contextmanager
+def _federating(services: OrchestratorServices | None) -> Iterator[None]:
+    """Drive federated jobs meanwhile, where jobs are served."""
+    from orchestrator.federations import Federations, FederationsThread
+
+    if services is None:
+        yield
+        return
+    thread = FederationsThread(Federations(services), services)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.close()
+
+
+def _make_orchestrator(settings: Settings, home: Home, engine: Engine, store: ObjectStore) -> OrchestratorServices:
+    from orchestrator.services import OrchestratorServices
+
+    return OrchestratorServices(
+        engine=engine,
+        store=store,
+        clock=now,
+        policy=_policy(settings),
+        limits=_limits(settings),
+        keep_seconds=settings.keep_seconds,
+        federation_key=find_federation_key(settings, home),
+    )
+
+
+def find_federation_key(settings: Settings, home: Home) -> bytes:
+    """Return the key that signs receipts: as set, or as kept in the home, where it is made the first time."""
+    if settings.federation_key is not None:
+        return bytes.fromhex(settings.federation_key.get_secret_value())
+    key = home.read_federation_key()
+    if key is None:
+        key = secrets.token_bytes(KEY_BYTES)
+        home.write_federation_key(key)
+    return key
 
 
 def _make_pool(settings: Settings, home: Home) -> Pool:
@@ -283,7 +334,6 @@ def _routers(parts: _Parts, only: Part | None) -> list[APIRouter]:
     import orchestrator.api
     from hub.services import HubServices
     from infra import accounts
-    from orchestrator.services import OrchestratorServices
 
     routers = [accounts.make_router(parts.engine, parts.guard, now)]
     if only != "orchestrator":
@@ -295,14 +345,6 @@ def _routers(parts: _Parts, only: Part | None) -> list[APIRouter]:
             keep_seconds=parts.settings.keep_seconds,
         )
         routers.append(hub.api.make_router(services, parts.guard))
-    if only != "hub":
-        jobs = OrchestratorServices(
-            engine=parts.engine,
-            store=parts.store,
-            clock=now,
-            policy=_policy(parts.settings),
-            limits=_limits(parts.settings),
-            keep_seconds=parts.settings.keep_seconds,
-        )
-        routers.append(orchestrator.api.make_router(jobs, parts.guard))
+    if parts.jobs is not None:
+        routers.append(orchestrator.api.make_router(parts.jobs, parts.guard))
     return routers

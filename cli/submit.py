@@ -15,6 +15,8 @@ from cli.output import note, print_fields, print_json, print_table, say, show_by
 from cli.preparation import DataFile, PreparedJob, prepare, read_job_file
 from infra.settings import Settings, load_settings
 from wegeft.client import Client
+from wegeft.contracts.adapter import is_digest
+from wegeft.contracts.federation_spec import StartSpec
 from wegeft.contracts.job import JobSpec
 from wegeft.contracts.training import JobView
 
@@ -56,7 +58,8 @@ class JobPlan(BaseModel):
 def submit(job_file: Path, overrides: tuple[str, ...], is_waiting: bool, is_dry: bool, idempotency_key: str | None, is_json: bool) -> None:
     """Queue the job that a file describes, and print its id.
 
-    Local data sets are checked row by row and uploaded. Without WEGEFT_SERVER, a service is started on this machine if none runs.
+    Local data sets are checked row by row and uploaded; a federated job has none, its sites bring their own. Without WEGEFT_SERVER, a
+    service is started on this machine if none runs.
     """
     settings = load_settings()
     text, folder = read_job_file(job_file)
@@ -66,6 +69,8 @@ def submit(job_file: Path, overrides: tuple[str, ...], is_waiting: bool, is_dry:
         return
     with (find_service(settings) or _start_service(settings)).connect() as client:
         view = send(client, prepared, idempotency_key or uuid.uuid4().hex)
+        if view.spec.federation is not None and not is_json:
+            note(f"sites join by invitation: wgctl federation invite {view.id} --name site-a")
         if not is_waiting:
             print_json(view) if is_json else say(view.id)
             return
@@ -104,7 +109,7 @@ def plan_of(prepared: PreparedJob) -> JobPlan:
     """Return what a job would do."""
     spec = prepared.spec
     files = tuple(FilePlan(section=_place(file), path=str(file.path), rows=file.rows, size=file.size) for file in prepared.files)
-    rows = _count_rows(prepared, "datasets")
+    rows = None if spec.federation else _count_rows(prepared, "datasets")
     tested = _count_rows(prepared, "test_datasets")
     if rows is None:
         held_out, training = (tested if spec.test_datasets else None), None
@@ -138,7 +143,24 @@ def send(client: Client, prepared: PreparedJob, idempotency_key: str) -> JobView
         for path, size in sizes.items():
             digests[path] = client.upload(path, on_progress=bar.update).digest
             bar.finish_file(size)
-    return client.submit(prepared.with_digests(digests), idempotency_key=idempotency_key)
+    return client.submit(_with_start(client, prepared.with_digests(digests)), idempotency_key=idempotency_key)
+
+
+def _with_start(client: Client, spec: JobSpec) -> JobSpec:
+    """Return the job with the digests of the adapter that its federation begins with, which is made where none is given, and uploaded."""
+    if spec.federation is None:
+        return spec
+    start, change = spec.federation.start, dict[str, object]()
+    if start is None:
+        from workers.untrained import make_untrained
+
+        made = make_untrained(spec)
+        config, weights = client.upload(made.config).digest, client.upload(made.weights).digest
+        change["base_model_revision"] = made.commit or spec.base_model_revision
+    else:
+        config, weights = (text if is_digest(text) else client.upload(Path(text)).digest for text in (start.config, start.weights))
+    federation = spec.federation.model_copy(update={"start": StartSpec(config=config, weights=weights)})
+    return spec.model_copy(update={**change, "federation": federation})
 
 
 def _start_service(settings: Settings) -> Service:
@@ -181,6 +203,7 @@ def _show_figures(plan: JobPlan) -> None:
     print_fields(
         [
             ("adapter", str(spec.adapter)),
+            ("rounds", str(spec.federation.rounds) if spec.federation else None),
             ("training rows", None if plan.training_rows is None else str(plan.training_rows)),
             ("held-out rows", None if plan.held_out_rows is None else str(plan.held_out_rows)),
             ("steps", _show_steps(plan)),

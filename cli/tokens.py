@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TypeVar
 
 import rich_click as click
 
 from cli.connection import connect
-from cli.options import example, json_option
+from cli.options import example, json_option, parse_duration
 from cli.output import note, print_json, print_table, say, show_time
 from wegeft.contracts.accounts import NewToken, RoleName, TokenView
-from wegeft.contracts.errors import InvalidSetting
-from wegeft.contracts.job import seconds_of
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -41,21 +39,13 @@ def tokens() -> None:
 @json_option
 def create(name: str, role: RoleName, expires: str | None, is_local: bool, is_json: bool) -> None:
     """Make a token and print it; it is never shown again."""
-    expires_at = None if expires is None else datetime.now(UTC) + _parse_duration(expires)
+    expires_at = None if expires is None else datetime.now(UTC) + parse_duration(expires, "--expires")
     made = _create_locally(name, role, expires_at) if is_local else _create_remotely(name, role, expires_at)
     if is_json:
         print_json(made)
     else:
         note(f"token {made.id} of {name} ({role}); keep it, it is not shown again:")
         say(made.token)
-
-
-def _parse_duration(text: str) -> timedelta:
-    import re
-
-    if not re.fullmatch(r"[1-9][0-9]{0,5}[smhd]", text):
-        raise InvalidSetting("not a duration", path="--expires", value=text, hint="a number and s, m, h or d, for example 90d")
-    return timedelta(seconds=seconds_of(text))
 
 
 def _create_remotely(name: str, role: RoleName, expires_at: datetime | None) -> NewToken:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -21,6 +22,10 @@ GUARDED_PREFIX = "/api/"
 _OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _HINT = "send Authorization: Bearer wgt_…; `wgctl up` prints where it is"
 _WRITING = frozenset({"POST", "PUT", "PATCH"})
+SITES_PREFIX = f"{PREFIX}/federation/"
+"""Under it, sites sign what they send; they have no token."""
+_ENROLMENTS = f"{SITES_PREFIX}enrolments"
+_SIGNATURE = re.compile(r"ed25519:[0-9a-f]{128}\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +42,17 @@ class Gate:
     async def check(self, scope: Scope) -> None:
         """Raise :class:`InvalidRequest` or :class:`Unauthenticated` where the request is refused."""
         self._check_host(_values(scope, b"host"))
-        if scope["method"] not in _WRITING or not scope["path"].startswith(GUARDED_PREFIX) or not _has_body(scope):
+        path: str = scope["path"]
+        if scope["method"] not in _WRITING or not path.startswith(GUARDED_PREFIX) or not _has_body(scope):
             return
-        token = _token_in(_values(scope, b"authorization"))
-        if self.knows is not None and not await run_sync(self.knows, token, scope["path"]):
+        if not path.startswith(SITES_PREFIX):
+            await self._check_token(_values(scope, b"authorization"), path)
+        elif path != _ENROLMENTS:
+            _check_signature(_values(scope, b"wegeft-signature"))
+
+    async def _check_token(self, given: list[str], path: str) -> None:
+        token = _token_in(given)
+        if self.knows is not None and not await run_sync(self.knows, token, path):
             raise Unauthenticated(hint=_HINT)
 
     def _check_host(self, given: list[str]) -> None:
@@ -79,6 +91,11 @@ def _values(scope: Scope, name: bytes) -> list[str]:
 
 def _has_body(scope: Scope) -> bool:
     return bool(_values(scope, b"transfer-encoding")) or _values(scope, b"content-length") not in ([], ["0"])
+
+
+def _check_signature(given: list[str]) -> None:
+    if len(given) != 1 or not _SIGNATURE.match(given[0]):
+        raise Unauthenticated("the request is not signed", path="wegeft-signature", hint="ed25519: and 128 hex digits, by the site's key")
 
 
 def _token_in(given: list[str]) -> str:

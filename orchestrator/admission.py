@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -23,13 +23,13 @@ class Policy:
     """The longest blob that a worker may store."""
 
 
-def check_submission(spec: JobSpec, policy: Policy, size_of: Callable[[str], int | None]) -> None:
+def check_submission(spec: JobSpec, policy: Policy, size_of: Callable[[str], int | None], known: Sequence[Problem] = ()) -> None:
     """Let a job in, or raise with every reason why not.
 
-    ``size_of`` tells the bytes of a stored blob, or None. Raises :class:`InvalidJob` for what the job's author must change,
-    and :class:`PolicyRefused` where nothing else is wrong but the server's policy does not allow it.
+    ``size_of`` tells the bytes of a stored blob, or None; ``known`` are problems that were found elsewhere. Raises :class:`InvalidJob`
+    for what the job's author must change, and :class:`PolicyRefused` where nothing else is wrong but the server's policy does not allow it.
     """
-    problems = [*_label_problems(spec), *_path_problems(spec), *_dataset_problems(spec, size_of)]
+    problems = [*_label_problems(spec), *_path_problems(spec), *_dataset_problems(spec, size_of), *known]
     refusals = list(_refusals(spec, policy))
     count = len(problems) + len(refusals)
     if problems:

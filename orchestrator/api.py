@@ -13,8 +13,9 @@ from hub import catalog
 from infra.auth import Guard, Principal, Role
 from infra.database import reading, writing
 from infra.http import API_PREFIX
-from orchestrator import attempts_api, ledger
+from orchestrator import attempts_api, federation_api, ledger, sites_api
 from orchestrator.admission import check_submission, explain_missing
+from orchestrator.federation_start import start_problems
 from orchestrator.ids import ENTROPY_BYTES, check_job_id, make_job_id
 from orchestrator.services import OrchestratorServices
 from wegeft.contracts.errors import InvalidRequest, JobNotFound
@@ -50,7 +51,12 @@ def make_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
     router.include_router(_jobs_router(services, guard))
     router.include_router(_log_router(services, guard))
     router.include_router(attempts_api.make_router(services))
-    return router
+    router.include_router(federation_api.make_router(services, guard))
+    whole = APIRouter()
+    whole.include_router(router)
+    if services.federation_key is not None:
+        whole.include_router(sites_api.make_router(services, services.federation_key))
+    return whole
 
 
 def _jobs_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
@@ -105,7 +111,8 @@ def _queue(services: OrchestratorServices, job: ledger.NewJob, now: datetime) ->
     if known is not None:
         return known, False
     # What others have sent is told apart from nothing by nobody who knows its digest alone.
-    check_submission(job.spec, services.policy, lambda digest: services.store.has(digest) if digest in had else None)
+    wrong_start = start_problems(job.spec, services.store, had) if job.spec.federation is not None else ()
+    check_submission(job.spec, services.policy, lambda digest: services.store.has(digest) if digest in had else None, wrong_start)
     with writing(services.engine) as connection:
         view, is_new = ledger.add(connection, job, now)
         missing = ledger.hold_data(connection, view.id, job.spec) if is_new else frozenset()

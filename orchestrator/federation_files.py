@@ -91,14 +91,20 @@ class Publishable:
     """``alpha / rank`` of each group."""
 
 
-def write_adapter(state: FederationState) -> Publishable:
-    """Return the adapter that evaluates ``pair + residual`` exactly, up to float32: their factors side by side at the pair's scale."""
+def write_adapter(state: FederationState, *, has_one_rank: bool = False) -> Publishable:
+    """Return the adapter that evaluates ``pair + residual`` exactly, up to float32: their factors side by side at the pair's scale.
+
+    With ``has_one_rank`` every group is filled up with zeros to the greatest rank, so that a configuration without patterns fits it.
+    """
     tensors, ranks, scales = {}, {}, {}
-    for group, edit in sorted(state.edits.items()):
-        whole = rescale_evenly(add(edit.trained, edit.residual), edit.pair.scale)
-        tensors[f"{GENERATOR_PREFIX}{group}.phi"] = whole.p.T
-        tensors[f"{GENERATOR_PREFIX}{group}.psi"] = whole.q
-        ranks[group], scales[group] = whole.rank, edit.pair.scale
+    wholes = {group: rescale_evenly(add(edit.trained, edit.residual), edit.pair.scale) for group, edit in sorted(state.edits.items())}
+    least = max(whole.rank for whole in wholes.values()) if has_one_rank else 0
+    for group, whole in wholes.items():
+        missing = ((0, max(0, least - whole.rank)), (0, 0))
+        p, q = np.pad(whole.p, missing), np.pad(whole.q, missing)
+        tensors[f"{GENERATOR_PREFIX}{group}.phi"] = p.T
+        tensors[f"{GENERATOR_PREFIX}{group}.psi"] = q
+        ranks[group], scales[group] = len(p), state.edits[group].pair.scale
     return Publishable(weights=write_tensors(tensors, "F32", {"format": "pt"}), ranks=ranks, scales=scales)
 
 

@@ -49,6 +49,8 @@ class Federation:
     """The job's; every round's follows from it."""
     pseudonyms: Mapping[str, str] = field(default_factory=dict)
     """What stands for each enrolled site in records, by its name."""
+    max_steps: int | None = None
+    """Optimizer steps of a site in one round at most; None leaves it to the job's epochs."""
 
 
 def closing_of(spec: FederationSpec) -> Closing:
@@ -102,6 +104,7 @@ def _offer(federation: Federation, state: FederationState, round_: Round, attemp
         rule=spec.rule,
         tensors={name: TensorForm(shape=shape) for name, shape in forms.items()},
         wire=spec.wire,
+        max_steps=federation.max_steps,
         max_update_norm=spec.max_update_norm,
         seed=seed_of(federation, round_.number, attempt),
         deadline_at=round_.deadline_at,

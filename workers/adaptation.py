@@ -11,7 +11,7 @@ from torch import nn
 from wegeft.contracts.errors import InvalidJob, Problem, WegeftError, shorten
 from wegeft.contracts.job import JobSpec, TaskType
 from wegeft.contracts.methods import Method
-from wegeft.method import WeGeFTConfig, lora_equivalent_size
+from wegeft.method import WeGeFTConfig, WeGeFTLinear, lora_equivalent_size
 from wegeft.method.sharing import target_names
 from wegeft.method.targets import named_layers
 from workers.base_model import BaseModel
@@ -107,6 +107,17 @@ def _wrap(base: BaseModel, config: Any, spec: JobSpec) -> Any:
             raise
         message = f"{spec.method} cannot adapt this base model: {shorten(str(error), 300)}"
         raise InvalidJob(message, path="method", value=str(spec.method), hint="choose other target_modules or another method") from error
+
+
+def strip(base: BaseModel) -> None:
+    """Take every adapter off the base model again, whatever became of the run that put it there."""
+    for name, layer in list(base.model.named_modules()):
+        if isinstance(layer, WeGeFTLinear):
+            parent, _, own = name.rpartition(".")
+            setattr(base.model.get_submodule(parent), own, layer.get_base_layer())
+    if hasattr(base.model, "peft_config"):
+        del base.model.peft_config
+    base.model.eval()
 
 
 def _recompute_activations(model: Any) -> None:

@@ -56,6 +56,15 @@ def find_model(base_model: str, revision: str | None = None, *, with_code: bool 
     return _folder_source(path)
 
 
+def find_config(base_model: str, revision: str | None = None, *, with_code: bool = False) -> ModelSource:
+    """Return the same where only the configuration is needed: of an id, no weights are downloaded. Raises as :func:`find_model` does."""
+    if not is_hub_id(base_model):
+        return find_model(base_model, revision)
+    folder = _snapshot(base_model, revision, ("config.json", "*.py") if with_code else ("config.json",))
+    commit = folder.name if _COMMIT.match(folder.name) else None
+    return ModelSource(folder=folder, identity=f"{base_model}@{folder.name}", commit=commit)
+
+
 def _gguf_source(path: Path, base_model: str) -> ModelSource:
     if not path.is_file():
         hint = "the path must exist on the machine of the worker"

@@ -22,6 +22,7 @@ from wegeft.contracts.training import Evaluation, Message, Progress, TrainingTas
 from workers.adaptation import adapt, count_lora_parameters, trainable
 from workers.base_model import BaseModel
 from workers.checkpoint import Measurement, Memory, Point, RunState, pack, read_state, unpack
+from workers.generator_start import Start, begin_at
 from workers.rank_allocation import allocation_of
 from workers.rows import AnyRow
 from workers.schedule import schedule_of
@@ -42,6 +43,8 @@ class TrainingInputs:
     held_out_rows: Sequence[AnyRow] = ()
     resume_from: Mapping[str, bytes] | None = None
     """Files of a checkpoint, as ``Callbacks.save`` received them."""
+    start: Start | None = None
+    """Generators to begin from, for a federation's site; None begins with the seed's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +110,7 @@ def train(task: TrainingTask, inputs: TrainingInputs, callbacks: Callbacks) -> O
     for message in work.messages:
         callbacks.report(message)
     with _memory_errors(task.spec):
-        run = _Run(task.spec, inputs.base, work, callbacks)
+        run = _Run(task.spec, inputs, work, callbacks)
         run.begin(inputs.resume_from)
         while run.has_more:
             run.step()
@@ -117,10 +120,13 @@ def train(task: TrainingTask, inputs: TrainingInputs, callbacks: Callbacks) -> O
 class _Run:
     """One run in progress."""
 
-    def __init__(self, spec: JobSpec, base: BaseModel, task: Task, callbacks: Callbacks) -> None:
+    def __init__(self, spec: JobSpec, inputs: TrainingInputs, task: Task, callbacks: Callbacks) -> None:
+        base = inputs.base
         self._spec, self._base, self._task, self._callbacks = spec, base, task, callbacks
         self._lora_parameters = count_lora_parameters(base, spec)
         self._model = adapt(base, spec, task.total_steps)
+        if inputs.start is not None:
+            begin_at(self._model, inputs.start)
         self._parameters = trainable(self._model)
         self._allocation = allocation_of(self._model)
         self._learner = task.begin(self._model)

@@ -23,7 +23,16 @@ from orchestrator.ledger.attempts import (
     succeed,
     was_published,
 )
-from orchestrator.ledger.blobs import data_of, delivery_of, find_delivered, hold_data, let_go_of_ended, note_blob, renew_delivered
+from orchestrator.ledger.blobs import (
+    data_of,
+    delivery_of,
+    find_delivered,
+    hold_data,
+    keep_for_rounds,
+    let_go_of_ended,
+    note_blob,
+    renew_delivered,
+)
 from orchestrator.ledger.jobs import JobFilter, NewJob, add, cancel, count_by_state, count_live, find, find_same, list_jobs
 from orchestrator.ledger.log import read_events, read_metric
 
@@ -50,6 +59,7 @@ __all__ = [
     "give_back",
     "hold",
     "hold_data",
+    "keep_for_rounds",
     "let_go_of_ended",
     "list_jobs",
     "list_live",

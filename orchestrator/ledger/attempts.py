@@ -54,7 +54,7 @@ def claim(connection: Connection, token_hash: str, now: datetime, lease_seconds:
     """
     next_id = (
         select(JOBS.c.id)
-        .where(JOBS.c.state == JobState.QUEUED.value, JOBS.c.run_after <= now)
+        .where(JOBS.c.state == JobState.QUEUED.value, JOBS.c.run_after <= now, JOBS.c.is_federated.is_(False))
         .order_by(JOBS.c.queue_rank, JOBS.c.id)
         .limit(1)
         .with_for_update(skip_locked=True)

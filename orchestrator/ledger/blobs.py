@@ -11,20 +11,28 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from hub import catalog
 from orchestrator.ledger.attempts import Lease
-from orchestrator.ledger.holders import data_holder_of, delivery_of, holders_of
+from orchestrator.ledger.holders import data_holder_of, delivery_of, holders_of, rounds_of
 from orchestrator.ledger.tables import JOB_BLOBS, JOBS
 from wegeft.contracts.job import JobSpec
 from wegeft.contracts.training import JobState
 
-__all__ = ["data_of", "delivery_of", "find_delivered", "hold_data", "let_go_of_ended", "note_blob", "renew_delivered"]
+__all__ = ["data_of", "delivery_of", "find_delivered", "hold_data", "keep_for_rounds", "let_go_of_ended", "note_blob", "renew_delivered"]
 
 _FINAL = [state.value for state in JobState if state.is_final]
 _AT_ONCE = 1000
 
 
 def data_of(spec: JobSpec) -> set[str]:
-    """Return the digests of a job's uploaded data sets."""
-    return {dataset.path for dataset in (*spec.datasets, *spec.test_datasets) if dataset.is_uploaded}
+    """Return the digests of a job's uploaded data sets, or of the adapter that its federation begins with."""
+    start = spec.federation.start if spec.federation else None
+    named = {dataset.path for dataset in (*spec.datasets, *spec.test_datasets) if dataset.is_uploaded}
+    return named | ({start.config, start.weights} if start else set())
+
+
+def keep_for_rounds(connection: Connection, job_id: str, digest: str, size: int, until: datetime) -> bool:
+    """Keep bytes that have come for a federated job as long as it needs them; return False where they were collected meanwhile."""
+    is_there = catalog.arrive(connection, digest, size, rounds_of(job_id), until)
+    return is_there and not catalog.hold(connection, rounds_of(job_id), [digest], None)
 
 
 def hold_data(connection: Connection, job_id: str, spec: JobSpec) -> frozenset[str]:

@@ -18,6 +18,11 @@ def delivery_of(job_id: str) -> str:
     return f"delivery:{job_id}"
 
 
+def rounds_of(job_id: str) -> str:
+    """Return the holder that stands for what the rounds of a federated job are made of."""
+    return f"rounds:{job_id}"
+
+
 def holders_of(job_id: str) -> tuple[str, ...]:
     """Return every name under which a job holds bytes."""
-    return data_holder_of(job_id), checkpoint_of(job_id), delivery_of(job_id)
+    return data_holder_of(job_id), checkpoint_of(job_id), delivery_of(job_id), rounds_of(job_id)

@@ -55,6 +55,7 @@ def add(connection: Connection, job: NewJob, now: datetime) -> tuple[JobView, bo
         "spec": job.spec.model_dump_json(),
         "idempotency_key": job.idempotency_key,
         "request_digest": job.request_digest,
+        "is_federated": job.spec.federation is not None,
     }
     zeros = dict.fromkeys(("attempt", "restarts", "preemptions", "lost_in_a_row", "lease_token", "step", "last_sequence"), 0)
     table: Any = postgresql.insert(JOBS) if connection.dialect.name == "postgresql" else sqlite.insert(JOBS)
@@ -155,26 +156,32 @@ def _views(connection: Connection, rows: Sequence[Row[Any]], now: datetime) -> l
     return [_view(row, _reason_to_wait(row, turns.get(row.id, 0), running, now)) for row in rows]
 
 
+_IS_IN_LINE = (JOBS.c.state == JobState.QUEUED.value, JOBS.c.is_federated.is_(False))
+"""Waits for a worker."""
+
+
 def _turn(connection: Connection, row: Row[Any]) -> int:
     """Return how many queued jobs go before one."""
     is_before = or_(JOBS.c.queue_rank < row.queue_rank, and_(JOBS.c.queue_rank == row.queue_rank, JOBS.c.id < row.id))
-    query = select(func.count()).select_from(JOBS).where(JOBS.c.state == JobState.QUEUED.value, is_before)
+    query = select(func.count()).select_from(JOBS).where(*_IS_IN_LINE, is_before)
     return connection.execute(query).scalar_one()
 
 
 def _turns(connection: Connection) -> dict[str, int]:
     """Return for each queued job how many go before it; for a page, reading the queue once is cheaper than a count each."""
-    query = select(JOBS.c.id).where(JOBS.c.state == JobState.QUEUED.value).order_by(JOBS.c.queue_rank, JOBS.c.id)
+    query = select(JOBS.c.id).where(*_IS_IN_LINE).order_by(JOBS.c.queue_rank, JOBS.c.id)
     return {job_id: turn for turn, job_id in enumerate(connection.execute(query).scalars())}
 
 
 def count_live(connection: Connection) -> int:
-    """Return how many attempts hold a job now."""
-    states = [state.value for state in LIVE_STATES]
-    return connection.execute(select(func.count()).select_from(JOBS).where(JOBS.c.state.in_(states))).scalar_one()
+    """Return how many attempts hold a job now; federated jobs have none."""
+    is_held = (JOBS.c.state.in_([state.value for state in LIVE_STATES]), JOBS.c.is_federated.is_(False))
+    return connection.execute(select(func.count()).select_from(JOBS).where(*is_held)).scalar_one()
 
 
 def _reason_to_wait(row: Row[Any], turn: int, running: int, now: datetime) -> str | None:
+    if row.is_federated:
+        return row.waiting_for or ("the scheduler" if row.state == JobState.QUEUED else None)
     if row.state == JobState.STARTING:
         return "a worker to start"
     if row.state != JobState.QUEUED:

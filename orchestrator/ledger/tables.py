@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Float,
     ForeignKey,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 from infra.database import METADATA, UtcTime
@@ -53,6 +55,7 @@ JOBS = Table(
     Column("error", JSON(none_as_null=True), nullable=True),
     Column("result_adapter", String(193), nullable=True),
     Column("result_version", Integer, nullable=True),
+    Column("is_federated", Boolean, nullable=False, server_default=false()),  # driven round by round, and never given to a worker
     UniqueConstraint("token_id", "idempotency_key"),
     Index(None, "state", "queue_rank", "id"),
 )

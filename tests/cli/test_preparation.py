@@ -156,3 +156,16 @@ def test_a_job_file_that_cannot_be_read_is_a_problem(make: object, tmp_path: Pat
     make(path)  # type: ignore[operator]  # one of the functions above
     with pytest.raises(InvalidJob, match="job file"):
         read_job_file(path)
+
+
+def test_a_federations_start_is_found_beside_the_job(folder: Path) -> None:
+    head = "name: sums\nbase_model: org/model\nfederation:\n"
+    (folder / "adapter_config.json").write_text("{}")
+    digest = f"sha256:{'0' * 64}"
+    prepared = prepare(f"{head}  start: {{config: adapter_config.json, weights: '{digest}'}}\n", folder)
+    assert prepared.spec.federation is not None
+    assert prepared.spec.federation.start is not None
+    assert (prepared.spec.federation.start.config, prepared.spec.federation.start.weights) == (str(folder / "adapter_config.json"), digest)
+    assert prepare(f"{head}  rounds: 3\n", folder).files == ()
+    [problem] = problems_of(f"{head}  start: {{config: adapter_config.json, weights: gone.safetensors}}\n", folder)
+    assert (problem.path, problem.line) == ("federation.start.weights", 4)

@@ -5,6 +5,7 @@ import json
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from wegeft.contracts.errors import InvalidJob, Problem
 from wegeft.contracts.federation_rules import (
     PRODUCT_RULES,
     Defence,
@@ -20,6 +21,7 @@ from wegeft.contracts.federation_rules import (
     sent_parts,
 )
 from wegeft.contracts.federation_spec import FederationSpec
+from wegeft.contracts.job import load_spec
 
 RULES = ["generator_exact", "generator_truncate", "factor_mean", "freeze_psi", "freeze_phi", "alternate", "stack", "core"]
 
@@ -151,3 +153,35 @@ def test_what_is_not_in_a_closed_set_is_refused(fields: dict[str, object]) -> No
 def test_poisson_sampling_has_a_rate() -> None:
     assert parse(sampling={"name": "poisson", "rate": 0.5}).sampling == PoissonSampling(rate=0.5)
     assert "lower" not in clashes(sampling={"name": "poisson", "rate": 0.5}, target_sites=3)["target_sites"]
+
+
+def problems_of(text: str) -> dict[str, Problem]:
+    with pytest.raises(InvalidJob) as caught:
+        load_spec(text)
+    return {problem.path: problem for problem in caught.value.problems}
+
+
+def test_a_federated_job_has_no_data_of_its_own() -> None:
+    spec = load_spec("name: x\nmodel: m\nfederation: {rounds: 2, rule: stack, start: {config: a.json, weights: b.safetensors}}")
+    assert spec.federation is not None
+    assert (spec.datasets, spec.federation.rounds, spec.federation.rule.name) == ((), 2, "stack")
+    rows = "[{path: a.csv}]"
+    found = problems_of(f"name: x\nmodel: m\nfederation: {{}}\ndatasets: {rows}\ntest_datasets: {rows}")
+    assert set(found) == {"datasets", "test_datasets"}
+    assert "wgctl site run" in str(found["datasets"].hint)
+
+
+def test_every_other_job_needs_data() -> None:
+    assert problems_of("name: x\nmodel: m")["datasets"].message == "required, but not given"
+    assert problems_of("name: x\nmodel: m\ndatasets: []")["datasets"].message == "must have at least 1 entry"
+
+
+def test_a_wrong_section_is_told_in_plain_words() -> None:
+    found = problems_of(
+        "name: x\nmodel: m\nfederation:\n  rule: stak\n  roundz: 3\n  defence: {malicious: 1}\n  grace: soon\n  min_sites: no"
+    )
+    assert found["federation.rule"].hint == "did you mean stack?"
+    assert found["federation.roundz"].hint == "did you mean rounds?"
+    assert found["federation.defence"].message == "must be a name, or a mapping with a name"
+    assert (found["federation.grace"].hint, found["federation.grace"].line) == ("a number and s, m, h or d, for example 60s", 7)
+    assert "whole number" in found["federation.min_sites"].message

@@ -293,3 +293,19 @@ def test_any_name_will_do_where_none_are_given() -> None:
     options: dict[str, Any] = {"title": "t", "version": "1"}
     with TestClient(create_app([], **options), headers={"Host": "anything.example"}) as http:
         assert http.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("federation/updates", {}, 401),
+        ("federation/updates", {"Authorization": f"Bearer wgt_{'0' * 12}_{'0' * 64}"}, 401),
+        ("federation/updates", {"Wegeft-Signature": f"ed25519:{'0' * 128}"}, 404),
+        ("federation/enrolments", {}, 404),
+        ("federation/enrolments/", {}, 401),
+        ("jobs", {"Wegeft-Signature": f"ed25519:{'0' * 128}"}, 401),
+    ],
+)
+def test_sites_sign_what_they_send_and_need_a_token_nowhere(path: str, headers: dict[str, str], status: int) -> None:
+    with TestClient(create_app([], title="test", version="1", gate=Gate())) as client:
+        assert client.post(f"/api/v1/{path}", content=b"{}", headers=headers).status_code == status

@@ -12,9 +12,10 @@ from sqlalchemy import Connection, Engine, Table, inspect, select
 from hub import catalog
 from infra import auth
 from infra.database import METADATA, make_engine, migration_config, upgrade
-from orchestrator.ledger import tables
+from orchestrator.ledger import federation_tables, tables
 
-TABLES = {table.name for module in (auth, catalog, tables) for table in vars(module).values() if isinstance(table, Table)}
+MODULES = (auth, catalog, tables, federation_tables)
+TABLES = {table.name for module in MODULES for table in vars(module).values() if isinstance(table, Table)}
 
 
 def differences(engine: Engine) -> object:

@@ -111,6 +111,44 @@ def fetch(transport: Transport, path: str, target: Path, digest: str, size: int 
     return transport.retry(once)
 
 
+def fetch_resumable(transport: Transport, path: str, target: Path, digest: str) -> None:
+    """Fetch as :func:`fetch` does, going on where an earlier try ended, even that of a process that is gone.
+
+    What came so far waits in ``<target>.part``. Raises :class:`DigestMismatch`, after which the next try starts afresh.
+    """
+    part = target.with_name(f"{target.name}.part")
+
+    def once() -> None:
+        held = part.stat().st_size if part.exists() else 0
+        if held and _digest_of_file(part) == digest:
+            return
+        headers = {"Range": f"bytes={held}-"} if held else {}
+        with transport.open(Call(method="GET", path=path, headers=headers)) as response:
+            goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {held}-")
+            with part.open("ab" if goes_on else "wb") as file:
+                for chunk in response.iter_bytes():  # as they come: what waits for a whole chunk is lost with the connection
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+
+    with local_errors(target.parent):
+        try:
+            transport.retry(once)
+        except InvalidInput:  # the server has less than we hold, so what we hold is not of this file
+            part.unlink(missing_ok=True)
+            transport.retry(once)
+        found = _digest_of_file(part)
+        if found != digest:
+            part.unlink()
+            raise DigestMismatch(path=digest, value=found)
+        part.replace(target)
+
+
+def _digest_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
 def _verify(chunks: Iterator[bytes], file: BinaryIO, digest: str, size: int | None) -> int:
     sha256, seen = hashlib.sha256(), 0
     for chunk in chunks:

@@ -36,6 +36,8 @@ _HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})\Z")
 Answer = TypeVar("Answer", bound=BaseModel)
 Result = TypeVar("Result")
 Params = Mapping[str, str | int]
+Sign = Callable[[str, str, bytes], Mapping[str, str]]
+"""Gives the headers that sign one request: its method, its path with query as it is sent, and its body."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,17 +100,20 @@ def _is_loopback(host: str) -> bool:
 
 
 class Transport:
-    """Connections to one server with one token; safe to use from several threads."""
+    """Connections to one server with one token, or with requests that are signed one by one; safe to use from several threads."""
 
-    def __init__(self, server: str, token: str, *, timeout_seconds: float, patience_seconds: float) -> None:
+    def __init__(
+        self, server: str, token: str | None, *, timeout_seconds: float, patience_seconds: float, sign: Sign | None = None
+    ) -> None:
         url = check_server(server)
         self.server = str(url).rstrip("/")
         self.patience_seconds = patience_seconds
         self._timeout_seconds = timeout_seconds
+        self._sign = sign
         self._http = httpx2.Client(
             base_url=url,
             headers={
-                "Authorization": f"Bearer {_check_token(token)}",
+                **({"Authorization": f"Bearer {_check_token(token)}"} if token is not None else {}),
                 "Accept": "application/json, application/problem+json",
                 "Accept-Encoding": "identity",  # so that bytes are counted and hashed as they are
             },
@@ -131,7 +136,7 @@ class Transport:
 
         def once() -> Answer:
             with self.open(call) as response:
-                return _parse(self._read(response), answer)
+                return _parse(self.read(response), answer)
 
         return self.retry(once, patience_seconds)
 
@@ -140,7 +145,7 @@ class Transport:
 
         def once() -> None:
             with self.open(call) as response:
-                self._read(response)
+                self.read(response)
 
         self.retry(once, patience_seconds)
 
@@ -148,7 +153,7 @@ class Transport:
         """Return what ``once`` does; after an error that may pass, again and again until ``patience_seconds`` are over."""
         patience = self.patience_seconds if patience_seconds is None else patience_seconds
         tries = Retrying(
-            retry=retry_if_exception(_may_pass),
+            retry=retry_if_exception(may_pass),
             stop=stop_after_delay(patience),
             wait=wait_exponential(multiplier=0.1, max=3) + wait_random(0, 0.2),
             reraise=True,
@@ -160,14 +165,18 @@ class Transport:
         """Make a call once and give its answer, unread; raise what the server says where it refuses."""
         path = call.path[1:] if call.path.startswith("//") else API_PREFIX + call.path
         with self._named_errors():
+            content = call.content() if call.content else None
             request = self._http.build_request(
                 call.method,
                 path,
                 params=dict(call.params) or None,
                 headers=dict(call.headers),
-                content=call.content() if call.content else None,
+                content=content,
                 timeout=self._timeout(call.read_seconds),
             )
+            if self._sign is not None:
+                body = content if isinstance(content, bytes) else b""
+                request.headers.update(self._sign(call.method, request.url.raw_path.decode("ascii"), body))
             response = self._http.send(request, stream=True)
             try:
                 if not response.is_success:
@@ -176,7 +185,8 @@ class Transport:
             finally:
                 response.close()
 
-    def _read(self, response: httpx2.Response) -> bytes:
+    def read(self, response: httpx2.Response) -> bytes:
+        """Return the whole body of an answer; raise :class:`UnexpectedAnswer` where it has no end."""
         content = bytearray()
         for chunk in response.iter_bytes():
             content += chunk
@@ -186,7 +196,7 @@ class Transport:
 
     def _refusal(self, response: httpx2.Response) -> WegeftError:
         status = response.status_code
-        content = self._read(response)
+        content = self.read(response)
         if response.has_redirect_location:
             return UnexpectedAnswer(f"{self.server} redirects elsewhere", path="server", hint="give the address that it redirects to")
         if response.request.method == "HEAD":
@@ -237,7 +247,8 @@ def _is_cut(error: httpx2.RemoteProtocolError) -> bool:
     return "disconnected" in text or "closed connection" in text
 
 
-def _may_pass(error: BaseException) -> bool:
+def may_pass(error: BaseException) -> bool:
+    """Return whether the same call may succeed by itself a moment later."""
     # The bare WegeftError is the server's own 500.
     return type(error) is WegeftError or (isinstance(error, Broken) and error.is_retryable and not isinstance(error, StorageFull))
 

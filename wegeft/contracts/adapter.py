@@ -88,6 +88,11 @@ def check_digest(text: str) -> str:
     return text
 
 
+def is_digest(text: str) -> bool:
+    """Return whether ``text`` is ``sha256:`` and 64 lower-case hex digits."""
+    return bool(_DIGEST.match(text))
+
+
 def digest_of(content: bytes) -> str:
     """Return the ``sha256:…`` name of ``content``."""
     return "sha256:" + hashlib.sha256(content).hexdigest()
@@ -238,7 +243,7 @@ class VersionView(BaseModel):
     aliases: tuple[str, ...] = ()
     """Aliases that point here now."""
     source: str
-    """What made it, unique: ``job:<id>``."""
+    """What made it, unique: ``job:<id>``, or ``round:<id>:<number>`` of a federated one."""
     base_model: str
     method: str
     rank: int

@@ -10,3 +10,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?\Z", 
 def is_hub_id(base_model: str) -> bool:
     """Return whether a base model is an id such as ``org/name``; anything else is a path, and a relative path never is an id's rival."""
     return not base_model.lower().endswith(".gguf") and bool(_HUB_ID.match(base_model)) and ".." not in base_model
+
+
+def pinned_name(base_model: str, revision: str | None) -> str:
+    """Return how a federation names its base model: with ``@`` and the revision where there is one."""
+    return f"{base_model}@{revision}" if revision else base_model

@@ -20,6 +20,8 @@
     │   ├── IllegalTransition   the job's state does not allow this
     │   ├── AliasMoved          compare-and-set lost
     │   ├── IdempotencyConflict one key, two different requests
+    │   ├── StaleRound          a site's answer to a round that is over
+    │   ├── FederationOver      a site asks for work of a job that has ended
     │   └── AlreadyRunning      an embedded service holds this home folder
     ├── Refused
     │   ├── Unauthenticated     no token, or a wrong, expired or revoked one
@@ -33,7 +35,7 @@
     │   └── UnexpectedAnswer    a peer spoke another protocol
     └── JobFailure              why an attempt ended without a result
         ├── LossNotFinite · OutOfMemory · BaseModelUnusable · TrainingCrashed
-        ├── WorkerLost · LeaseExpired · Stalled · NoProgress · DurationExceeded · NoCapacity
+        ├── WorkerLost · LeaseExpired · Stalled · NoProgress · DurationExceeded · NoCapacity · RoundsFailed
         └── JobFailed · JobCancelled · JobPending   how ``wait`` ended for a script
 
 A class's docstring is its default message; ``code`` is its name on the wire. ``ERROR_KINDS`` maps each code to one HTTP status
@@ -183,6 +185,18 @@ class IdempotencyConflict(Conflict):
     """The idempotency key was used for a different request."""
 
     code = "idempotency_conflict"
+
+
+class StaleRound(Conflict):
+    """The round is over; ask for the next one."""
+
+    code = "stale_round"
+
+
+class FederationOver(Conflict):
+    """The federated job has ended; there will be no more rounds."""
+
+    code, http_status = "federation_over", 410
 
 
 class AlreadyRunning(Conflict):
@@ -345,6 +359,12 @@ class NoCapacity(JobFailure):
     """No node can ever satisfy the job's resources."""
 
     code = "no_capacity"
+
+
+class RoundsFailed(JobFailure):
+    """Too many rounds of the federation failed, one after the other."""
+
+    code = "rounds_failed"
 
 
 class JobFailed(JobFailure):

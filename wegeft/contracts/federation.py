@@ -97,6 +97,8 @@ class FailureCode(StrEnum):
     """The defence or rule cannot keep its promise for these updates."""
     NOT_FINITE = "not_finite"
     """The aggregate holds a number that is not finite."""
+    CANCELLED = "cancelled"
+    """The job ended while the round was open."""
 
 
 class Site(Message):

@@ -25,9 +25,18 @@ from wegeft.contracts.federation_rules import (
     least_sites,
 )
 from wegeft.contracts.job_problems import Clash, refuse_clashes
-from wegeft.contracts.job_sections import Duration, Frozen
+from wegeft.contracts.job_sections import Duration, Frozen, PathText
 
 _LINEAR_IN_ONE_FACTOR = frozenset({"freeze_psi", "freeze_phi", "alternate", "core"})
+
+
+class StartSpec(Frozen):
+    """The adapter that a federation begins with, untrained or not."""
+
+    config: PathText
+    """`adapter_config.json`, relative to the job file, or `sha256:…` of one that the server already has."""
+    weights: PathText
+    """`adapter_model.safetensors`, likewise; its generators have the job's rank and alpha."""
 
 
 class FederationSpec(Frozen):
@@ -61,6 +70,8 @@ class FederationSpec(Frozen):
     """Ranks of sites that cannot train the job's rank; at most the job's."""
     wire: Literal["fp32", "bf16"] = "fp32"
     """Numbers in which generators and updates travel."""
+    start: StartSpec | None = None
+    """Adapter to begin with; by default `wgctl submit` makes an untrained one from the base model and the job's seed."""
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:

@@ -11,6 +11,8 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from wegeft.contracts.adapter import AdapterName
 from wegeft.contracts.errors import InvalidJob, Problem
+from wegeft.contracts.federation_spec import FederationSpec
+from wegeft.contracts.job_federation import federation_clashes
 from wegeft.contracts.job_fields import rename_aliases
 from wegeft.contracts.job_overrides import override
 from wegeft.contracts.job_problems import Clash, explain, in_file_order, refuse_clashes
@@ -37,6 +39,7 @@ __all__ = [
     "DatasetSpec",
     "DatasetType",
     "EvaluationSpec",
+    "FederationSpec",
     "FileFormat",
     "Inspection",
     "JobSpec",
@@ -134,8 +137,8 @@ class JobSpec(Frozen):
     block_size: Annotated[int, Field(ge=2, le=4096)] | None = None
     """Size of a block of oft, boft, road, c3a or vblora; by default the largest sensible one that divides every target's width."""
 
-    datasets: Annotated[tuple[DatasetSpec, ...], Field(min_length=1, max_length=64)]
-    """Rows to train on."""
+    datasets: Annotated[tuple[DatasetSpec, ...], Field(max_length=64)] = ()
+    """Rows to train on; required, but for a federated job, whose sites bring their own."""
     test_datasets: Annotated[tuple[DatasetSpec, ...], Field(max_length=64)] = ()
     """Rows held out, to measure."""
     val_set_size: Annotated[float, Field(ge=0, lt=1)] | Annotated[int, Field(ge=0, le=100_000_000)] = 0
@@ -207,11 +210,13 @@ class JobSpec(Frozen):
     """How often an attempt is made again."""
     output: OutputSpec = OutputSpec()
     """Where the adapter is published."""
+    federation: FederationSpec | None = None
+    """Train at sites that keep their data: rounds, quorum, and how updates become one generator."""
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         clashes = [*self._batch_clashes(), *self._pair_clashes(), *self._measurement_clashes(), *self._default_name_clashes()]
-        refuse_clashes([*clashes, *task_clashes(self), *method_clashes(self)])
+        refuse_clashes([*clashes, *federation_clashes(self), *task_clashes(self), *method_clashes(self)])
         return self
 
     def _batch_clashes(self) -> list[Clash]:

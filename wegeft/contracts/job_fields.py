@@ -83,7 +83,6 @@ UNSUPPORTED: dict[str, dict[str, str]] = {
         "roles_to_train": "every assistant turn is learnt, and nothing else unless train_on_inputs is true",
         "resume_from_checkpoint": "a job always goes on from its own last checkpoint",
         "save_total_limit": "a job keeps its last checkpoint",
-        "federation": "",
         "sweep": "submit one job for each setting",
         "webhooks": "use wgctl jobs wait",
         "init_from": "a job starts from the base model alone",

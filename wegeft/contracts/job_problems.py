@@ -161,6 +161,8 @@ _FORMS = {
     "name": "1 to 64 of a-z 0-9 . _ -, starting and ending with a letter or digit",
     "save_every": "a number and s, m, h or d, for example 90s or 5m",
     "max_duration": "a number and s, m, h or d, for example 12h",
+    "grace": "a number and s, m, h or d, for example 60s",
+    "deadline": "a number and s, m, h or d, for example 1h",
     "memory": "a number and Mi or Gi, for example 8Gi",
     "path": "no control characters",
     "base_model": "no control characters",
@@ -174,6 +176,10 @@ def _describe(path: Path, details: ErrorDetails) -> tuple[str, str | None]:
     field = str(path[0] if path and path[0] == "labels" else path[-1] if path else "")
     if kind == "string_pattern_mismatch":
         return "not in the right form", _FORMS.get(field)
+    if kind == "union_tag_invalid":
+        return _describe_choice(context["tag"], re.findall(r"'([^']*)'", context["expected_tags"]))
+    if kind == "union_tag_not_found":
+        return "must be a name, or a mapping with a name", None
     if kind in ("literal_error", "enum"):
         return _describe_choice(value, re.findall(r"'([^']*)'", str(context.get("expected"))) or [str(context.get("expected"))])
     if kind in _BOUNDS:

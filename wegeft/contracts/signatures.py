@@ -37,7 +37,12 @@ def is_signed(public_key: str, content: bytes, signature: str) -> bool:
 
 def request_content(method: str, path: str, body: bytes, timestamp: str, nonce: str) -> bytes:
     """Return what a site signs for one HTTP request: method, path with query, sha256 of the body, time and nonce, a line each."""
-    return "\n".join(["wegeft-request-1", method.upper(), path, hashlib.sha256(body).hexdigest(), timestamp, nonce]).encode()
+    return upload_content(method, path, hashlib.sha256(body).hexdigest(), (timestamp, nonce))
+
+
+def upload_content(method: str, path: str, body_sha256: str, stamp: tuple[str, str]) -> bytes:
+    """Return the same for a body that is known by its sha256 alone; ``stamp``: the request's time and nonce."""
+    return "\n".join(["wegeft-request-1", method.upper(), path, body_sha256, *stamp]).encode()
 
 
 def check_freshness(timestamp: str, now: datetime) -> Problem | None:

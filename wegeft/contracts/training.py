@@ -251,7 +251,7 @@ class JobView(BaseModel):
     attempt: int
     """Attempts begun so far."""
     step: int
-    """Optimizer steps done, as last reported."""
+    """Optimizer steps done, as last reported; of a federated job, rounds committed."""
     total_steps: int | None
     created_at: datetime
     started_at: datetime | None
@@ -260,7 +260,7 @@ class JobView(BaseModel):
     result: PublishedVersion | None
     resume_from: Checkpoint | None
     waiting_for: str | None = None
-    """Why a queued job does not run yet, in words."""
+    """Why a job does not get on yet, in words: a queued one, or a federated one that looks for sites."""
 
 
 class JobPage(_Frozen):

@@ -1,0 +1,134 @@
+"""The HTTP API of a federation's owner: invite, approve and revoke sites, and look at rounds."""
+
+import secrets
+from datetime import timedelta
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query
+from sqlalchemy import Connection
+
+from infra.auth import Guard, Role
+from infra.database import reading, writing
+from orchestrator.federation_round import closing_of
+from orchestrator.ids import check_job_id
+from orchestrator.ledger import federations, round_views, sites
+from orchestrator.ledger.federations import FederatedJob
+from orchestrator.services import OrchestratorServices
+from wegeft.contracts.enrolment import FederationView, Invitation, InvitationRequest, RoundView, SiteView
+from wegeft.contracts.errors import FederationOver
+from wegeft.contracts.federation import Site, SiteState
+from wegeft.contracts.federation_rules import SiteName
+
+MAX_PAGE = 200
+
+JobId = Annotated[str, Path(description="Of a federated job.")]
+Name = Annotated[SiteName, Path(description="What the federation's members call the site.")]
+Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
+
+
+def make_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
+    """Return the routes under ``/jobs/{job_id}``."""
+    router = APIRouter(prefix="/jobs/{job_id}", tags=["federation"])
+    router.include_router(_member_router(services), dependencies=[Depends(guard.require(Role.WRITE))])
+    router.include_router(_view_router(services), dependencies=[Depends(guard.require(Role.READ))])
+    return router
+
+
+def _member_router(services: OrchestratorServices) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/invitations", status_code=201, summary="Let one site enrol once; the token is shown this one time")
+    def post_invitation(job_id: JobId, body: InvitationRequest) -> Invitation:
+        now = services.clock()
+        expires_at = now + timedelta(seconds=body.expires_in_seconds)
+        token = f"wgi_{secrets.token_hex(6)}_{secrets.token_hex(32)}"
+        with writing(services.engine) as connection:
+            job = _find_going_on(connection, job_id)
+            sites.invite(connection, job.id, body.name, token, (now, expires_at), is_approval=body.approve)
+        return Invitation(job_id=job.id, name=body.name, token=token, expires_at=expires_at)
+
+    @router.delete("/invitations/{name}", status_code=204, summary="Make an unused invitation worthless")
+    def delete_invitation(job_id: JobId, name: Name) -> None:
+        with writing(services.engine) as connection:
+            sites.withdraw(connection, federations.find_federated(connection, check_job_id(job_id)).id, name)
+
+    @router.post("/sites/{name}/approve", summary="Ask the site in rounds from now on")
+    def approve_site(job_id: JobId, name: Name) -> SiteView:
+        return _move(services, job_id, name, SiteState.APPROVED)
+
+    @router.post("/sites/{name}/revoke", summary="Never ask the site again, and leave its work out of the open round")
+    def revoke_site(job_id: JobId, name: Name) -> SiteView:
+        return _move(services, job_id, name, SiteState.REVOKED)
+
+    return router
+
+
+def _view_router(services: OrchestratorServices) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/federation", summary="Sites, the round that is open, and what was published last")
+    def get_federation(job_id: JobId) -> FederationView:
+        with reading(services.engine) as connection:
+            return _view(connection, federations.find_federated(connection, check_job_id(job_id)))
+
+    @router.get("/rounds", summary="Every try at every round, newest first")
+    def get_rounds(
+        job_id: JobId,
+        before: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Only rounds below this number.")] = None,
+        limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Rounds at most; each with all its tries.")] = 50,
+    ) -> list[RoundView]:
+        with reading(services.engine) as connection:
+            job = federations.find_federated(connection, check_job_id(job_id))
+            return list(round_views.list_rounds(connection, job.id, closing_of(job.section), before, limit))
+
+    @router.get("/rounds/{number}", summary="The newest try at a round")
+    def get_round(job_id: JobId, number: Number) -> RoundView:
+        with reading(services.engine) as connection:
+            job = federations.find_federated(connection, check_job_id(job_id))
+            return round_views.find_round(connection, job.id, number, closing_of(job.section))
+
+    return router
+
+
+def _find_going_on(connection: Connection, job_id: str) -> FederatedJob:
+    job = federations.find_federated(connection, check_job_id(job_id))
+    if job.state.is_final:
+        raise FederationOver(f"the job has {job.state} already", path="job", value=str(job.state))
+    return job
+
+
+def _move(services: OrchestratorServices, job_id: str, name: str, state: SiteState) -> SiteView:
+    with writing(services.engine) as connection:
+        job = federations.find_federated(connection, check_job_id(job_id))
+        site = sites.move_site(connection, sites.find_site_named(connection, job.id, name).pseudonym, state)
+    services.bells.arrived.set()
+    with reading(services.engine) as connection:
+        return _site_views(connection, job.id, (site,))[0]
+
+
+def _view(connection: Connection, job: FederatedJob) -> FederationView:
+    newest = round_views.list_rounds(connection, job.id, closing_of(job.section), None, 1)
+    members = sorted(sites.list_sites(connection, job.id), key=lambda site: site.name)
+    return FederationView(
+        job_id=job.id,
+        state=job.state,
+        rounds_total=job.section.rounds,
+        rounds_committed=round_views.count_committed(connection, job.id),
+        sites=_site_views(connection, job.id, tuple(members)),
+        current=newest[0] if newest else None,
+        published=round_views.last_published(connection, job.id),
+    )
+
+
+def _site_views(connection: Connection, job_id: str, members: tuple[Site, ...]) -> tuple[SiteView, ...]:
+    joined, seen = round_views.count_joined(connection, job_id), sites.list_seen(connection, job_id)
+    problems = round_views.last_problems(round_views.list_records(connection, job_id))
+    return tuple(
+        SiteView(
+            site=site,
+            rounds_joined=joined.get(site.pseudonym, 0),
+            last_seen_at=seen.get(site.pseudonym),
+            last_problem=problems.get(site.pseudonym),
+        )
+        for site in members
+    )

@@ -1,0 +1,179 @@
+"""What becomes of a site's answer: its bytes are checked, it is kept with the moment it came, and the site gets a signed receipt."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from hub.objects import ObjectStore, read_verified
+from infra.database import reading, writing
+from orchestrator.aggregate import FederationState
+from orchestrator.federation_files import read_state
+from orchestrator.federation_round import closing_of
+from orchestrator.ledger import federations, rounds
+from orchestrator.ledger.rounds import RoundKey
+from orchestrator.rounds import Arrival, Closing
+from orchestrator.services import OrchestratorServices
+from orchestrator.update_gate import Terms, check_update
+from wegeft.contracts.errors import InvalidRequest, InvalidTensors, NotFound, Problem, StaleRound
+from wegeft.contracts.federation import Decline, Offer, Receipt, RoundState, SignedReceipt, SignedUpdate, Site
+from wegeft.contracts.signatures import sign
+from wegeft.contracts.tensors import read_tensors
+
+_HEADER_BYTES, _TENSOR_HEADER_BYTES = 4096, 512
+_KEPT_STATES = 2
+_MAX_STATE_BYTES = 8 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """A site whose request was signed by its own key just now."""
+
+    job_id: str
+    site: Site
+
+
+def longest_upload(offer: Offer) -> int:
+    """Return how many bytes the file that an offer asks for can have: its numbers as float32, and a header."""
+    numbers = 0
+    for form in offer.tensors.values():
+        count = 1
+        for side in form.shape:
+            count *= side
+        numbers += count
+    return 4 * numbers + _HEADER_BYTES + _TENSOR_HEADER_BYTES * len(offer.tensors)
+
+
+class _States:
+    """The states that open rounds start from, read once for all sites of a round."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, FederationState] = OrderedDict()
+
+    def read(self, digest: str) -> FederationState:
+        with self._lock:
+            if digest not in self._kept:
+                self._kept[digest] = read_state(read_verified(self._store, digest, _MAX_STATE_BYTES))
+            self._kept.move_to_end(digest)
+            while len(self._kept) > _KEPT_STATES:
+                self._kept.popitem(last=False)
+            return self._kept[digest]
+
+
+class Intake:
+    """Takes what sites answer."""
+
+    def __init__(self, services: OrchestratorServices, key: bytes) -> None:
+        """``key``: the server's private key, which signs receipts."""
+        self._services = services
+        self._key = key
+        self._states = _States(services.store)
+
+    def take_update(self, caller: Caller, signed: SignedUpdate) -> SignedReceipt:
+        """Return a receipt for an update; the same update again gets the same one.
+
+        Raises :class:`InvalidRequest` with all problems of one that cannot be a member, which is kept as refused and may be mended;
+        :class:`StaleRound` for one that comes too late, :class:`NotFound` where the site was not asked, and :class:`Conflict` where another
+        answer of it was taken.
+        """
+        update = signed.update
+        key = self._key_of(caller, update.job_id, update.site, (update.round, update.attempt))
+        with reading(self._services.engine) as connection:
+            known = rounds.find_arrival(connection, key, update.site, update.digest)
+        arrival = known or self._judge(caller, key, signed)
+        if arrival.problems:
+            count = len(arrival.problems)
+            raise InvalidRequest(f"{count} problem{'s' if count != 1 else ''} with the update", problems=arrival.problems)
+        receipt = Receipt(
+            job_id=key.job_id,
+            round=key.number,
+            attempt=key.attempt,
+            site=update.site,
+            update=update.digest,
+            tensors=update.tensors,
+            received_at=arrival.received_at,
+        )
+        return SignedReceipt(receipt=receipt, signature=sign(self._key, receipt.to_bytes()))
+
+    def take_decline(self, caller: Caller, decline: Decline) -> None:
+        """Keep a site's answer that it will not or cannot; raises as :meth:`take_update` does. Harmless to repeat."""
+        key = self._key_of(caller, decline.job_id, decline.site, (decline.round, decline.attempt))
+        with reading(self._services.engine) as connection:
+            if rounds.find_arrival(connection, key, decline.site, decline.digest) is not None:
+                return
+        _, closing = self._find_offer(caller, key)
+        self._receive(key, decline, [], closing)
+
+    def _key_of(self, caller: Caller, job_id: str, site: str, which: tuple[int, int]) -> RoundKey:
+        expected = {"job_id": (job_id, caller.job_id), "site": (site, caller.site.pseudonym)}
+        problems = [
+            Problem(path=path, message=f"must be {right}, who signed the request", value=told)
+            for path, (told, right) in expected.items()
+            if told != right
+        ]
+        if problems:
+            raise InvalidRequest("the answer is not the caller's own", problems=problems)
+        return RoundKey(job_id=job_id, number=which[0], attempt=which[1])
+
+    def _find_offer(self, caller: Caller, key: RoundKey) -> tuple[Offer, Closing]:
+        with reading(self._services.engine) as connection:
+            job = federations.find_federated(connection, key.job_id)
+            _check_open(connection, key)
+            offer = rounds.find_offer(connection, key, caller.site.pseudonym)
+        if offer is None:
+            raise NotFound("the site was not asked in this round", path="round", value=str(key.number), hint="ask for an offer")
+        return offer, closing_of(job.section)
+
+    def _judge(self, caller: Caller, key: RoundKey, signed: SignedUpdate) -> Arrival:
+        offer, closing = self._find_offer(caller, key)
+        with reading(self._services.engine) as connection:
+            is_delivered = rounds.has_delivered(connection, key, caller.site.pseudonym, signed.update.tensors)
+            start = rounds.find_start(connection, key)
+        if not is_delivered:
+            # Nothing is kept of it: the same update is right once its bytes are here.
+            message = "the site did not send these bytes in this round"
+            raise InvalidRequest(message, path="tensors", value=signed.update.tensors, hint="PUT them first")
+        terms = Terms(offer=offer, site=caller.site, state=self._states.read(start), now=self._services.clock())
+        return self._receive(key, signed, self._problems(signed, terms), closing)
+
+    def _problems(self, signed: SignedUpdate, terms: Terms) -> list[Problem]:
+        content = read_verified(self._services.store, signed.update.tensors, longest_upload(terms.offer))
+        problems = []
+        if len(content) != signed.update.size:
+            problems.append(Problem(path="size", message=f"the tensors have {len(content)} bytes", value=str(signed.update.size)))
+        try:
+            tensors = read_tensors(content)
+        except InvalidTensors as error:
+            return problems + [problem.model_copy(update={"path": problem.path or "tensors"}) for problem in error.problems]
+        return problems + check_update(signed, tensors, terms)
+
+    def _receive(self, key: RoundKey, message: SignedUpdate | Decline, problems: list[Problem], closing: Closing) -> Arrival:
+        try:
+            with writing(self._services.engine) as connection:
+                arrival = rounds.receive(connection, key, message, problems, closing, self._services.clock())
+        except StaleRound as error:
+            with reading(self._services.engine) as connection:
+                raise _stale(connection, key) from error
+        self._services.bells.arrived.set()
+        return arrival
+
+
+def _check_open(connection: Connection, key: RoundKey) -> None:
+    newest = rounds.last_round(connection, key.job_id)
+    if newest is not None and (newest[0] != key or newest[1] is not RoundState.COLLECTING):
+        known = (newest[0].number, newest[0].attempt)
+        if (key.number, key.attempt) <= known:
+            raise _stale(connection, key)
+
+
+def _stale(connection: Connection, key: RoundKey) -> StaleRound:
+    """Return the error that tells which round is the current one."""
+    newest = rounds.last_round(connection, key.job_id)
+    current = newest[0] if newest else key
+    text = f"round {key.number}, try {key.attempt} is over; the newest is round {current.number}, try {current.attempt}"
+    return StaleRound(text, path="round", value=str(current.number), hint="ask for the next one")

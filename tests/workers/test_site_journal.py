@@ -1,0 +1,120 @@
+"""The journal of a site's rounds: what is done stays done, whatever ends the process, and no half file is ever read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests.contracts.test_federation import an_offer, an_update
+from wegeft.contracts.errors import InvalidSetting, Problem, StorageFull
+from wegeft.contracts.federation import Receipt, SignedReceipt
+from wegeft.contracts.signatures import sign
+from workers.site_journal import KEPT_ROUNDS, Ending, Entry, Journal
+
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path)
+
+
+def a_receipt() -> SignedReceipt:
+    update = an_update()
+    receipt = Receipt(job_id="j1", round=3, attempt=1, site="s-1", update=update.digest, tensors=update.tensors, received_at=NOW)
+    return SignedReceipt(receipt=receipt, signature=sign(bytes(32), receipt.to_bytes()))
+
+
+def test_entry_goes_from_offer_to_receipt(journal: Journal) -> None:
+    entry = journal.open(an_offer())
+    assert (entry.update, entry.receipt, entry.is_stored, entry.is_over) == (None, None, False, False)
+    entry.keep_update(an_update(), b"tensors")
+    entry.mark_stored()
+    again = journal.open(an_offer())
+    assert (again.update, again.read_tensors(), again.is_stored, again.is_over) == (an_update(), b"tensors", True, False)
+    entry.keep_receipt(a_receipt())
+    assert journal.entries() == [again]
+    assert again.receipt == a_receipt()
+    assert again.is_over
+
+
+def test_round_that_ended_otherwise_says_why(journal: Journal) -> None:
+    entry = journal.open(an_offer())
+    entry.keep_checkpoint(2, {"a": b"1"})
+    entry.end(Ending.REFUSED, (Problem(path="norm", message="too long"),))
+    ended = journal.open(an_offer()).ended
+    assert ended is not None
+    assert (ended.ending, ended.problems[0].path) == (Ending.REFUSED, "norm")
+    assert entry.is_over
+    assert entry.read_checkpoint() is None
+
+
+def test_other_offers_have_their_own_entries(journal: Journal) -> None:
+    offers = [an_offer(), an_offer(attempt=2), an_offer(round=4), an_offer(seed=9)]
+    folders = {journal.open(offer).folder for offer in offers}
+    assert len(folders) == 4
+    assert [entry.offer.round for entry in journal.entries()] == [3, 3, 3, 4]
+
+
+def test_last_whole_checkpoint_is_read(journal: Journal) -> None:
+    entry = journal.open(an_offer())
+    assert entry.read_checkpoint() is None
+    for step in (9, 10):
+        entry.keep_checkpoint(step, {"state.json": b"%d" % step, "state.safetensors": b"x"})
+    assert entry.read_checkpoint() == {"state.json": b"10", "state.safetensors": b"x"}
+    half = entry.folder / ".checkpoint-11"
+    half.mkdir()
+    (half / "state.json").write_bytes(b"11")
+    assert entry.read_checkpoint() == {"state.json": b"10", "state.safetensors": b"x"}
+    entry.keep_checkpoint(11, {"state.json": b"eleven"})
+    assert entry.read_checkpoint() == {"state.json": b"eleven"}
+    entry.keep_update(an_update(), b"tensors")
+    assert entry.read_checkpoint() is None
+
+
+@pytest.mark.parametrize(
+    "break_off",
+    [
+        lambda entry: (entry.folder / ".tensors.safetensors.abc").write_bytes(b"half"),
+        lambda entry: (entry.folder / "tensors.safetensors").write_bytes(b"whole, but its update was not written"),
+        lambda entry: (entry.folder / ".update.json.abc").write_bytes(b'{"half'),
+    ],
+)
+def test_process_killed_before_its_update_is_whole_trains_again(journal: Journal, break_off: Callable[[Entry], object]) -> None:
+    break_off(journal.open(an_offer()))
+    assert journal.open(an_offer()).update is None
+
+
+def test_folder_without_an_offer_is_left_alone(journal: Journal) -> None:
+    (journal.folder / "000009-001-abc").mkdir()
+    assert journal.entries() == []
+
+
+def test_spoilt_entry_is_named(journal: Journal) -> None:
+    entry = journal.open(an_offer())
+    (entry.folder / "update.json").write_text("{}")
+    with pytest.raises(InvalidSetting, match=r"update\.json"):
+        _ = journal.open(an_offer()).update
+
+
+def test_receipts_outlive_tensors(journal: Journal) -> None:
+    for number in range(1, KEPT_ROUNDS + 3):
+        offer = an_offer(round=number, start="sha256:" + f"{number:x}" * 64)
+        entry = journal.open(offer)
+        journal.start_file(offer.start).write_bytes(b"start")
+        entry.keep_update(an_update(round=number), b"tensors")
+        if number > 1:
+            entry.keep_receipt(a_receipt())
+    journal.prune()
+    entries = journal.entries()
+    assert [(entry.folder / "tensors.safetensors").exists() for entry in entries] == [True, False, True, True, True]
+    assert all(entry.receipt for entry in entries[1:])
+    assert len(list(journal.folder.glob("start-*"))) == KEPT_ROUNDS
+
+
+def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises((InvalidSetting, StorageFull), match="cannot write"):
+        Journal(tmp_path / "absent").open(an_offer())

@@ -1,0 +1,178 @@
+"""What became of each round that a site was asked in: durable step by step, so that nothing that was done is done again.
+
+An entry is a folder. Its files come in this order, each whole or not there: ``offer.json``; ``checkpoint-<step>/`` while it trains;
+``tensors.safetensors``, then ``update.json`` once it has trained; ``stored`` once the tensors are at the server; and at last
+``receipt.json``, or ``ended.json`` where the round ended otherwise.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from wegeft.client.blobs import local_errors
+from wegeft.contracts.errors import InvalidSetting, Problem
+from wegeft.contracts.federation import Message, Offer, SignedReceipt, Update
+from workers.durable_files import sync_folder, write_durably
+
+KEPT_ROUNDS = 3
+"""Rounds whose tensors are kept; receipts are kept for ever."""
+
+_CHECKPOINT = "checkpoint-"
+
+Kept = TypeVar("Kept", bound=Message)
+
+
+class Ending(StrEnum):
+    """How a round ended for the site without a receipt."""
+
+    DECLINED = "declined"
+    """The policy forbids it, or training failed; the server knows."""
+    LATE = "late"
+    """The round was over before the update came."""
+    REFUSED = "refused"
+    """The server's gate did not let the update through."""
+
+
+class Ended(Message):
+    """Why there is no receipt."""
+
+    ending: Ending
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One offer, and how far the site has come with it."""
+
+    folder: Path
+    offer: Offer
+
+    @property
+    def receipt(self) -> SignedReceipt | None:
+        """The server's word that the update is safe."""
+        return _read(self.folder / "receipt.json", SignedReceipt)
+
+    @property
+    def ended(self) -> Ended | None:
+        """Why there is no receipt and will be none."""
+        return _read(self.folder / "ended.json", Ended)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to do."""
+        return (self.folder / "receipt.json").exists() or (self.folder / "ended.json").exists()
+
+    @property
+    def update(self) -> Update | None:
+        """What is to be sent; None while the site has not trained."""
+        return _read(self.folder / "update.json", Update)
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the tensors are at the server."""
+        return (self.folder / "stored").exists()
+
+    def read_tensors(self) -> bytes:
+        """Return the update's file."""
+        with local_errors(self.folder):
+            return (self.folder / "tensors.safetensors").read_bytes()
+
+    def keep_checkpoint(self, step: int, files: Mapping[str, bytes]) -> None:
+        """Keep a checkpoint in place of the ones before."""
+        made = self.folder / f".{_CHECKPOINT}{step}"
+        with local_errors(self.folder):
+            shutil.rmtree(made, ignore_errors=True)
+            made.mkdir()
+            for name, content in files.items():
+                write_durably(made / name, content)
+            target = self.folder / f"{_CHECKPOINT}{step}"
+            shutil.rmtree(target, ignore_errors=True)
+            made.rename(target)
+            sync_folder(self.folder)
+            for older in self._checkpoints()[:-1]:
+                shutil.rmtree(older, ignore_errors=True)
+
+    def read_checkpoint(self) -> dict[str, bytes] | None:
+        """Return the files of the last checkpoint; None where there is none."""
+        found = self._checkpoints()
+        with local_errors(self.folder):
+            return {path.name: path.read_bytes() for path in sorted(found[-1].iterdir())} if found else None
+
+    def drop_checkpoints(self) -> None:
+        """Forget the checkpoints."""
+        for folder in self._checkpoints():
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{_CHECKPOINT}*"), key=lambda path: int(path.name.removeprefix(_CHECKPOINT)))
+
+    def keep_update(self, update: Update, tensors: bytes) -> None:
+        """Keep what training gave; from now on this offer is not trained again."""
+        write_durably(self.folder / "tensors.safetensors", tensors)
+        write_durably(self.folder / "update.json", update.to_bytes())
+        self.drop_checkpoints()
+
+    def mark_stored(self) -> None:
+        """Note that the tensors are at the server."""
+        write_durably(self.folder / "stored", b"")
+
+    def keep_receipt(self, receipt: SignedReceipt) -> None:
+        """Keep the server's receipt: the round is done."""
+        write_durably(self.folder / "receipt.json", receipt.to_bytes())
+
+    def end(self, ending: Ending, problems: tuple[Problem, ...] = ()) -> None:
+        """Note that the round is over without a receipt."""
+        write_durably(self.folder / "ended.json", Ended(ending=ending, problems=problems).to_bytes())
+        self.drop_checkpoints()
+
+
+@dataclass(frozen=True)
+class Journal:
+    """All entries of one site."""
+
+    folder: Path
+
+    def open(self, offer: Offer) -> Entry:
+        """Return the entry of an offer, made now where it is new."""
+        folder = self.folder / f"{offer.round:06d}-{offer.attempt:03d}-{offer.digest.removeprefix('sha256:')[:12]}"
+        if not (folder / "offer.json").exists():
+            with local_errors(self.folder):
+                folder.mkdir(exist_ok=True)
+            write_durably(folder / "offer.json", offer.to_bytes())
+        return Entry(folder, offer)
+
+    def entries(self) -> list[Entry]:
+        """Return every entry, oldest round first."""
+        found = [(folder, _read(folder / "offer.json", Offer)) for folder in sorted(self.folder.glob("[0-9]*-*"))]
+        return [Entry(folder, offer) for folder, offer in found if offer is not None]
+
+    def start_file(self, digest: str) -> Path:
+        """Return where the start of this digest is kept."""
+        return self.folder / f"start-{digest.removeprefix('sha256:')}.safetensors"
+
+    def prune(self) -> None:
+        """Forget the tensors and starts of all but the last rounds."""
+        entries = self.entries()
+        wanted = {self.start_file(entry.offer.start).name for entry in entries[-KEPT_ROUNDS:]}
+        for path in self.folder.glob("start-*"):
+            if path.name.removesuffix(".part") not in wanted:
+                path.unlink(missing_ok=True)
+        for entry in entries[:-KEPT_ROUNDS]:
+            if entry.is_over:
+                (entry.folder / "tensors.safetensors").unlink(missing_ok=True)
+
+
+def _read(path: Path, kind: type[Kept]) -> Kept | None:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        raise InvalidSetting("the journal cannot be read", path=str(path), hint="move its folder away to do the round again") from error

@@ -1,0 +1,175 @@
+"""One round at a site: from an offer, its start and the site's own rows to the tensors of an update."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wegeft.algebra import Generator, difference, norm
+from wegeft.contracts.errors import InvalidTensors, Problem
+from wegeft.contracts.federation import Offer, TensorForm
+from wegeft.contracts.job import JobSpec
+from wegeft.contracts.tensor_writer import StoredType, round_to, write_tensors
+from wegeft.contracts.training import TrainingTask, WorkerEvent
+from workers.adaptation import strip
+from workers.base_model import BaseModel
+from workers.batches import hold_out
+from workers.generator_start import Start, moved_from, read_start
+from workers.rows import AnyRow
+from workers.train import Callbacks, TrainingInputs, train
+
+_STORED: Mapping[Literal["fp32", "bf16"], StoredType] = {"fp32": "F32", "bf16": "BF16"}
+_BISECTIONS = 60
+_SHARED_METRICS = ("train_loss", "eval_loss", "eval_loss_before", "exact_match", "exact_match_before", "train_seconds", "train_tokens")
+"""What an update tells of its training; numbers over all rows, never of one."""
+
+Moved = Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a site is asked, and what it does it with."""
+
+    offer: Offer
+    spec: JobSpec
+    """The job, as the site agreed to it."""
+    base: BaseModel
+    rows: Sequence[AnyRow]
+    start: bytes
+    """The bytes of ``offer.start``, verified."""
+    max_norm: float
+    """Longer updates are shortened to this."""
+    checkpoint: Mapping[str, bytes] | None = None
+    """Of an earlier try at this very offer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What came of it."""
+
+    tensors: bytes
+    """The update's safetensors file, in the offer's wire format."""
+    examples: int
+    steps: int
+    norm: float
+    """Of the update over all generators, before it was shortened."""
+    is_shortened: bool
+    metrics: Mapping[str, float]
+
+
+def train_round(work: Work, callbacks: Callbacks) -> Trained:
+    """Train on the site's rows from the offer's start, and return how far its tensors have moved.
+
+    The layers of ``work.base`` are as before when this returns or raises. Raises what :func:`workers.train.train` does, and
+    :class:`InvalidTensors` where the start is not what the offer says of it or not of this base model.
+    """
+    start = read_start(work.start, work.offer.tensors)
+    _check_forms(start, work.offer.tensors)
+    spec = round_spec(work.spec, work.offer, start.scale)
+    rows, held_out = split_rows(work.spec, work.rows)
+    inputs = TrainingInputs(base=work.base, train_rows=rows, held_out_rows=held_out, resume_from=work.checkpoint, start=start)
+    task = TrainingTask(job_id=work.offer.job_id, attempt=work.offer.attempt, spec=spec, heartbeat_seconds=1, lease_seconds=1)
+    try:
+        outcome = train(task, inputs, callbacks)
+        moved = moved_from(outcome.model, start)
+    finally:
+        strip(work.base)
+    length = update_norm(start, moved)
+    sent = shorten_update(start, moved, work.max_norm, _STORED[work.offer.wire])
+    return Trained(
+        tensors=write_tensors(sent, _STORED[work.offer.wire]),
+        examples=len(rows),
+        steps=outcome.state.step,
+        norm=length,
+        is_shortened=length > work.max_norm,
+        metrics={name: value for name in _SHARED_METRICS if (value := outcome.metrics.get(name)) is not None},
+    )
+
+
+def dry_step(spec: JobSpec, base: BaseModel, rows: Sequence[AnyRow], report: Callable[[WorkerEvent], None]) -> None:
+    """Make one optimizer step of the job from a fresh generator and forget it; raises what :func:`workers.train.train` does."""
+    task = TrainingTask(
+        job_id="preflight",
+        attempt=1,
+        spec=spec.model_copy(update={"max_steps": 1, "val_set_size": 0, "save_steps": None, "logging_steps": 1}),
+        heartbeat_seconds=1,
+        lease_seconds=1,
+    )
+    callbacks = Callbacks(report=report, save=lambda _step, _files: None, should_stop=lambda: False, now=monotonic)
+    try:
+        train(task, TrainingInputs(base=base, train_rows=split_rows(spec, rows)[0]), callbacks)
+    finally:
+        strip(base)
+
+
+def round_spec(spec: JobSpec, offer: Offer, scale: float) -> JobSpec:
+    """Return the job as one site trains it in one round: at its rank, for its steps, in an order of rows of its own."""
+    change = {
+        "rank": offer.rank,
+        "alpha": scale * offer.rank,
+        "seed": seed_of(offer),
+        "max_steps": offer.max_steps or spec.max_steps,
+        "val_set_size": 0,
+    }
+    return spec.model_copy(update=change)
+
+
+def seed_of(offer: Offer) -> int:
+    """Return the seed of a site's round: another one for each round, try and site."""
+    return int.from_bytes(hashlib.sha256(f"{offer.seed}\n{offer.site}".encode()).digest()[:4], "big")
+
+
+def split_rows(spec: JobSpec, rows: Sequence[AnyRow]) -> tuple[list[AnyRow], list[AnyRow]]:
+    """Return the rows to train on and those to measure on: the same in each round, so that no row is ever both."""
+    if not spec.val_set_size:
+        return list(rows), []
+    kept, held = hold_out(len(rows), spec.val_set_size, spec.seed)
+    return [rows[row] for row in kept], [rows[row] for row in held]
+
+
+def _check_forms(start: Start, forms: Mapping[str, TensorForm]) -> None:
+    problems = [
+        Problem(path=name, message=f"must have shape {list(form.shape)}, as offered", value=str(list(start.trained[name].shape)))
+        for name, form in sorted(forms.items())
+        if start.trained[name].shape != form.shape
+    ]
+    if problems:
+        raise InvalidTensors("the start is not what the offer says of it", problems=problems)
+
+
+def update_norm(start: Start, moved: Moved) -> float:
+    """Return the Frobenius norm of an update over all generators, as the server's gate takes it."""
+    return math.hypot(*(norm(difference(_trained(start, group, moved), _trained(start, group, {}))) for group in start.groups))
+
+
+def _trained(start: Start, group: str, moved: Moved) -> Generator:
+    def now(part: str) -> Any:
+        name = f"{group}.{part}"
+        return start.trained[name].astype(np.float64) + moved.get(name, 0.0)
+
+    psi = now("core") @ now("psi") if f"{group}.core" in start.trained else now("psi")
+    return Generator(phi=now("phi"), psi=psi, scale=start.scale)
+
+
+def shorten_update(start: Start, moved: Moved, max_norm: float, stored: StoredType) -> dict[str, NDArray[np.float64]]:
+    """Return the update, scaled down where it is longer than ``max_norm`` once it is rounded to ``stored``; in float64."""
+
+    def scaled(factor: float) -> dict[str, NDArray[np.float64]]:
+        return {name: round_to(factor * array, stored) for name, array in moved.items()}
+
+    whole = scaled(1.0)
+    if update_norm(start, whole) <= max_norm:
+        return whole
+    # The norm is not linear in the factor, because both factors of a generator move.
+    low, high = 0.0, 1.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if update_norm(start, scaled(middle)) <= max_norm else (low, middle)
+    return scaled(low)
