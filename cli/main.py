@@ -29,7 +29,7 @@ COMMANDS: dict[str, Entry] = {
     "jobs": Entry("cli.jobs:jobs", "List, follow, cancel and wait for jobs."),
     "adapters": Entry("cli.hub:adapters", "List, download and convert adapters."),
     "serve": Entry("cli.serve:serve", "Run the service as the settings say, in the foreground."),
-    "hub": Entry("cli.collection:hub", "Look after the bytes that the hub keeps."),
+    "hub": Entry("cli.collection:hub", "Look after the bytes that the hub keeps; for an administrator."),
     "tokens": Entry("cli.tokens:tokens", "Make, list and revoke the service's tokens."),
     "gateway": Entry("cli.serve:gateway", "Drive Ray for the service that started it.", is_hidden=True),
 }
