@@ -32,6 +32,7 @@ from wegeft.contracts.adapter import WEIGHTS_FILE
 from wegeft.contracts.job import JobSpec
 from wegeft.contracts.methods import METHODS, Method
 from wegeft.contracts.training import TrainingTask
+from workers.adapter_files import save_adapter
 from workers.base_model import BaseModel, default_cache, load_base_model, request_of
 from workers.data import read_rows
 
@@ -108,7 +109,7 @@ def perform(run: Run) -> Figures:
         task = TrainingTask(job_id="bench", attempt=1, spec=spec, heartbeat_seconds=1, lease_seconds=5)
         outcome = train(task, inputs, callbacks)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        outcome.model.save_pretrained(Path(folder) / "adapter", save_embedding_layers=False)
+        save_adapter(outcome.model, Path(folder) / "adapter")
         size = (Path(folder) / "adapter" / WEIGHTS_FILE).stat().st_size
     durations = [after - before for before, after in pairwise(ends)]
     return Figures(
