@@ -31,7 +31,7 @@ COMMANDS: dict[str, Entry] = {
     "federation": Entry("cli.federation:federation", "Invite sites into a federated job, and follow its rounds."),
     "site": Entry("cli.site:site", "Take part in a federation with data that stays here."),
     "serve": Entry("cli.serve:serve", "Run the service as the settings say, in the foreground."),
-    "hub": Entry("cli.collection:hub", "Look after the bytes that the hub keeps."),
+    "hub": Entry("cli.collection:hub", "Look after the bytes that the hub keeps; for an administrator."),
     "tokens": Entry("cli.tokens:tokens", "Make, list and revoke the service's tokens."),
     "gateway": Entry("cli.serve:gateway", "Drive Ray for the service that started it.", is_hidden=True),
 }

@@ -13,6 +13,7 @@ from wegeft.contracts.adapter import CARD_FILE, CONFIG_FILE, JOB_FILE, METRICS_F
 from wegeft.contracts.job import JobSpec
 from wegeft.contracts.job_tasks import show_metric
 from wegeft.contracts.training import PublishedVersion, TrainingResult
+from workers.adapter_files import save_adapter
 from workers.base_model import BaseModel, loader_name
 from workers.train import Outcome
 
@@ -65,6 +66,10 @@ import wegeft.method  # teaches PEFT the method
 model = {{ loader }}.from_pretrained({{ load }})
 model = PeftModel.from_pretrained(model, "path/to/this/folder")
 ```
+{%- if method == "randlora" %}
+
+PEFT warns that keys are missing: the random bases are stored once and not again with every layer. What it loads is the same.
+{%- endif %}
 {%- if labels %}
 
 Its outputs are, in this order: {{ labels }}.
@@ -94,19 +99,10 @@ def deliver(client: AttemptClient, spec: JobSpec, base: BaseModel, outcome: Outc
 
 def write_files(spec: JobSpec, base: BaseModel, outcome: Outcome, folder: Path) -> None:
     """Write the five files of a version."""
-    # Told to look for itself whether embeddings were trained, PEFT would ask the network.
-    outcome.model.save_pretrained(folder, save_embedding_layers=False)
-    _drop_class_path(folder / CONFIG_FILE)
+    save_adapter(outcome.model, folder)
     (folder / CARD_FILE).write_text(_card(spec, base, outcome), encoding="utf-8")
     _write_json(folder / JOB_FILE, _with_labels(spec, base).model_dump(mode="json"))
     _write_json(folder / METRICS_FILE, _figures(outcome))
-
-
-def _drop_class_path(path: Path) -> None:
-    """Remove the dotted path of the base model's class, which PEFT files where it has no name for the task: no file says what to import."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if config.get("auto_mapping") is not None:
-        _write_json(path, config | {"auto_mapping": None})
 
 
 def _with_labels(spec: JobSpec, base: BaseModel) -> JobSpec:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import bench
-from bench import gpu_step, packing
+from bench import gpu_step, linears, packing
 from bench.__main__ import claims
+from bench.train_step import FORMS
 
 FOLDER = Path(bench.__file__).parent
 
@@ -71,3 +72,11 @@ def test_every_layout_of_the_same_rows_has_the_same_loss(capsys: pytest.CaptureF
     rows = cells(capsys.readouterr().out)
     assert set(rows) == set(packing.FORMS)
     assert all(float(row[-1]) <= 1e-5 for row in rows.values())
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+def test_the_edit_and_its_products_are_timed_for_every_input(capsys: pytest.CaptureFixture[str]) -> None:
+    linears.main(["--tokens", "4", "--repetitions", "1"])
+    rows = cells(capsys.readouterr().out)
+    assert set(rows) == {*FORMS, "products of wegeft_r16", "products of wegeft_r64"}
+    assert all(len(row) == len(linears.READERS) + 2 and float(row[-2]) > 0 for row in rows.values())

@@ -227,7 +227,7 @@ def test_an_event_longer_than_a_page_is_a_page(engine: Engine) -> None:
     lease = claim_one(engine)
     text = "ä" * 16_384
     sample = Sample(prompt=text, expected=text, answer=text)
-    long = Evaluation(step=1, total_steps=9, loss=0.5, rows=20, samples=(sample,) * 20)
+    long = Evaluation(step=1, total_steps=9, loss=0.5, rows=16, samples=(sample,) * 16)
     with writing(engine) as connection:
         ledger.record_events(connection, lease, EventBatch(first_number=0, events=(long, long)), at(1))
     with reading(engine) as connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,20 @@ def test_loss_and_gradient_are_the_models_own(name: str, chunk: int, monkeypatch
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     for mine, own in zip(torch.autograd.grad(3 * ours, learning), torch.autograd.grad(3 * theirs, learning), strict=True):
         torch.testing.assert_close(mine, own, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("chunk", [1 << 25, 320])
+def test_judging_finds_the_same_loss_and_the_likeliest_tokens(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_loss, "_LOGITS_AT_ONCE", chunk)
+    model = MODELS[name]()
+    _, batch = batch_of()
+    with torch.no_grad():
+        logits = model(batch.tokens).logits.flatten(0, 1)[batch.positions]
+    likeliest = replace(batch, targets=torch.where(torch.arange(len(batch.targets)) % 2 == 0, logits.argmax(dim=-1), batch.targets))
+    judged = AnswerLoss(model).judge(likeliest)
+    assert judged.loss == pytest.approx(AnswerLoss(model)(likeliest).item(), rel=1e-5)
+    assert judged.right == int((logits.argmax(dim=-1) == likeliest.targets).sum()) >= len(batch.targets) // 2
 
 
 @pytest.mark.parametrize(("name", "is_plain"), [("plain", True), ("capped", False), ("uncapped", True), ("scaled", False)])

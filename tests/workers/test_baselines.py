@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from hub.objects import MemoryStore
 from hub.validate import AdapterFacts, check_version
@@ -27,7 +28,10 @@ from workers.delivery import write_files
 from workers.train import Outcome
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:Failed to load the CUDA extension", "ignore:Setting boft_n", "ignore:The following rank_pattern keys"
+    "ignore:Failed to load the CUDA extension",
+    "ignore:Setting boft_n",
+    "ignore:The following rank_pattern keys",
+    "ignore:Found missing adapter keys.*randlora_[AB]",
 )
 
 STEPS = 4
@@ -110,6 +114,13 @@ def test_the_hub_takes_it_and_knows_the_method(method: Method, tmp_path: Path) -
     card = (tmp_path / "README.md").read_text()
     assert f"- {method}\n" in card
     assert ("import wegeft.method" in card) == (method is Method.WEGEFT)
+
+
+def test_random_bases_are_stored_once(tmp_path: Path) -> None:
+    write(Method.RANDLORA, tmp_path)
+    names = load_file(tmp_path / "adapter_model.safetensors").keys()
+    assert [name for name in names if name.endswith(("_A", "_B"))] == ["base_model.randlora_A", "base_model.randlora_B"]
+    assert "stored once" in (tmp_path / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ def test_a_checkpoint_of_other_labels_is_refused(folders: dict[str, Path]) -> No
 def test_a_regression_learns_numbers(folders: dict[str, Path]) -> None:
     """Of pairs of texts: how long the first is."""
     rows: list[AnyRow] = [LabelledText("x" * (1 + n % 9), "y" * (n % 4), float(1 + n % 9) / 4) for n in range(36)]
-    spec = job_of(folders["bert"], problem_type="regression", max_steps=40)
+    spec = job_of(folders["bert"], problem_type="regression", max_steps=24)
     outcome, recorder, base = learn(spec, rows)
     assert (base.head.labels if base.head else None, base.model.config.num_labels) == ((), 1)
     assert recorder.evaluations[-1].loss < 0.5 * recorder.evaluations[0].loss

@@ -101,6 +101,28 @@ def test_the_loss_is_the_mean_over_all_answer_tokens(monkeypatch: pytest.MonkeyP
         assert measure(model) == pytest.approx(expected, rel=1e-5)
 
 
+def test_token_accuracy_is_the_share_of_tokens_that_are_the_likeliest() -> None:
+    """Each behind the right ones before it; every other row is made to begin with the likeliest."""
+    model = make_model(initializer_range=0.02)
+
+    def likeliest(tokens: Any) -> Any:
+        with torch.no_grad():
+            return model(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0].argmax(dim=-1).numpy()
+
+    measured = examples()
+    right = 0
+    for number, example in enumerate(measured):
+        learnt = np.flatnonzero(example.is_learnt)
+        if number % 2:
+            example.tokens[learnt[0]] = likeliest(example.tokens)[learnt[0] - 1]
+        right += int((likeliest(example.tokens)[learnt - 1] == example.tokens[learnt]).sum())
+    loss = AnswerLoss(model)
+    score = held_out_score(model, loss, find_layout(model, loss, measured), measured, go_on)
+    total = sum(example.answer_tokens for example in measured)
+    assert score.token_accuracy == right / total
+    assert 5 <= right < total
+
+
 def test_measuring_draws_no_random_numbers_and_leaves_the_mode() -> None:
     model = make_model().train()
     before = torch.get_rng_state()

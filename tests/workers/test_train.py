@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -263,3 +264,27 @@ def test_gradient_checkpointing_changes_nothing_but_memory(rows: list[Row]) -> N
 def test_cut_and_dropped_rows_are_told(rows: list[Row], tmp_path: Path) -> None:
     _, recorder = run(rows, sequence_len=26, max_steps=1)
     assert any("rows were cut to 26 tokens" in text or "rows were left out" in text for text in recorder.texts)
+
+
+def test_every_measurement_tells_perplexity_and_token_accuracy(rows: list[Row]) -> None:
+    outcome, recorder = run(rows, max_steps=30)
+    before, after = recorder.evaluations
+    assert before.metrics["perplexity"] == pytest.approx(math.exp(before.loss))
+    assert before.metrics["token_accuracy"] < after.metrics["token_accuracy"] == outcome.metrics["token_accuracy"] <= 1
+    assert outcome.metrics["perplexity_before"] == before.metrics["perplexity"]
+
+
+def test_answers_are_matched_as_the_job_asks(rows: list[Row]) -> None:
+    evaluation = {"exact_match": True, "match": "regex", "regex": "^", "max_new_tokens": 2}
+    assert run(rows, max_steps=1, evaluation=evaluation)[0].metrics["exact_match"] == 1.0
+    with pytest.raises(InvalidData, match="the expected answer has no number"):
+        run(rows, max_steps=1, evaluation={"exact_match": True, "match": "last_number"})
+
+
+def test_early_stopping_can_go_by_another_metric(rows: list[Row]) -> None:
+    fields = {"max_steps": 40, "learning_rate": 0.3, "warmup_steps": 0, "eval_steps": 1, "early_stopping_patience": 3}
+    outcome, recorder = run(rows, metric_for_best_model="token_accuracy", **fields)
+    best = max(recorder.evaluations[1:], key=lambda event: event.metrics["token_accuracy"])
+    assert outcome.metrics["token_accuracy"] == best.metrics["token_accuracy"]
+    assert outcome.state.best is not None
+    assert outcome.state.best.step == best.step
