@@ -23,7 +23,7 @@ from tests.orchestrator.serving import listening
 from tests.workers.site_world import Member, World, running_world
 from wegeft.client import Client
 from wegeft.client.site import SiteClient
-from wegeft.contracts.errors import Forbidden, InvalidData, ServiceUnreachable, Unauthenticated
+from wegeft.contracts.errors import Forbidden, InvalidData, ServiceUnreachable, Unauthenticated, UnexpectedAnswer
 from wegeft.contracts.job import DatasetSpec
 from wegeft.contracts.training import JobState, Progress, WorkerEvent
 from workers.site import SiteRunner
@@ -199,6 +199,29 @@ def test_pending_site_waits_and_a_revoked_one_ends(world: World) -> None:
     with pytest.raises(Forbidden, match="revoked"):
         revoked.run()
     world.api("POST", f"/jobs/{other}/cancel")
+
+
+def test_site_learns_in_the_middle_of_its_work_that_the_federation_is_over(world: World) -> None:
+    job_id = world.submit(rounds=3, min_sites=1)
+    member = world.join(job_id, "a")
+
+    def cancel(event: WorkerEvent) -> None:
+        if isinstance(event, Progress) and event.step == 2:
+            world.api("POST", f"/jobs/{job_id}/cancel")
+            wait_until(lambda: world.api("GET", f"/jobs/{job_id}")["state"] == "cancelled")
+
+    member.on_event = cancel
+    assert member.run() is JobState.CANCELLED
+    assert member.run() is JobState.CANCELLED
+
+
+def test_server_that_is_another_one_than_at_enrolment_is_not_trusted(world: World) -> None:
+    member = world.join(world.submit(min_sites=1), "a")
+    record = member.home.read_record()
+    other = record.enrolment.model_copy(update={"server_key": "ed25519:" + "ab" * 32})
+    member.home.keep_record(record.model_copy(update={"enrolment": other}))
+    with pytest.raises(UnexpectedAnswer, match="server's key"):
+        member.run()
 
 
 def wait_until(is_so: Callable[[], bool], seconds: float = 30) -> None:
