@@ -194,13 +194,12 @@ def _quieten() -> None:
 
 def _options(data: tuple[str, ...], kind: str | None, base_model: str | None, threads: int | None) -> SiteOptions:
     """Return what the data options say, and let torch use as many threads as they do."""
-    import torch
     from pydantic import ValidationError
 
-    from workers.processor import usable_cores
+    from workers.processor import use_threads
     from workers.site_inputs import SiteOptions
 
-    torch.set_num_threads(threads or usable_cores())
+    use_threads(threads)
     _quieten()
 
     try:

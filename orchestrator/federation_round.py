@@ -173,14 +173,14 @@ def record_commit(
 
 
 def record_failure(
-    federation: Federation, round_: Round, attempt: int, before: FederationState, why: Fail | FailureCode, closed_at: datetime
+    federation: Federation, round_: Round, attempt: int, start: str, why: Fail | FailureCode, closed_at: datetime
 ) -> RoundRecord:
-    """Return the record of a round that failed."""
+    """Return the record of a round that failed; ``start``: digest of the state before it."""
     code, left_out = (why.code, why.left_out) if isinstance(why, Fail) else (why, ())
     return RoundRecord(
         **_common(federation, round_, attempt),
         state=RoundState.FAILED,
-        start=digest_of(write_state(before)),
+        start=start,
         failure=code,
         left_out=left_out,
         closed_at=closed_at,

@@ -99,11 +99,10 @@ class Steps:
         with reading(self.services.engine) as connection:
             newest = rounds.last_round(connection, self.job.id)
         kept = None if newest is None or newest[1].is_final else self._load(newest[0])
-        before = read_state(self._read(kept.start_digest)) if kept else None
         with writing(self.services.engine) as connection:
             ledger.hold(connection, self.lease)
-            if kept is not None and before is not None:
-                self._write_failure(connection, kept, before, Fail(code=FailureCode.CANCELLED), now)
+            if kept is not None:
+                self._write_failure(connection, kept, Fail(code=FailureCode.CANCELLED), now)
             ledger.end_attempt(connection, self.lease, error.body(), now)
         self.services.bells.asked.ring()
 
@@ -177,11 +176,9 @@ class Steps:
                 federations.note_wait(connection, self.job.id, text)
 
     def _collect(self, key: RoundKey, now: datetime) -> datetime | None:
-        kept = self._load(key)
-        seen = self._decide(kept, now)
+        seen = self._decide(self._load(key), now)
         if isinstance(seen, Wait):
             return seen.until
-        before = read_state(self._read(kept.start_digest)) if isinstance(seen, Fail) else None
         with self._fenced() as connection:
             rounds.hold_round(connection, key)
             # Once more, now that nothing else can arrive: what came in between counts too.
@@ -189,8 +186,8 @@ class Steps:
             decision = self._decide(kept, now)
             if isinstance(decision, Aggregate):
                 rounds.close_round(connection, key, decision.members, decision.closed_at)
-            elif isinstance(decision, Fail) and before is not None:
-                self._write_failure(connection, kept, before, decision, now)
+            elif isinstance(decision, Fail):
+                self._write_failure(connection, kept, decision, now)
         return None
 
     def _decide(self, kept: KeptRound, now: datetime) -> Wait | Aggregate | Fail:
@@ -230,13 +227,12 @@ class Steps:
             self.services.bells.asked.ring()
 
     def _fail(self, kept: KeptRound, why: Fail, now: datetime) -> None:
-        before = read_state(self._read(kept.start_digest))
         with self._fenced() as connection:
-            self._write_failure(connection, kept, before, why, now)
+            self._write_failure(connection, kept, why, now)
 
-    def _write_failure(self, connection: Connection, kept: KeptRound, before: FederationState, why: Fail, now: datetime) -> None:
+    def _write_failure(self, connection: Connection, kept: KeptRound, why: Fail, now: datetime) -> None:
         key = RoundKey(job_id=self.job.id, number=kept.round.number, attempt=kept.attempt)
-        record = record_failure(federation_of(self.job, self._members()), kept.round, kept.attempt, before, why, now)
+        record = record_failure(federation_of(self.job, self._members()), kept.round, kept.attempt, kept.start_digest, why, now)
         rounds.fail_round(connection, key, kept.round.state, record)
         federations.tell(connection, self.job.id, f"round {key.number}, try {key.attempt} failed: {why.code}", now)
 

@@ -17,3 +17,10 @@ def usable_cores(limit: Path = _CGROUP_LIMIT) -> int:
     except (OSError, ValueError):  # No cgroup of version 2, or "max".
         return cores
     return max(1, min(cores, allowed))
+
+
+def use_threads(count: int | None) -> None:
+    """Let torch compute with ``count`` threads, or where that is None, with one a core."""
+    import torch
+
+    torch.set_num_threads(count or usable_cores())

@@ -59,20 +59,30 @@ class SiteRunner:
         self._rows = read_site_rows(self.options.data, self.home.read_record().enrolment.site.max_examples)
         self._base = self._load_base()
         self.around.say(f"{len(self._rows):,} rows; outages of the server are waited out for up to {self.options.patience}")
-        is_waiting = self._check_enrolment() is SiteState.PENDING
+        try:
+            self._answer_offers()
+        except FederationOver as over:
+            return _final_state(over)
+        return None
+
+    def _answer_offers(self) -> None:
+        """Answer offers until one round is over where only that was asked for; :class:`FederationOver` ends it otherwise."""
+        state = self._check_enrolment()
+        if state is SiteState.PENDING:
+            record = self.home.read_record().enrolment
+            self.around.say(f"waiting to be approved: wgctl federation approve {record.job_id} {record.site.name}")
         for entry in self._journal.entries():
             if entry.update is not None and not entry.is_over:
                 self.around.say(f"round {entry.offer.round}: going on with what was trained before")
                 self._deliver(entry)
         while True:
-            try:
-                offer = self._patience.call(self.client.offer)
-            except FederationOver as over:
-                return _final_state(over)
-            if offer is None:
-                is_waiting = is_waiting and self._check_enrolment() is SiteState.PENDING
-            elif self._work_at(offer) and self.options.is_once:
-                return None
+            offer = self._patience.call(self.client.offer)
+            if offer is not None and self._work_at(offer) and self.options.is_once:
+                return
+            if offer is None and state is SiteState.PENDING:
+                state = self._check_enrolment()
+                if state is not SiteState.PENDING:
+                    self.around.say("approved: waiting for the next round")
 
     def _check_enrolment(self) -> SiteState:
         """Return the site's state; raise :class:`UnexpectedAnswer` where the server is another one than at enrolment."""
@@ -80,8 +90,6 @@ class SiteRunner:
         if (now.server_key, now.job_id, now.site.pseudonym) != (ours.server_key, ours.job_id, ours.site.pseudonym):
             hint = "ask who runs it; if it was set up anew, enrol again"
             raise UnexpectedAnswer("the server's key is not the one of the enrolment", path="server_key", value=now.server_key, hint=hint)
-        if now.site.state is SiteState.PENDING:
-            self.around.say(f"waiting to be approved: wgctl federation approve {now.job_id} {now.site.name}")
         return now.site.state
 
     def _work_at(self, offer: Offer) -> bool:

@@ -17,6 +17,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from wegeft.client.blobs import local_errors
+from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.errors import InvalidSetting, Problem
 from wegeft.contracts.federation import Message, Offer, SignedReceipt, Update
 from workers.durable_files import sync_folder, write_durably
@@ -71,8 +72,11 @@ class Entry:
 
     @property
     def update(self) -> Update | None:
-        """What is to be sent; None while the site has not trained."""
-        return _read(self.folder / "update.json", Update)
+        """What is to be sent, or was; None while the site has not trained, and where the tensors to be sent have rotted since."""
+        update = _read(self.folder / "update.json", Update)
+        if update is None or self.is_over:
+            return update
+        return update if digest_of(self.read_tensors()) == update.tensors else None
 
     @property
     def is_stored(self) -> bool:
@@ -80,9 +84,10 @@ class Entry:
         return (self.folder / "stored").exists()
 
     def read_tensors(self) -> bytes:
-        """Return the update's file."""
+        """Return the update's file; nothing where it is gone."""
         with local_errors(self.folder):
-            return (self.folder / "tensors.safetensors").read_bytes()
+            path = self.folder / "tensors.safetensors"
+            return path.read_bytes() if path.exists() else b""
 
     def keep_checkpoint(self, step: int, files: Mapping[str, bytes]) -> None:
         """Keep a checkpoint in place of the ones before."""

@@ -24,13 +24,12 @@ SITES = Table(
     Column("pseudonym", String(128), primary_key=True),
     Column("job_id", String(30), ForeignKey("jobs.id"), nullable=False),
     Column("name", String(64), nullable=False),
-    Column("public_key", String(72), nullable=False),
+    Column("public_key", String(72), nullable=False, unique=True),  # of one federation alone: a request signed for it is none of another
     Column("state", String(16), nullable=False),
     Column("max_examples", BigInteger, nullable=False),
     Column("enrolled_at", UtcTime, nullable=False),
     Column("seen_at", UtcTime, nullable=False),
     UniqueConstraint("job_id", "name"),
-    UniqueConstraint("job_id", "public_key"),
 )
 
 NONCES = Table(

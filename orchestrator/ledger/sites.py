@@ -78,7 +78,9 @@ def enrol(connection: Connection, token: str, candidate: tuple[str, str, int], n
     try:
         connection.execute(insert(SITES).values(**values, state=state.value, enrolled_at=now, seen_at=now))
     except IntegrityError as error:
-        raise Conflict("another site of this federation has this key", path="public_key", hint="a site makes its own key") from error
+        raise Conflict(
+            "the key is enrolled already", path="public_key", hint="a site makes a key of its own for each federation"
+        ) from error
     return row.job_id, find_site(connection, pseudonym)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 import httpx2
@@ -121,15 +122,15 @@ class Server:
         return [str(view.record.result) for view in self.rounds(job_id) if view.record and view.state == "committed"]
 
 
-def plain_spec(store: ObjectStore, **section: Any) -> dict[str, Any]:
-    """A right federated job as it is sent; its start is put into the store."""
+def plain_spec(store: ObjectStore, job: Mapping[str, Any] = MappingProxyType({}), **section: Any) -> dict[str, Any]:
+    """A right federated job as it is sent, but for what its fields (``job``) and its section say; its start is put into the store."""
     digests = []
     for content in start_files():
         store.put(digest_of(content), io.BytesIO(content))
         digests.append(digest_of(content))
     start = {"config": digests[0], "weights": digests[1]}
     federation = {"rounds": 2, "min_sites": 2, "grace": "1s", "deadline": "60s", "start": start, **section}
-    return {"name": "sums", "base_model": "org/model", "rank": RANK, "federation": federation}
+    return {"name": "sums", "base_model": "org/model", "rank": RANK, "federation": federation, **job}
 
 
 def key_of(index: int) -> bytes:

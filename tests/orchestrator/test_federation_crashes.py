@@ -263,3 +263,43 @@ def test_a_federation_ends_when_it_takes_too_long_or_loses_its_sites(engine: Eng
     view = story.server.view(story.job_id)
     assert (view.state, view.error.code if view.error else None) == (JobState.FAILED, "rounds_failed")
     assert view.waiting_for is None
+
+
+def test_a_federation_that_runs_too_long_fails_and_its_round_with_it(engine: Engine) -> None:
+    story = Story(engine, job={"max_duration": "1m"}, deadline="1h")
+    story.join(0, 1)
+    story.tick()
+    story.time = 59
+    story.tick()
+    assert story.server.view(story.job_id).state is JobState.RUNNING
+    story.time = 61
+    story.tick()
+    view = story.server.view(story.job_id)
+    assert (view.state, view.error.code if view.error else None) == (JobState.FAILED, "duration_exceeded")
+    assert [one.record.failure if one.record else None for one in story.server.rounds(story.job_id)] == ["cancelled"]
+
+
+def test_a_draw_that_is_too_small_fails_the_try_at_once(engine: Engine) -> None:
+    story = Story(engine, sampling={"name": "poisson", "rate": 1e-9}, max_failed_rounds=2)
+    story.join(0, 1, 2)
+    story.tick()
+    tries = story.server.rounds(story.job_id)
+    assert [(one.attempt, one.record.failure if one.record else None) for one in tries] == [(n, "not_enough_sites") for n in (1, 2, 3)]
+    assert story.server.view(story.job_id).state is JobState.FAILED
+
+
+def test_a_federation_that_cannot_go_on_says_so_and_stops_no_other(engine: Engine) -> None:
+    story = Story(engine, rounds=1)
+    config = story.server.spec().model_dump()["federation"]["start"]["config"]
+    broken = story.server.add(entropy=0, start={"config": config, "weights": f"sha256:{'0' * 64}"})
+    story.join(0, 1)
+    with writing(engine) as connection:
+        for index in (5, 6):
+            sites.invite(connection, broken, f"site-{index}", f"t{index}", (at(0), at(99)), is_approval=True)
+            sites.enrol(connection, f"t{index}", (f"s-{index}", public_key_of(key_of(index)), 100), at(1))
+    story.tick()
+    view = story.server.view(broken)
+    assert view.state is JobState.RUNNING
+    assert str(view.waiting_for).startswith("invalid_job: 1 problem with the adapter to start from")
+    story.run((0, 1))
+    assert story.server.view(story.job_id).state is JobState.SUCCEEDED

@@ -331,6 +331,9 @@ def test_an_invitation_is_for_one_site_once_and_can_be_withdrawn(world: World) -
     assert world.owner.delete(f"/jobs/{job_id}/invitations/site-1").status_code == 404
     with pytest.raises(AssertionError, match="unknown or has expired"):
         thief.enrol(unused)
+    other = world.submit()
+    with pytest.raises(AssertionError, match="the key is enrolled already"):
+        world.site(0).enrol(world.invite(other, "site-0"))
     reader = world.person("read")
     assert reader.post(f"/jobs/{job_id}/invitations", json={"name": "x"}).status_code == 403
     assert reader.get(f"/jobs/{job_id}/federation").status_code == 200

@@ -115,11 +115,11 @@ class Simulation:
 
     def _close(self, round_: Round, attempt: int, decision: Aggregate | Fail) -> RoundRecord:
         if isinstance(decision, Fail):
-            return record_failure(self.federation, round_, attempt, self.state, decision, self.now)
+            return record_failure(self.federation, round_, attempt, digest_of(write_state(self.state)), decision, self.now)
         members = [self.sent[arrival.site] for arrival in decision.members]
         outcome = combine_round(self.federation, self.state, round_.number, attempt, members, self.blobs.__getitem__)
         if isinstance(outcome, Refused):
-            return record_failure(self.federation, round_, attempt, self.state, outcome.code, self.now)
+            return record_failure(self.federation, round_, attempt, digest_of(write_state(self.state)), outcome.code, self.now)
         record = record_commit(self.federation, round_, attempt, decision, (self.state, outcome), members)
         self.state, self.members = outcome.state, members
         return record

@@ -69,7 +69,7 @@ def test_one_key_is_one_site(engine: Engine) -> None:
     invite(engine, job, "site-a", "t1")
     invite(engine, job, "site-b", "t2")
     enrol(engine, "t1")
-    with pytest.raises(Conflict, match="has this key"):
+    with pytest.raises(Conflict, match="enrolled already"):
         enrol(engine, "t2", "s-2")
     assert enrol(engine, "t2", "s-2", OTHER).name == "site-b"
 

@@ -23,7 +23,7 @@ from tests.orchestrator.serving import listening
 from tests.workers.site_world import Member, World, running_world
 from wegeft.client import Client
 from wegeft.client.site import SiteClient
-from wegeft.contracts.errors import Forbidden, InvalidData, ServiceUnreachable, Unauthenticated
+from wegeft.contracts.errors import Forbidden, InvalidData, ServiceUnreachable, Unauthenticated, UnexpectedAnswer
 from wegeft.contracts.job import DatasetSpec
 from wegeft.contracts.training import JobState, Progress, WorkerEvent
 from workers.site import SiteRunner
@@ -173,6 +173,29 @@ def test_policy_is_the_sites_own_word(world: World) -> None:
     assert (entry.ended.ending, {problem.path for problem in entry.ended.problems}) == (Ending.DECLINED, {"max_steps", "rule"})
 
 
+def test_site_sends_no_longer_update_than_its_policy_lets_it(world: World) -> None:
+    job_id = world.submit(rounds=1, min_sites=1)
+    member = world.join(job_id, "a")
+    member.home.policy_file.write_text("max_update_norm: 0.001\n")
+    assert member.run() is JobState.SUCCEEDED
+    assert "was shortened to 0.001" in member.texts
+    measures = world.api("GET", f"/jobs/{job_id}/rounds/1")["record"]["measures"]
+    assert 0.0009 < measures["update_norm"] <= 0.001
+
+
+def test_refused_update_is_told_and_not_sent_again(world: World) -> None:
+    job_id = world.submit(rounds=1, min_sites=1)
+    member = world.join(job_id, "a", rows=101, options={"is_once": True})
+    record = member.home.read_record()
+    lying = record.enrolment.site.model_copy(update={"max_examples": 1000})
+    member.home.keep_record(record.model_copy(update={"enrolment": record.enrolment.model_copy(update={"site": lying})}))
+    assert member.run() is None
+    (entry,) = member.journal.entries()
+    assert entry.ended is not None
+    assert (entry.ended.ending, [problem.path for problem in entry.ended.problems]) == (Ending.REFUSED, ["examples"])
+    world.api("POST", f"/jobs/{job_id}/cancel")
+
+
 def test_rows_are_never_quoted_to_the_server(world: World) -> None:
     job_id = world.submit(rounds=1, min_sites=1, spec={"sequence_len": 8, "excess_length_strategy": "error"})
     member = world.join(job_id, "a", options={"is_once": True})
@@ -199,6 +222,29 @@ def test_pending_site_waits_and_a_revoked_one_ends(world: World) -> None:
     with pytest.raises(Forbidden, match="revoked"):
         revoked.run()
     world.api("POST", f"/jobs/{other}/cancel")
+
+
+def test_site_learns_in_the_middle_of_its_work_that_the_federation_is_over(world: World) -> None:
+    job_id = world.submit(rounds=3, min_sites=1)
+    member = world.join(job_id, "a")
+
+    def cancel(event: WorkerEvent) -> None:
+        if isinstance(event, Progress) and event.step == 2:
+            world.api("POST", f"/jobs/{job_id}/cancel")
+            wait_until(lambda: world.api("GET", f"/jobs/{job_id}")["state"] == "cancelled")
+
+    member.on_event = cancel
+    assert member.run() is JobState.CANCELLED
+    assert member.run() is JobState.CANCELLED
+
+
+def test_server_that_is_another_one_than_at_enrolment_is_not_trusted(world: World) -> None:
+    member = world.join(world.submit(min_sites=1), "a")
+    record = member.home.read_record()
+    other = record.enrolment.model_copy(update={"server_key": "ed25519:" + "ab" * 32})
+    member.home.keep_record(record.model_copy(update={"enrolment": other}))
+    with pytest.raises(UnexpectedAnswer, match="server's key"):
+        member.run()
 
 
 def wait_until(is_so: Callable[[], bool], seconds: float = 30) -> None:

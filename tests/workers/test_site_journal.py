@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.contracts.test_federation import an_offer, an_update
+from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.errors import InvalidSetting, Problem, StorageFull
-from wegeft.contracts.federation import Receipt, SignedReceipt
+from wegeft.contracts.federation import Receipt, SignedReceipt, Update
 from wegeft.contracts.signatures import sign
 from workers.site_journal import KEPT_ROUNDS, Ending, Entry, Journal
 
@@ -22,6 +23,14 @@ def journal(tmp_path: Path) -> Journal:
     return Journal(tmp_path)
 
 
+TENSORS = b"tensors"
+
+
+def a_trained(**changes: object) -> Update:
+    """An update of those tensors."""
+    return an_update(**{"tensors": digest_of(TENSORS), "size": len(TENSORS), **changes})
+
+
 def a_receipt() -> SignedReceipt:
     update = an_update()
     receipt = Receipt(job_id="j1", round=3, attempt=1, site="s-1", update=update.digest, tensors=update.tensors, received_at=NOW)
@@ -31,10 +40,10 @@ def a_receipt() -> SignedReceipt:
 def test_entry_goes_from_offer_to_receipt(journal: Journal) -> None:
     entry = journal.open(an_offer())
     assert (entry.update, entry.receipt, entry.is_stored, entry.is_over) == (None, None, False, False)
-    entry.keep_update(an_update(), b"tensors")
+    entry.keep_update(a_trained(), TENSORS)
     entry.mark_stored()
     again = journal.open(an_offer())
-    assert (again.update, again.read_tensors(), again.is_stored, again.is_over) == (an_update(), b"tensors", True, False)
+    assert (again.update, again.read_tensors(), again.is_stored, again.is_over) == (a_trained(), TENSORS, True, False)
     entry.keep_receipt(a_receipt())
     assert journal.entries() == [again]
     assert again.receipt == a_receipt()
@@ -71,7 +80,7 @@ def test_last_whole_checkpoint_is_read(journal: Journal) -> None:
     assert entry.read_checkpoint() == {"state.json": b"10", "state.safetensors": b"x"}
     entry.keep_checkpoint(11, {"state.json": b"eleven"})
     assert entry.read_checkpoint() == {"state.json": b"eleven"}
-    entry.keep_update(an_update(), b"tensors")
+    entry.keep_update(a_trained(), TENSORS)
     assert entry.read_checkpoint() is None
 
 
@@ -100,12 +109,22 @@ def test_spoilt_entry_is_named(journal: Journal) -> None:
         _ = journal.open(an_offer()).update
 
 
+@pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(b"tenses"), lambda path: path.unlink()])
+def test_update_whose_tensors_have_rotted_is_trained_again(journal: Journal, spoil: Callable[[Path], object]) -> None:
+    entry = journal.open(an_offer())
+    entry.keep_update(a_trained(), TENSORS)
+    spoil(entry.folder / "tensors.safetensors")
+    assert journal.open(an_offer()).update is None
+    entry.keep_update(a_trained(), TENSORS)
+    assert journal.open(an_offer()).update == a_trained()
+
+
 def test_receipts_outlive_tensors(journal: Journal) -> None:
     for number in range(1, KEPT_ROUNDS + 3):
         offer = an_offer(round=number, start="sha256:" + f"{number:x}" * 64)
         entry = journal.open(offer)
         journal.start_file(offer.start).write_bytes(b"start")
-        entry.keep_update(an_update(round=number), b"tensors")
+        entry.keep_update(a_trained(round=number), TENSORS)
         if number > 1:
             entry.keep_receipt(a_receipt())
     journal.prune()

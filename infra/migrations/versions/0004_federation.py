@@ -54,7 +54,7 @@ def _create_sites() -> None:
         sa.Column("seen_at", UtcTime(), nullable=False),
         sa.PrimaryKeyConstraint("pseudonym", name="pk_federation_sites"),
         sa.UniqueConstraint("job_id", "name", name="uq_federation_sites_job_id_name"),
-        sa.UniqueConstraint("job_id", "public_key", name="uq_federation_sites_job_id_public_key"),
+        sa.UniqueConstraint("public_key", name="uq_federation_sites_public_key"),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_federation_sites_job_id"),
     )
 

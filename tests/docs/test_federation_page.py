@@ -1,0 +1,44 @@
+"""docs/federation.md names exactly the routes that there are, and settings and fields that exist."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from cli.home import Home
+from infra.settings import PREFIX, Settings
+from tests.orchestrator.federating import Server
+from tests.orchestrator.samples import new_sqlite
+from wegeft.contracts.federation_spec import FederationSpec
+
+PAGE = (Path(__file__).parents[2] / "docs" / "federation.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = new_sqlite(tmp_path / "a.db")
+    yield engine
+    engine.dispose()
+
+
+def test_every_route_is_on_the_page_and_no_other(engine: Engine) -> None:
+    told = set(re.findall(r"^\| (GET|POST|PUT|DELETE) \| `([^`]+)` \|", PAGE, re.MULTILINE))
+    paths = Server(engine).app().openapi()["paths"]
+    there = {
+        (method.upper(), path.removeprefix("/api/v1"))
+        for path, methods in paths.items()
+        for method, about in methods.items()
+        if "federation" in about["tags"]
+    }
+    assert told == there
+
+
+def test_what_the_page_names_exists() -> None:
+    for name in re.findall(rf"`{PREFIX}([A-Z_]+)`", PAGE):
+        assert name.lower() in Settings.model_fields
+    assert Home(Path("x")).federation_key_file.name in PAGE
+    for field in ("min_sites", "grace", "deadline", "max_failed_rounds", "start"):
+        assert field in FederationSpec.model_fields
+        assert field in PAGE
