@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from hub.objects import FolderStore
+from hub.folder_store import FolderStore
 from infra.database import writing
 from orchestrator.ledger import sites
 from tests.orchestrator.federating import FakeSite, Server, now

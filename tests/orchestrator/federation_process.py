@@ -7,7 +7,7 @@ from pathlib import Path
 
 import uvicorn
 
-from hub.objects import FolderStore
+from hub.folder_store import FolderStore
 from infra.database import make_engine
 from orchestrator.jobs import Limits
 from tests.orchestrator.federating import Server

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
@@ -112,7 +111,7 @@ class Story:
         if offer is None:
             return
         signed, content = train(offer, index, **options)
-        self.server.store.put(digest_of(content), io.BytesIO(content))
+        self.server.services.keep_for_rounds(self.job_id, content)
         key = RoundKey(job_id=self.job_id, number=offer.round, attempt=offer.attempt)
         with writing(self.server.engine) as connection:
             rounds.note_blob(connection, key, f"s-{index}", digest_of(content), 8)

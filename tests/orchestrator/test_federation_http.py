@@ -16,6 +16,9 @@ import httpx2
 import pytest
 from sqlalchemy import Engine
 
+from hub.collection import Collector
+from infra.database import writing
+from orchestrator import ledger
 from orchestrator.federation_files import read_state
 from tests.orchestrator.federating import API, SERVER_KEY, FakeSite, Server, key_of, now, plain_spec, start_files, train
 from tests.orchestrator.samples import new_sqlite
@@ -46,7 +49,7 @@ class World:
         return site
 
     def submit(self, **section: Any) -> str:
-        answer = self.owner.post("/jobs", json={"spec": plain_spec(self.server.store, **section)})
+        answer = self.owner.post("/jobs", json={"spec": plain_spec(self.server, **section)})
         assert answer.status_code == 201, answer.text
         return str(answer.json()["id"])
 
@@ -176,6 +179,28 @@ def check_what_was_published(world: World, job_id: str, sites: list[FakeSite]) -
         assert abs(2.0 * phi @ psi - whole).max() < 1e-5
     log = [event["event"].get("text", "") for event in world.owner.get(f"/jobs/{job_id}/events").json()["records"]]
     assert any("round 2 committed as local/sums@2" in text for text in log)
+
+
+def test_bytes_of_rounds_are_kept_as_long_as_the_job_and_a_while_after_it(world: World) -> None:
+    job_id, sites = world.begin(0, 1)
+    collector = Collector(engine=world.server.engine, store=world.server.store)
+    much_later = now() + timedelta(days=400)
+    for _ in range(2):
+        for site in sites:
+            offer = site.offer()
+            assert offer is not None
+            collector.collect(much_later, 1000)
+            site.answer(offer)
+            collector.collect(much_later, 1000)
+    world.wait_for(job_id, "succeeded")
+    records = [view.record for view in world.server.rounds(job_id) if view.record]
+    needed = {digest for record in records for digest in (record.start, str(record.result), *(one.tensors for one in record.members))}
+    assert (len(needed), [digest for digest in needed if world.server.store.has(digest) is None]) == (3 + 4, [])
+    with writing(world.server.engine) as connection:
+        assert ledger.let_go_of_ended(connection, much_later) == 1
+    collector.collect(much_later, 1000)
+    assert [digest for digest in needed if world.server.store.has(digest) is not None] == []
+    assert world.owner.get("/adapters/local/sums/versions/1/files/adapter_model.safetensors").status_code == 200
 
 
 def test_waiting_sites_hear_of_a_round_at_once(world: World) -> None:
@@ -391,7 +416,7 @@ def test_cancelling_ends_the_open_round_and_tells_the_sites(world: World) -> Non
 
 
 def test_a_job_that_cannot_start_is_refused_with_all_reasons(world: World) -> None:
-    spec = plain_spec(world.server.store)
+    spec = plain_spec(world.server)
     without = {**spec, "federation": {**spec["federation"], "start": None}}
     answer = world.owner.post("/jobs", json={"spec": without})
     assert (answer.status_code, set(problems(answer))) == (422, {"federation.start"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,6 @@ from tests.orchestrator.samples import new_sqlite
 from tests.orchestrator.serving import listening
 from tests.tiny_models import make_model_folder, write_sums
 from wegeft.client.site import SiteClient, enrol
-from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.job import DatasetSpec, JobSpec, parse_spec
 from wegeft.contracts.tensor_writer import write_tensors
 from wegeft.contracts.training import JobState, Message, WorkerEvent
@@ -129,9 +127,7 @@ class World:
         model = adapt(base, spec)
         tensors = {name: tensor.numpy() for name, tensor in adapter_state_dict(model).items()}
         contents = {"config": json.dumps(model.peft_config["default"].to_dict()).encode(), "weights": write_tensors(tensors)}
-        for content in contents.values():
-            self.server.store.put(digest_of(content), io.BytesIO(content))
-        return {name: digest_of(content) for name, content in contents.items()}
+        return {name: self.server.publish(content) for name, content in contents.items()}
 
     def submit(self, **section: Any) -> str:
         return str(self.api("POST", "/jobs", json={"spec": self.spec(**section)})["id"])

@@ -90,7 +90,7 @@ def test_policy_is_what_was_agreed_and_then_the_owners(home: SiteHome) -> None:
     agreed = agreed_policy(record_of(home.ensure_key()).enrolment.spec)
     home.keep_policy(agreed)
     assert home.read_policy() == agreed
-    assert agreed.allowed_base_models == ("HuggingFaceTB/SmolLM2-135M-Instruct@v1",)
+    assert agreed.allowed_base_models == ("org/model@v1",)
     assert (agreed.allowed_rules, agreed.max_steps, agreed.max_rank, agreed.max_update_norm) == (("freeze_psi",), 7, 4, 1e3)
     home.policy_file.write_text("max_steps: 3\n")
     home.keep_policy(agreed)

@@ -20,8 +20,7 @@
     │   ├── IllegalTransition   the job's state does not allow this
     │   ├── AliasMoved          compare-and-set lost
     │   ├── IdempotencyConflict one key, two different requests
-    │   ├── StaleRound          a site's answer to a round that is over
-    │   ├── FederationOver      a site asks for work of a job that has ended
+    │   ├── StaleRound · FederationOver   a site answers or asks when a round or its job is over
     │   └── AlreadyRunning      an embedded service holds this home folder
     ├── Refused
     │   ├── Unauthenticated     no token, or a wrong, expired or revoked one
