@@ -1,6 +1,7 @@
 """What every test stands on: a clean environment, and real servers that start once."""
 
 import os
+import signal
 
 import pytest
 
@@ -8,6 +9,9 @@ pytest_plugins = ["tests.servers"]
 
 for _name in [name for name in os.environ if name.startswith("WEGEFT_") or name in {"RAY_ADDRESS", "HF_ENDPOINT", "HF_TOKEN"}]:
     del os.environ[_name]
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell makes what it starts in the background deaf to Ctrl-C, and so would be every process that a test interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
