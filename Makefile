@@ -26,7 +26,7 @@ check: install ## lint, types, rooms and arrows
 
 # Most of a test's time is spent waiting for servers, so there is one job more than two cores.
 test: install ## pass the tests, in JOBS=3 processes
-	$(BIN)/python -m pytest -m 'not soak' --numprocesses $(JOBS) --dist loadfile --durations=15
+	$(BIN)/python -m pytest -m 'not soak' --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --durations=15
 
 soak: install ## long, seeded, bounded runs: SEED=1 SECONDS_BOUND=600
 	SOAK_SEED=$(SEED) SOAK_SECONDS=$(SECONDS_BOUND) $(BIN)/python -m pytest -m soak --timeout 3600
