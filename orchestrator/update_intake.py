@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -38,12 +39,7 @@ class Caller:
 
 def longest_upload(offer: Offer) -> int:
     """Return how many bytes the file that an offer asks for can have: its numbers as float32, and a header."""
-    numbers = 0
-    for form in offer.tensors.values():
-        count = 1
-        for side in form.shape:
-            count *= side
-        numbers += count
+    numbers = sum(math.prod(form.shape) for form in offer.tensors.values())
     return 4 * numbers + _HEADER_BYTES + _TENSOR_HEADER_BYTES * len(offer.tensors)
 
 
