@@ -1,9 +1,11 @@
-"""What the README shows works: its job file and its Python."""
+"""What the README shows works: its job file, its routes and its Python."""
 
 import re
 from pathlib import Path
 
 from examples.arithmetic.demo import JOB_FILE
+from tests.orchestrator.federating import Server
+from tests.orchestrator.samples import new_sqlite
 from tests.tiny_models import make_model, make_model_folder
 from wegeft.contracts.job import load_spec
 
@@ -20,6 +22,15 @@ def test_job_file_is_valid_and_the_demo_submits_its_sister() -> None:
     shown, real = load_spec(block), load_spec(JOB_FILE.read_text(encoding="utf-8"))
     for field in ("rank", "alpha", "target_modules", "max_steps", "micro_batch_size", "learning_rate", "output"):
         assert getattr(shown, field) == getattr(real, field), field
+
+
+def test_routes_are_there(tmp_path: Path) -> None:
+    engine = new_sqlite(tmp_path / "a.db")
+    app = Server(engine).app()
+    engine.dispose()
+    named = re.findall(r"`(/[\w./]+)`", README)
+    assert len(named) == 4
+    assert set(named) <= {app.openapi_url, *app.openapi()["paths"]}
 
 
 def test_python_runs(tmp_path: Path) -> None:
