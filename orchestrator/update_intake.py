@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -39,7 +38,12 @@ class Caller:
 
 def longest_upload(offer: Offer) -> int:
     """Return how many bytes the file that an offer asks for can have: its numbers as float32, and a header."""
-    numbers = sum(math.prod(form.shape) for form in offer.tensors.values())
+    numbers = 0
+    for form in offer.tensors.values():
+        count = 1
+        for side in form.shape:
+            count *= side
+        numbers += count
     return 4 * numbers + _HEADER_BYTES + _TENSOR_HEADER_BYTES * len(offer.tensors)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from datetime import UTC
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -309,7 +308,7 @@ class SitePolicy(Message):
             problems.append(Problem(path="base_model", message="is not among allowed_base_models", value=offer.base_model))
         if not any(_matches(pattern, offer.rule.name) for pattern in self.allowed_rules):
             problems.append(Problem(path="rule", message="is not among allowed_rules", value=offer.rule.name))
-        size = 4 * sum(math.prod(form.shape) for form in offer.tensors.values())
+        size = 4 * sum(_numbers(form.shape) for form in offer.tensors.values())
         for path, asked, limit in (
             ("max_steps", offer.max_steps, self.max_steps),
             ("rank", offer.rank, self.max_rank),
@@ -322,3 +321,10 @@ class SitePolicy(Message):
 
 def _matches(pattern: str, text: str) -> bool:
     return text.startswith(pattern[:-1]) if pattern.endswith("*") else text == pattern
+
+
+def _numbers(shape: tuple[int, ...]) -> int:
+    count = 1
+    for side in shape:
+        count *= side
+    return count
