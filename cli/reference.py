@@ -184,15 +184,10 @@ def _errors_page() -> Iterator[str]:
         "| code | meaning | HTTP | exit status | may pass by itself |",
         "| --- | --- | --- | --- | --- |",
     )
-    yield from _error_rows(WegeftError, 0)
-
-
-def _error_rows(kind: type[WegeftError], depth: int) -> Iterator[str]:
-    may_pass = "yes" if kind.is_retryable else ""
-    yield f"| {'· ' * depth}`{kind.code}` | {_cell(title_of(kind))} | {kind.http_status} | {kind.exit_status} | {may_pass} |"
-    for inner in kind.__subclasses__():
-        if ERROR_KINDS.get(inner.code) is inner:
-            yield from _error_rows(inner, depth + 1)
+    for kind in ERROR_KINDS.values():
+        indent = "· " * kind.__mro__.index(WegeftError)
+        may_pass = "yes" if kind.is_retryable else ""
+        yield f"| {indent}`{kind.code}` | {_cell(title_of(kind))} | {kind.http_status} | {kind.exit_status} | {may_pass} |"
 
 
 def _kind(field: FieldInfo) -> str:

@@ -20,7 +20,7 @@ from orchestrator import ledger
 from orchestrator.ledger import federations, rounds, sites
 from orchestrator.ledger.rounds import RoundKey
 from orchestrator.services import OrchestratorServices
-from orchestrator.update_intake import Caller, Intake, longest_upload
+from orchestrator.update_intake import Caller, UpdateIntake, longest_upload
 from wegeft.contracts.adapter import check_digest
 from wegeft.contracts.enrolment import Enrolment, EnrolmentRequest, enrolment_content
 from wegeft.contracts.errors import (
@@ -54,7 +54,7 @@ def make_router(services: OrchestratorServices, key: bytes) -> APIRouter:
     router.include_router(_enrolment_router(desk))
     router.include_router(_offer_router(desk))
     router.include_router(_blob_router(desk))
-    router.include_router(_answer_router(desk, Intake(services, key)))
+    router.include_router(_answer_router(desk, UpdateIntake(services, key)))
     return router
 
 
@@ -224,7 +224,7 @@ def _served(digest: str, size: int) -> ServedBlob:
     return ServedBlob(digest=digest, size=size, media_type="application/octet-stream", file_name=name, is_immutable=True, tag=digest)
 
 
-def _answer_router(desk: _Desk, intake: Intake) -> APIRouter:
+def _answer_router(desk: _Desk, intake: UpdateIntake) -> APIRouter:
     router = APIRouter()
 
     @router.post("/updates", status_code=201, summary="Submit an update whose tensors were sent; answers a signed receipt")

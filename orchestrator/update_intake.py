@@ -65,7 +65,7 @@ class _States:
             return self._kept[digest]
 
 
-class Intake:
+class UpdateIntake:
     """Takes what sites answer."""
 
     def __init__(self, services: OrchestratorServices, key: bytes) -> None:

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.arithmetic.demo import MODEL_FILE, fetch_model
-from examples.federation.split import split
+from examples.federation.split import FOLDER, split
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB_FILE = Path(__file__).with_name("federated.yaml")
@@ -259,7 +259,7 @@ def main() -> int:
     began = time.monotonic()
     if given.model == MODEL_FILE:
         fetch_model()
-    demo = Demo(folder=ROOT / ".demo" / "federation", model=given.model.absolute(), rounds=given.rounds, steps=given.steps)
+    demo = Demo(folder=FOLDER, model=given.model.absolute(), rounds=given.rounds, steps=given.steps)
     try:
         with telling(demo):
             demo.tell_story()

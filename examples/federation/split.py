@@ -1,12 +1,18 @@
-"""The arithmetic rows, parted among three sites by what they ask for: no site sees the whole task."""
+"""The arithmetic rows, parted among three sites by what they ask for: no site sees the whole task.
+
+``python examples/federation/split.py`` writes each site's rows into ``.demo/federation``.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-ROWS = Path(__file__).parents[1] / "arithmetic" / "train.jsonl"
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = ROOT / "examples" / "arithmetic" / "train.jsonl"
+FOLDER = ROOT / ".demo" / "federation"
 
 
 def kind_of(row: Mapping[str, list[dict[str, str]]]) -> str:
@@ -28,3 +34,8 @@ def split(folder: Path, rows: Path = ROWS) -> dict[str, Path]:
     for name, file in files.items():
         file.write_text("".join(line + "\n" for line in parts[name]), encoding="utf-8")
     return files
+
+
+if __name__ == "__main__":
+    for written in split(FOLDER).values():
+        sys.stdout.write(f"{written}\n")

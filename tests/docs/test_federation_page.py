@@ -1,5 +1,6 @@
-"""docs/federation.md names exactly the routes that there are, and settings and fields that exist."""
+"""docs/federation.md names exactly the routes, fields of a policy and codes of a record that there are."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from cli.home import Home
 from infra.settings import PREFIX, Settings
 from tests.orchestrator.federating import Server
 from tests.orchestrator.samples import new_sqlite
+from wegeft.contracts.federation import FailureCode, ReasonCode, SitePolicy
 from wegeft.contracts.federation_spec import FederationSpec
 
 PAGE = (Path(__file__).parents[2] / "docs" / "federation.md").read_text(encoding="utf-8")
@@ -42,3 +44,18 @@ def test_what_the_page_names_exists() -> None:
     for field in ("min_sites", "grace", "deadline", "max_failed_rounds", "start"):
         assert field in FederationSpec.model_fields
         assert field in PAGE
+
+
+def test_every_field_of_a_policy_is_on_the_page_with_what_it_says() -> None:
+    section = PAGE.partition("## A site's policy")[2].partition("\n## ")[0]
+    told = re.findall(r"^\| `(\w+)` \| (?:`(.+?)`)? ?\| (.+) \|$", section, re.MULTILINE)
+    there = []
+    for name, field in SitePolicy.model_fields.items():
+        default = "" if field.default is None else json.dumps(field.default)
+        there.append((name, default, " ".join((field.description or "").replace("``", "`").split())))
+    assert told == there
+
+
+def test_every_code_of_a_record_is_on_the_page() -> None:
+    section = PAGE.partition("## What a record says")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == [*map(str, ReasonCode), *map(str, FailureCode)]

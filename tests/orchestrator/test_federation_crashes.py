@@ -23,7 +23,7 @@ from orchestrator.jobs import Limits
 from orchestrator.ledger import federations, rounds, sites
 from orchestrator.ledger.rounds import RoundKey
 from orchestrator.round_steps import federation_of, sent_of
-from orchestrator.update_intake import Caller, Intake
+from orchestrator.update_intake import Caller, UpdateIntake
 from tests.orchestrator.federating import SERVER_KEY, Server, key_of, train
 from tests.orchestrator.samples import at, new_sqlite
 from wegeft.contracts.adapter import AdapterName, digest_of
@@ -76,7 +76,7 @@ class Story:
         self.server = Server(engine, store=MortalStore(self.fate), limits=Limits(lease_seconds=5), clock=self.clock)
         self.job_id = self.server.add(**section)
         self.driver: Federations = self.server.driver()
-        self.intake = Intake(self.server.services, SERVER_KEY)
+        self.intake = UpdateIntake(self.server.services, SERVER_KEY)
         self.deaths = 0
 
     def _on_commit(self, _connection: Connection) -> None:

@@ -43,9 +43,49 @@ and one exit status, and says whether trying again may help.
 
 from __future__ import annotations
 
+from wegeft.contracts.job_failures import (
+    BaseModelUnusable,
+    DurationExceeded,
+    JobCancelled,
+    JobFailed,
+    JobFailure,
+    JobPending,
+    LeaseExpired,
+    LossNotFinite,
+    NoCapacity,
+    NoProgress,
+    OutOfMemory,
+    RoundsFailed,
+    Stalled,
+    TrainingCrashed,
+    WorkerLost,
+)
 from wegeft.contracts.problems import ErrorBody, Problem, WegeftError, shorten, title_of
 
-__all__ = ["ERROR_KINDS", "ErrorBody", "Problem", "WegeftError", "error_from_body", "shorten", "title_of"]  # and every class below
+__all__ = [  # and every class below
+    "ERROR_KINDS",
+    "BaseModelUnusable",
+    "DurationExceeded",
+    "ErrorBody",
+    "JobCancelled",
+    "JobFailed",
+    "JobFailure",
+    "JobPending",
+    "LeaseExpired",
+    "LossNotFinite",
+    "NoCapacity",
+    "NoProgress",
+    "OutOfMemory",
+    "Problem",
+    "RoundsFailed",
+    "Stalled",
+    "TrainingCrashed",
+    "WegeftError",
+    "WorkerLost",
+    "error_from_body",
+    "shorten",
+    "title_of",
+]
 
 
 class InvalidInput(WegeftError):
@@ -294,102 +334,16 @@ class UnexpectedAnswer(Broken):
     code, http_status, is_retryable = "unexpected_answer", 502, False
 
 
-class JobFailure(WegeftError):
-    """The attempt ended without a result."""
-
-    code, http_status, exit_status = "job_failure", 409, 1
-
-
-class LossNotFinite(JobFailure):
-    """The loss became NaN or infinite."""
-
-    code = "loss_not_finite"
-
-
-class OutOfMemory(JobFailure):
-    """The worker ran out of memory."""
-
-    code = "out_of_memory"
-
-
-class BaseModelUnusable(JobFailure):
-    """The base model was found but cannot be used."""
-
-    code = "base_model_unusable"
-
-
-class TrainingCrashed(JobFailure):
-    """The training code raised an unexpected error."""
-
-    code, is_retryable = "training_crashed", True
-
-
-class WorkerLost(JobFailure):
-    """The worker process ended without a word."""
-
-    code, is_retryable = "worker_lost", True
-
-
-class LeaseExpired(JobFailure):
-    """The worker was not heard from before its lease ran out."""
-
-    code, is_retryable = "lease_expired", True
-
-
-class Stalled(JobFailure):
-    """The worker lives but made no progress for too long."""
-
-    code, is_retryable = "stalled", True
-
-
-class NoProgress(JobFailure):
-    """Too many attempts in a row were lost without a newer checkpoint."""
-
-    code = "no_progress"
-
-
-class DurationExceeded(JobFailure):
-    """The job ran longer than its max_duration."""
-
-    code = "duration_exceeded"
-
-
-class NoCapacity(JobFailure):
-    """No node can ever satisfy the job's resources."""
-
-    code = "no_capacity"
-
-
-class RoundsFailed(JobFailure):
-    """Too many rounds of the federation failed, one after the other."""
-
-    code = "rounds_failed"
-
-
-class JobFailed(JobFailure):
-    """The job failed."""
-
-    code, exit_status = "job_failed", 1
-
-
-class JobCancelled(JobFailure):
-    """The job was cancelled."""
-
-    code, exit_status = "job_cancelled", 3
-
-
-class JobPending(JobFailure):
-    """The job has not ended in the time given to wait."""
-
-    code, exit_status, is_retryable = "job_pending", 8, True
-
-
 def _tree(kind: type[WegeftError]) -> list[type[WegeftError]]:
     return [kind, *(c for sub in kind.__subclasses__() for c in _tree(sub))]
 
 
-ERROR_KINDS: dict[str, type[WegeftError]] = {kind.code: kind for kind in _tree(WegeftError)}
-"""Every code and its class; the one mapping to HTTP and exit statuses."""
+_BRANCHES: tuple[type[WegeftError], ...] = (InvalidInput, NotFound, Conflict, Refused, Broken, JobFailure)
+"""As they are drawn; of two with one HTTP status the first is the nearest to an unknown code."""
+ERROR_KINDS: dict[str, type[WegeftError]] = {WegeftError.code: WegeftError} | {
+    kind.code: kind for branch in _BRANCHES for kind in _tree(branch)
+}
+"""Every code and its class, in the order of the drawing; the one mapping to HTTP and exit statuses."""
 
 
 def error_from_body(body: ErrorBody) -> WegeftError:

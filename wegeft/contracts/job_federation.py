@@ -9,7 +9,7 @@ from wegeft.contracts.job_tasks import TaskType
 from wegeft.contracts.methods import Method
 
 if TYPE_CHECKING:
-    from wegeft.contracts.job import JobSpec
+    from wegeft.contracts.job_spec import JobSpec
 
 _ONE_GENERATOR_A_NAME = (
     "exclude_modules",

@@ -190,3 +190,13 @@ def name_clashes(path: str, name: str | None) -> list[Clash]:
         problem = error.problems[0]
         return [Clash(path=path, message=problem.message, hint=problem.hint)]
     return []
+
+
+def seconds_of(duration: str) -> int:
+    """Return the seconds of a duration such as ``90s``, ``5m``, ``12h`` or ``2d``."""
+    return int(duration[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[duration[-1]]
+
+
+def bytes_of(memory: str) -> int:
+    """Return the bytes of an amount such as ``512Mi`` or ``8Gi``."""
+    return int(memory[:-2]) * {"Mi": 1 << 20, "Gi": 1 << 30}[memory[-2:]]

@@ -9,7 +9,7 @@ from wegeft.contracts.job_sections import DatasetType, FileFormat
 from wegeft.contracts.job_tasks import ProblemType, TaskType, metrics_of
 
 if TYPE_CHECKING:
-    from wegeft.contracts.job import JobSpec
+    from wegeft.contracts.job_spec import JobSpec
 
 ROW_TYPES: dict[TaskType, tuple[DatasetType, ...]] = {
     TaskType.CAUSAL_LM: (DatasetType.CHAT, DatasetType.ALPACA, DatasetType.PROMPT_COMPLETION, DatasetType.COMPLETION),

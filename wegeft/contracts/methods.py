@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from wegeft.contracts.job_problems import Clash
 
 if TYPE_CHECKING:
-    from wegeft.contracts.job import JobSpec
+    from wegeft.contracts.job_spec import JobSpec
 
 
 class Method(StrEnum):
