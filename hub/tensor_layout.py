@@ -60,12 +60,13 @@ class Expected:
 def layout_problems(header: TensorHeader, expected: Expected) -> Iterator[Problem]:
     """Yield everything in which the weights differ from what is expected."""
     modules: dict[str, dict[str, TensorSpec]] = {}
+    targets = frozenset(expected.targets)
     shared: dict[str, TensorSpec] = {}
     for spec in header.tensors:
         place = _place(spec.name, expected.layout)
         if spec.name.removeprefix(_PREFIX) in expected.layout.shared and spec.name.startswith(_PREFIX):
             shared[spec.name.removeprefix(_PREFIX)] = spec
-        elif place is not None and _ends_with_any(place[0], expected.targets):
+        elif place is not None and not targets.isdisjoint(_ends_of(place[0])):
             modules.setdefault(place[0], {})[place[1]] = spec
         elif not is_saved(spec.name, expected.saved):
             yield Problem(path=spec.name, message="a tensor that belongs to no target module", hint=_hint(expected.layout))
@@ -81,9 +82,9 @@ def is_saved(name: str, saved: Iterable[str]) -> bool:
     """Whether a tensor belongs to a module that is stored in full; PEFT goes by the ends of names, dots or not."""
     if not name.startswith(_MODULES):
         return False
-    parts = name.removeprefix(_MODULES).split(".")
-    paths = [".".join(parts[:length]) for length in range(1, len(parts))]
-    return any(path.endswith(end) for path in paths for end in saved)
+    rest = name.removeprefix(_MODULES)
+    # A path to a module ends where a dot follows, so that one look per end is enough for all paths.
+    return any(f"{end}." in rest for end in saved)
 
 
 def _place(name: str, layout: Layout) -> tuple[str, str] | None:
@@ -94,8 +95,10 @@ def _place(name: str, layout: Layout) -> tuple[str, str] | None:
     return (rest.removesuffix(f".{ends[0]}"), ends[0]) if ends else None
 
 
-def _ends_with_any(module: str, targets: Iterable[str]) -> bool:
-    return any(module == target or module.endswith(f".{target}") for target in targets)
+def _ends_of(module: str) -> Iterator[str]:
+    """Yield every name that stands for a module: its path, and what follows each dot in it."""
+    yield module
+    yield from (module[index + 1 :] for index, character in enumerate(module) if character == ".")
 
 
 def _hint(layout: Layout) -> str:
@@ -103,8 +106,10 @@ def _hint(layout: Layout) -> str:
 
 
 def _absent(modules: Iterable[str], shared: Iterable[str], expected: Expected) -> Iterator[Problem]:
+    wanted = frozenset(expected.targets)
+    reached = {end for module in modules for end in _ends_of(module) if end in wanted}
     for target in expected.targets:
-        if not any(_ends_with_any(module, [target]) for module in modules):
+        if target not in reached:
             yield Problem(path=target, message="no tensor belongs to this target module")
     for name in sorted(expected.layout.shared.keys() - set(shared)):
         yield Problem(path=f"{_PREFIX}{name}", message="the tensor is missing", hint="save with save_projection: true")

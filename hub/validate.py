@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import assert_never
 
 from hub.objects import ObjectStore, read_verified, stream_verified
@@ -22,6 +23,8 @@ from wegeft.contracts.tensors import TensorHeader, TensorSpec, check_stream
 
 MAX_WEIGHTS_BYTES = 4 << 30
 MAX_TEXT_BYTES = {CONFIG_FILE: 1 << 20, CARD_FILE: 1 << 20, JOB_FILE: 1 << 20, METRICS_FILE: 1 << 20}
+_MOST_PROBLEMS = 100
+"""With the weights' tensors: a small file can hold thousands of wrong ones, and what would be right can be long for each."""
 
 _GENERATOR = re.compile(r"base_model\.wegeft_generators\.(?P<group>[A-Za-z0-9_][A-Za-z0-9_.+@-]*)\.(?P<factor>phi|psi)\Z")
 
@@ -55,7 +58,7 @@ def check_version(store: ObjectStore, files: tuple[FileEntry, ...], max_weights_
         inspection.read_json(stored.get(path))
     inspection.read_card(stored.get(CARD_FILE))
     if header is not None:
-        inspection.weight_problems += _weight_problems(header, config)
+        inspection.weight_problems += islice(_weight_problems(header, config), _MOST_PROBLEMS)
     inspection.conclude()
     assert config is not None and header is not None  # noqa: S101, PT018 - otherwise there were problems
     return _facts(config, sum(spec.count for spec in header.tensors))

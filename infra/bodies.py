@@ -27,7 +27,9 @@ BODY_SECONDS = 30.0
 MAX_STREAMS = 16
 """Bodies that are streamed at once; the next ones wait, and hold no thread meanwhile."""
 STREAMS_A_TOKEN = 4
-"""Of those, how many one token's may be, so that nobody alone keeps everybody waiting."""
+"""Of those, how many one sender's may be, so that nobody alone keeps everybody waiting."""
+SENDER = "wegeft.sender"
+"""In a request's scope: who sends it, where that was found out by other means than a token."""
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -47,11 +49,17 @@ def streams_body(endpoint: Callable[Parameters, Result]) -> Callable[Parameters,
     @wraps(endpoint)
     async def streamed(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         request = next(value for value in kwargs.values() if isinstance(value, Request))
-        async with _share_of(request.headers.get("authorization", "")):
+        async with _share_of(_sender_of(request)):
             return await anyio.to_thread.run_sync(partial(endpoint, *args, **kwargs), limiter=_slots())
 
     setattr(streamed, _LIMIT, None)
     return streamed
+
+
+def _sender_of(request: Request) -> str:
+    """Return who sends a request that was let in: the token itself, however the header around it is written."""
+    token = request.headers.get("authorization", "").partition(" ")[2].strip()
+    return str(request.scope.get(SENDER, token))
 
 
 def takes_reports(endpoint: Endpoint) -> Endpoint:
@@ -71,7 +79,7 @@ def _slots() -> anyio.CapacityLimiter:
 
 @dataclass
 class _Share:
-    """One token's part of the slots."""
+    """One sender's part of the slots."""
 
     slots: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(STREAMS_A_TOKEN))
     requests: int = 0
@@ -79,13 +87,13 @@ class _Share:
 
 
 @asynccontextmanager
-async def _share_of(token: str) -> AsyncIterator[None]:
-    """Wait for one of the token's slots, and hold it; a share lives as long as somebody needs it."""
+async def _share_of(sender: str) -> AsyncIterator[None]:
+    """Wait for one of the sender's slots, and hold it; a share lives as long as somebody needs it."""
     shares = _SHARES.get(None)
     if shares is None:
         shares = {}
         _SHARES.set(shares)
-    share = shares.setdefault(token, _Share())
+    share = shares.setdefault(sender, _Share())
     share.requests += 1
     try:
         async with share.slots:
@@ -93,7 +101,7 @@ async def _share_of(token: str) -> AsyncIterator[None]:
     finally:
         share.requests -= 1
         if not share.requests:
-            del shares[token]
+            del shares[sender]
 
 
 class LimitedBody:

@@ -13,7 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from hub.intake import check_kept
 from hub.serving import ServedBlob, answer_blob
-from infra.bodies import streams_body
+from infra.bodies import SENDER, streams_body
 from infra.database import reading, writing
 from infra.gate import SITES_PREFIX
 from orchestrator import ledger
@@ -71,7 +71,9 @@ class _Desk:
 
     async def sender(self, request: Request, digest: str) -> Caller:
         """Return the site that signed an upload, by what its path says of the body, which is not read yet; a FastAPI dependency."""
-        return await self._admit(request, check_digest(digest).partition(":")[2])
+        caller = await self._admit(request, check_digest(digest).partition(":")[2])
+        request.scope[SENDER] = caller.site.pseudonym
+        return caller
 
     def _admit(self, request: Request, body_sha256: str) -> Awaitable[Caller]:
         headers, scope = request.headers, request.scope
@@ -207,8 +209,11 @@ def _blob_router(desk: _Desk) -> APIRouter:
     def put_blob(digest: str, request: Request, response: Response, caller: Annotated[Caller, Depends(desk.sender)]) -> BlobView:
         offer = desk.must_find_offer(caller)
         intake = replace(services.intake, max_blob_bytes=longest_upload(offer))
-        size = intake.receive(digest, request)
         key = RoundKey(job_id=caller.job_id, number=offer.round, attempt=offer.attempt)
+        with reading(services.engine) as connection:
+            # Before a byte is stored: what is one file too many would stay there for a day.
+            rounds.check_blob(connection, key, caller.site.pseudonym, digest, MOST_UPLOADS)
+        size = intake.receive(digest, request)
         with writing(services.engine) as connection:
             is_kept = ledger.keep_for_rounds(connection, key.job_id, digest, size, intake.keep_until)
             is_new = is_kept and rounds.note_blob(connection, key, caller.site.pseudonym, digest, MOST_UPLOADS)

@@ -10,18 +10,21 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 
 import numpy as np
 
 from orchestrator.aggregate.gramian import update_of
 from orchestrator.aggregate.state import Contribution, FederationState, Tensors
 from wegeft.algebra import norm
-from wegeft.contracts.errors import Problem
+from wegeft.contracts.errors import Problem, shorten
 from wegeft.contracts.federation import Offer, SignedUpdate, Site, SiteState, Update
 from wegeft.contracts.signatures import is_signed
 
 _DTYPES: Mapping[str, frozenset[str]] = {"fp32": frozenset({"float32"}), "bf16": frozenset({"float32"})}
 """What the reader of tensors gives for each wire format: it widens bfloat16, exactly."""
+_MOST_FORM_PROBLEMS = 100
+"""Of names, types and shapes that are told: a file of many wrong names must not become an answer many times as long."""
 _MAX_ENTRY = 1e30
 """Largest magnitude of a number: squares of more overflow."""
 
@@ -42,7 +45,7 @@ class Terms:
 def check_update(signed: SignedUpdate, tensors: Tensors, terms: Terms) -> list[Problem]:
     """Return everything that is wrong with an update and its tensors; empty where it may be a member."""
     problems = [*_identity_problems(signed, terms), *_claim_problems(signed.update, terms)]
-    form_problems = list(_form_problems(tensors, terms.offer))
+    form_problems = list(islice(_form_problems(tensors, terms.offer), _MOST_FORM_PROBLEMS))
     problems += form_problems
     if not form_problems:
         problems += _number_problems(tensors, terms)
@@ -85,8 +88,9 @@ def _form_problems(tensors: Tensors, offer: Offer) -> Iterator[Problem]:
     """Yield problems with names, types and shapes."""
     for name in sorted(offer.tensors.keys() - tensors.keys()):
         yield Problem(path=name, message="is missing")
+    hint = shorten(f"send just {', '.join(sorted(offer.tensors))}")
     for name in sorted(tensors.keys() - offer.tensors.keys()):
-        yield Problem(path=name, message="was not asked for", hint=f"send just {', '.join(sorted(offer.tensors))}")
+        yield Problem(path=name, message="was not asked for", hint=hint)
     for name in sorted(tensors.keys() & offer.tensors.keys()):
         array, form = tensors[name], offer.tensors[name]
         if array.shape != form.shape:

@@ -18,6 +18,9 @@ from orchestrator.rounds import Arrival, Closing, Move, Round, Wait, decide, mov
 from wegeft.contracts.errors import Conflict, IllegalTransition, NotFound, Problem, StaleRound, TooLarge
 from wegeft.contracts.federation import Decline, Offer, ReasonCode, RoundRecord, RoundState, SignedUpdate
 
+_KEPT_REFUSALS = 16
+"""Of one site in a try at a round; what it sends beyond them is refused as well, and leaves nothing behind."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RoundKey:
@@ -68,6 +71,8 @@ def receive(
 ) -> Arrival:
     """Keep what a site sent, accepted where there are no ``problems``; the same message again gives the same arrival.
 
+    Of refused ones a site's first few are kept, so that nobody fills a round's record.
+
     Raises :class:`NotFound` where the site was not asked, :class:`StaleRound` where the round is closed, and :class:`Conflict` where
     another answer of the site was taken before.
     """
@@ -85,6 +90,8 @@ def receive(
     if kept.state is not RoundState.COLLECTING or not isinstance(decide(kept, arrivals, now), Wait):
         raise StaleRound("the round is closed", path="round", value=str(key.number), hint="ask for the next one")
     arrival = Arrival(site=site, digest=digest, received_at=now, reason=reason, problems=tuple(problems))
+    if reason is ReasonCode.REFUSED and sum(other.site == site for other in arrivals) >= _KEPT_REFUSALS:
+        return arrival
     connection.execute(insert(ARRIVALS).values(**_arrival_row(key, arrival, message)))
     return arrival
 
@@ -169,15 +176,20 @@ def note_blob(connection: Connection, key: RoundKey, site: str, digest: str, mos
 
     Raises :class:`TooLarge` where it has delivered ``most`` others already.
     """
-    is_theirs = (_is(key, BLOBS), BLOBS.c.pseudonym == site)
-    known = frozenset(connection.execute(select(BLOBS.c.digest).where(*is_theirs)).scalars())
-    if digest in known:
+    if not check_blob(connection, key, site, digest, most):
         return False
-    if len(known) >= most:
-        raise TooLarge(f"a site may send {most} files in a round", path="digest", value=digest, hint="submit one of those that it has sent")
     values = {"job_id": key.job_id, "number": key.number, "attempt": key.attempt, "pseudonym": site, "digest": digest}
     connection.execute(insert(BLOBS).values(values))
     return True
+
+
+def check_blob(connection: Connection, key: RoundKey, site: str, digest: str, most: int) -> bool:
+    """Return whether bytes are new among those that a site has delivered in a round; raise :class:`TooLarge` where they are too many."""
+    is_theirs = (_is(key, BLOBS), BLOBS.c.pseudonym == site)
+    known = frozenset(connection.execute(select(BLOBS.c.digest).where(*is_theirs)).scalars())
+    if digest not in known and len(known) >= most:
+        raise TooLarge(f"a site may send {most} files in a round", path="digest", value=digest, hint="submit one of those that it has sent")
+    return digest not in known
 
 
 def has_delivered(connection: Connection, key: RoundKey, site: str, digest: str) -> bool:

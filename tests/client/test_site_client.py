@@ -227,6 +227,17 @@ def test_server_without_ranges_gives_the_whole_file(tmp_path: Path) -> None:
     assert (tmp_path / "start").read_bytes() == BLOB
 
 
+@pytest.mark.parametrize("held", [0, 100])
+def test_server_that_never_stops_sending_does_not_fill_the_disk(tmp_path: Path, ranged: tuple[str, list[bytes]], held: int) -> None:
+    (tmp_path / "start.part").write_bytes(BLOB[:held])
+    with client_of(ranged[0]) as client:
+        with pytest.raises(UnexpectedAnswer, match="more than"):
+            client.fetch_blob(digest_of(BLOB), tmp_path / "start", max_bytes=len(BLOB) - 1)
+        assert list(tmp_path.iterdir()) == []
+        client.fetch_blob(digest_of(BLOB), tmp_path / "start", max_bytes=len(BLOB))
+    assert (tmp_path / "start").read_bytes() == BLOB
+
+
 def test_clock_is_compared_with_the_servers() -> None:
     date = f"Date: {format_datetime(NOW - timedelta(minutes=7), usegmt=True)}"
     with answering(http(200, b"{}", date), http(200, b"{}"), http(200, b"{}", "Date: soon")) as (url, _), client_of(url) as client:

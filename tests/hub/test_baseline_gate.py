@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.numpy import save
 
 from hub.hf_views import tags_of
 from hub.published_baselines import BASELINES
+from hub.tensor_layout import is_saved
 from tests.hub.test_validate import check, files, refuse
 from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, AdapterView
 from wegeft.contracts.errors import InvalidTensors
@@ -150,3 +152,30 @@ def test_a_method_without_a_rank_has_no_tag_for_it() -> None:
 def test_each_kind_has_a_name_of_its_own() -> None:
     assert len(BASELINES) == 18
     assert all(kind.model_fields["peft_type"].annotation is not None for kind in BASELINES.values())
+
+
+def test_many_targets_and_tensors_are_compared_in_bounded_time() -> None:
+    """A megabyte of each kept a core busy for minutes when every name was compared with every other."""
+    tensors = {
+        f"base_model.model.{'a.' * 5}{number}.lora_{end}.weight": np.ones((1, 1), np.float32) for number in range(4000) for end in "AB"
+    }
+    targets = [f"zz{number}" for number in range(19_000)]
+    patterns = {f"q{number}": number % 60_000 + 1 for number in range(19_000)}
+    config = LORA | {"target_modules": targets, "rank_pattern": patterns}
+    began = time.process_time()
+    told = refuse(adapter(config, tensors), InvalidTensors)
+    assert time.process_time() - began < 30
+    assert "belongs to no target module" in told
+    assert len(told) < 200_000
+
+
+@pytest.mark.parametrize(
+    ("name", "is_it"),
+    [
+        ("lm_head.weight", True), ("a.lm_head.weight", True), ("a.other_lm_head.weight", True), ("lm_head.b.weight", True),
+        ("a.b.weight", True), ("b.weight", False), ("lm_headed.weight", False), ("lm_head", False), ("x.ab.weight", False),
+    ],
+)  # fmt: skip
+def test_which_tensors_belong_to_a_module_that_is_stored_in_full(name: str, is_it: bool) -> None:
+    assert is_saved(f"base_model.model.{name}", ["lm_head", "a.b"]) is is_it
+    assert not is_saved(name, ["lm_head", "a.b"])

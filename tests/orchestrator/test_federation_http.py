@@ -16,16 +16,19 @@ import httpx2
 import pytest
 from sqlalchemy import Engine
 
+from hub import catalog
 from hub.collection import Collector
-from infra.database import writing
+from infra.bodies import BODY_SECONDS, MAX_STREAMS, STREAMS_A_TOKEN
+from infra.database import reading, writing
 from orchestrator import ledger
 from orchestrator.federation_files import read_state
+from tests.infra.test_gate import send, wait_until
 from tests.orchestrator.federating import API, SERVER_KEY, FakeSite, Server, key_of, now, plain_spec, start_files, train
 from tests.orchestrator.samples import new_sqlite
 from tests.orchestrator.serving import listening
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.enrolment import FederationView
-from wegeft.contracts.federation import Decline, ReasonCode
+from wegeft.contracts.federation import Decline, Offer, ReasonCode
 from wegeft.contracts.signatures import is_signed, public_key_of, sign
 from wegeft.contracts.tensors import read_tensors
 
@@ -113,6 +116,24 @@ def any_world(engine: Engine) -> Iterator[World]:
     """On SQLite and on PostgreSQL."""
     with serving(engine) as world:
         yield world
+
+
+@pytest.fixture(scope="module")
+def one_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FakeSite, Offer]]:
+    """A site that is asked, and what it is asked."""
+    engine = new_sqlite(tmp_path_factory.mktemp("one") / "a.db")
+    with serving(engine) as world:
+        _, (site,) = world.begin(0, rounds=1, min_sites=1)
+        offer = site.offer()
+        assert offer is not None
+        yield site, offer
+    engine.dispose()
+
+
+def count_blobs(server: Server) -> int:
+    """How many blobs are stored or on their way."""
+    with reading(server.engine) as connection:
+        return catalog.take_stock(connection, now()).blobs
 
 
 def problems(answer: httpx2.Response) -> dict[str, str]:
@@ -336,7 +357,33 @@ def test_a_site_may_not_fill_the_store(world: World) -> None:
     assert site.offer() is not None
     answers = [site.put(f"some bytes {index}".encode()).status_code for index in range(9)]
     assert answers == [201] * 8 + [413]
+    assert world.server.store.has(digest_of(b"some bytes 8")) is None
     assert site.put(b"some bytes 3").status_code == 200
+
+
+def test_a_site_that_sends_slowly_leaves_the_others_their_slots(world: World) -> None:
+    _, (slow, other) = world.begin(0, 1)
+    offers = [site.offer() for site in (slow, other)]
+    assert offers[1] is not None
+    before = count_blobs(world.server)
+    for number in range(MAX_STREAMS):
+        content = f"some {number:02}".encode()
+        path = f"{API}/federation/blobs/{digest_of(content)}"
+        headers = {**slow.headers("PUT", path, content), "Content-Length": str(len(content))}
+        world.closing.enter_context(send(world.url, f"PUT {path} HTTP/1.1", headers, content[:1]))
+    wait_until(lambda: count_blobs(world.server) >= before + STREAMS_A_TOKEN)
+    other.http.timeout = BODY_SECONDS / 2
+    assert other.answer(offers[1]).receipt.site == other.pseudonym
+
+
+@pytest.mark.parametrize("change", [{"round": 2**31}, {"attempt": 10**30}, {"base_model": "x" * 5000}, {"steps": 2**63}])
+def test_an_update_of_absurd_numbers_is_refused_before_it_is_looked_up(one_site: tuple[FakeSite, Offer], change: dict[str, Any]) -> None:
+    site, offer = one_site
+    told = {**train(offer, 0)[0].model_dump(mode="json")["update"], **change}
+    answer = site.call("POST", "updates", json.dumps({"update": told, "signature": "ed25519:" + "0" * 128}).encode())
+    assert (answer.status_code, set(problems(answer))) == (422, {f"body.update.{name}" for name in change})
+    decline = {"job_id": offer.job_id, "site": offer.site, "reason": "declined", "round": 1} | change
+    assert site.call("POST", "declines", json.dumps(decline).encode()).status_code == 422
 
 
 def test_an_invitation_is_for_one_site_once_and_can_be_withdrawn(world: World) -> None:

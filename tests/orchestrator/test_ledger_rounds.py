@@ -173,3 +173,14 @@ def test_a_round_that_fails_keeps_its_record(engine: Engine) -> None:
     with reading(engine) as connection:
         assert rounds.last_round(connection, key.job_id) == (RoundKey(job_id=key.job_id, number=1, attempt=2), RoundState.SELECTING)
         assert rounds.last_round(connection, "none") is None
+
+
+def test_what_a_site_sends_in_vain_does_not_fill_the_round(engine: Engine) -> None:
+    key = begin(engine)
+    for examples in range(40):
+        wrong = send(engine, key, update(key, 0, 1000 + examples), 6, Problem(path="examples", message="too many"))
+        assert (wrong.reason, len(wrong.problems)) == (ReasonCode.REFUSED, 1)
+    assert len(load(engine, key).arrivals) == 16
+    send(engine, key, update(key, 1), 7)
+    assert send(engine, key, update(key, 0), 8).reason is None  # it may be mended all the same
+    assert len(load(engine, key).updates) == 2

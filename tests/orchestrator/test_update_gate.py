@@ -174,3 +174,11 @@ def test_a_site_that_changed_nothing_passes_any_bound(rank: int) -> None:
     offer = an_offer(rank, max_update_norm=1e-12)
     still = {name: np.zeros(form.shape, np.float32) for name, form in offer.tensors.items()}
     assert paths(signed(offer), still, offer) == []
+
+
+def test_a_file_of_many_wrong_names_gets_a_short_answer() -> None:
+    offer = an_offer()
+    tensors = tensors_of() | {f"other.{number}": np.zeros(1, np.float32) for number in range(5000)}
+    terms = Terms(offer=offer, site=a_site(), state=STATE, now=NOW)
+    problems = check_update(signed(offer), tensors, terms)
+    assert 0 < sum(len(problem.model_dump_json()) for problem in problems) < 100_000

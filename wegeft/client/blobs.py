@@ -24,6 +24,7 @@ from wegeft.contracts.errors import (
     Refused,
     ServiceUnreachable,
     StorageFull,
+    UnexpectedAnswer,
 )
 from wegeft.contracts.training import BlobView
 
@@ -111,10 +112,11 @@ def fetch(transport: Transport, path: str, target: Path, digest: str, size: int 
     return transport.retry(once)
 
 
-def fetch_resumable(transport: Transport, path: str, target: Path, digest: str) -> None:
+def fetch_resumable(transport: Transport, path: str, target: Path, digest: str, max_bytes: int) -> None:
     """Fetch as :func:`fetch` does, going on where an earlier try ended, even that of a process that is gone.
 
-    What came so far waits in ``<target>.part``. Raises :class:`DigestMismatch`, after which the next try starts afresh.
+    What came so far waits in ``<target>.part``. Raises :class:`DigestMismatch`, and :class:`UnexpectedAnswer` where more than ``max_bytes``
+    come, after which the next try starts afresh.
     """
     part = target.with_name(f"{target.name}.part")
 
@@ -127,6 +129,9 @@ def fetch_resumable(transport: Transport, path: str, target: Path, digest: str) 
             goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {held}-")
             with part.open("ab" if goes_on else "wb") as file:
                 for chunk in response.iter_bytes():  # as they come: what waits for a whole chunk is lost with the connection
+                    if file.tell() + len(chunk) > max_bytes:
+                        part.unlink()
+                        raise UnexpectedAnswer(f"the server sends more than {max_bytes} bytes", path=digest)
                     file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())

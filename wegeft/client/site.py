@@ -24,6 +24,8 @@ from wegeft.contracts.signatures import is_signed, public_key_of, request_conten
 
 OFFER_SECONDS = 25
 """How long one question for the next offer stays open."""
+MAX_START_BYTES = 4 << 30
+"""Of what an offer starts from: half of a server's own state, which has the same numbers in double precision."""
 
 Clock = Callable[[], datetime]
 
@@ -136,9 +138,12 @@ class SiteClient:
             raise UnexpectedAnswer("the offer is for another site", path="offer.site", value=offer.site)
         return offer
 
-    def fetch_blob(self, digest: str, path: Path) -> None:
-        """Write what an offer names to the new file ``path``, verified; what came before a connection broke is not asked for again."""
-        fetch_resumable(self._transport, f"/federation/blobs/{quote(digest, safe=':')}", path, digest)
+    def fetch_blob(self, digest: str, path: Path, max_bytes: int = MAX_START_BYTES) -> None:
+        """Write what an offer names to the new file ``path``, verified; what came before a connection broke is not asked for again.
+
+        Raises :class:`UnexpectedAnswer` where it is longer than ``max_bytes``.
+        """
+        fetch_resumable(self._transport, f"/federation/blobs/{quote(digest, safe=':')}", path, digest, max_bytes)
 
     def store_blob(self, content: bytes) -> None:
         """Store the tensors of an update under their digest."""

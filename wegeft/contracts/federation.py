@@ -19,6 +19,7 @@ Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$
 KeyText = Annotated[str, StringConstraints(pattern=r"^ed25519:[0-9a-f]{64}$")]
 SignatureText = Annotated[str, StringConstraints(pattern=r"^ed25519:[0-9a-f]{128}$")]
 Instant = Annotated[AwareDatetime, AfterValidator(lambda time: time.astimezone(UTC))]
+RoundNumber = Annotated[int, Field(ge=1, le=2**31 - 1)]
 TensorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.+@-]{1,256}$")]
 
 
@@ -128,9 +129,9 @@ class Offer(Message):
     version: Literal[1] = 1
     """Version of this message."""
     job_id: Identifier
-    round: Annotated[int, Field(ge=1)]
+    round: RoundNumber
     """Number of the round, from 1."""
-    attempt: Annotated[int, Field(ge=1)] = 1
+    attempt: RoundNumber = 1
     """Rounds that failed are tried again under the same number; this counts."""
     site: Identifier
     """Pseudonym of the site that is asked."""
@@ -162,13 +163,13 @@ class Update(Message):
     version: Literal[1] = 1
     """Version of this message."""
     job_id: Identifier
-    round: Annotated[int, Field(ge=1)]
-    attempt: Annotated[int, Field(ge=1)] = 1
+    round: RoundNumber
+    attempt: RoundNumber = 1
     site: Identifier
     """Its pseudonym."""
     offer: Digest
     """Digest of the offer that it answers."""
-    base_model: str
+    base_model: Annotated[str, StringConstraints(max_length=4096)]
     """The base model that it trained on, as pinned."""
     start: Digest
     """The generator that it started from."""
@@ -176,9 +177,9 @@ class Update(Message):
     """The tensors' bytes in the store."""
     size: Annotated[int, Field(ge=0)]
     """Bytes of them."""
-    examples: int
+    examples: Annotated[int, Field(ge=-(2**63), lt=2**63)]
     """Rows that it trained on: its weight."""
-    steps: Annotated[int, Field(ge=0)]
+    steps: Annotated[int, Field(ge=0, lt=2**63)]
     """Optimizer steps done."""
     metrics: Annotated[dict[TensorName, Finite], Field(max_length=32)] = Field(default_factory=dict)
     """For example ``train_loss`` and ``eval_loss``."""
@@ -198,8 +199,8 @@ class Receipt(Message):
     version: Literal[1] = 1
     """Version of this message."""
     job_id: Identifier
-    round: Annotated[int, Field(ge=1)]
-    attempt: Annotated[int, Field(ge=1)]
+    round: RoundNumber
+    attempt: RoundNumber
     site: Identifier
     update: Digest
     """Digest of the update's canonical bytes."""
@@ -221,11 +222,11 @@ class Decline(Message):
     version: Literal[1] = 1
     """Version of this message."""
     job_id: Identifier
-    round: Annotated[int, Field(ge=1)]
-    attempt: Annotated[int, Field(ge=1)] = 1
+    round: RoundNumber
+    attempt: RoundNumber = 1
     site: Identifier
     reason: Literal[ReasonCode.DECLINED, ReasonCode.TRAINING_FAILED]
-    problems: tuple[Problem, ...] = ()
+    problems: Annotated[tuple[Problem, ...], Field(max_length=100)] = ()
     """What stands in the way, in words that the site is ready to share."""
 
 
@@ -260,8 +261,8 @@ class RoundRecord(Message):
     version: Literal[1] = 1
     """Version of this message."""
     job_id: Identifier
-    round: Annotated[int, Field(ge=1)]
-    attempt: Annotated[int, Field(ge=1)] = 1
+    round: RoundNumber
+    attempt: RoundNumber = 1
     state: RoundState
     rule: Rule
     server_optimizer: ServerOptimiser
