@@ -74,7 +74,14 @@ def train_round(work: Work, callbacks: Callbacks) -> Trained:
     _check_forms(start, work.offer.tensors)
     spec = round_spec(work.spec, work.offer, start.scale)
     rows, held_out = split_rows(work.spec, work.rows)
-    inputs = TrainingInputs(base=work.base, train_rows=rows, held_out_rows=held_out, resume_from=work.checkpoint, start=start)
+    inputs = TrainingInputs(
+        base=work.base,
+        train_rows=rows,
+        held_out_rows=held_out,
+        resume_from=work.checkpoint,
+        start=start,
+        proximal_mu=work.spec.federation.proximal_mu if work.spec.federation else 0.0,
+    )
     task = TrainingTask(job_id=work.offer.job_id, attempt=work.offer.attempt, spec=spec, heartbeat_seconds=1, lease_seconds=1)
     try:
         outcome = train(task, inputs, callbacks)

@@ -66,6 +66,8 @@ class FederationSpec(Frozen):
     """Weight that one site can have at most, in examples."""
     max_update_norm: Positive = 1e3
     """Largest Frobenius norm of a site's update, over all generators; longer ones are refused."""
+    proximal_mu: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
+    """FedProx: sites add `proximal_mu`/2·‖θ − θ_start‖² over all that they train to their loss; 0 leaves it out."""
     site_ranks: Annotated[dict[SiteName, Annotated[int, Field(ge=1, le=4096)]], Field(max_length=10_000)] = Field(default_factory=dict)
     """Ranks of sites that cannot train the job's rank; at most the job's."""
     wire: Literal["fp32", "bf16"] = "fp32"
