@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,9 @@ RULES: dict[str, Rule] = {
     "stack, rank 64": Stack(max_rank=64),
     "freeze_phi (FFA)": FreezePhi(),
 }
+
+Send = Callable[[int, dict[str, np.ndarray]], dict[str, np.ndarray]]
+"""What becomes of a site's update, by the site's number, on its way."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,14 @@ def accuracy(weights: list[Tensor], state: FederationState, data: Data) -> float
         return float((forward(weights, data.x, joined).argmax(1) == data.y).float().mean())
 
 
-def run(rule: Rule, seed: int, weights: list[Tensor], test: Data, options: argparse.Namespace) -> tuple[float, float]:
+def as_trained(_site: int, moved: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return a site's update as the server gets it: whole."""
+    return moved
+
+
+def run(
+    rule: Rule, seed: int, weights: list[Tensor], test: Data, options: argparse.Namespace, send: Send = as_trained
+) -> tuple[float, float]:
     """Return accuracy (mean of the last third of the rounds) and the mean aggregation residual."""
     parts = share_out(draw_data(100 + seed, 4000, some_rotation()), options.sites, options.alpha, seed)
     random, zero = np.random.default_rng(seed).uniform(-1, 1, (RANK, WIDTH)) / WIDTH**0.5, np.zeros((RANK, WIDTH))
@@ -137,7 +148,8 @@ def run(rule: Rule, seed: int, weights: list[Tensor], test: Data, options: argpa
     for number in range(1, options.rounds + 1):
         members = []
         for index, part in enumerate(parts):
-            moved = train_site(weights, part, state, rule, (number, options.steps, options.rate, 1000 * seed + 50 * number + index))
+            trained = train_site(weights, part, state, rule, (number, options.steps, options.rate, 1000 * seed + 50 * number + index))
+            moved = send(index, trained)
             members.append(Contribution(site=f"s-{index:02}", examples=len(part.x), load=lambda moved=moved: moved))
         outcome = aggregate(Plan(rule=rule, round=number), state, members)
         assert isinstance(outcome, Outcome)

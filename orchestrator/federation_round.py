@@ -31,7 +31,7 @@ from wegeft.contracts.federation import (
 from wegeft.contracts.federation_rules import Defence, FLTrust, sent_parts
 from wegeft.contracts.federation_spec import FederationSpec
 from wegeft.contracts.job import seconds_of
-from wegeft.contracts.tensors import read_tensors
+from wegeft.contracts.wire import read_update
 
 ReadBytes = Callable[[str], bytes]
 """Gives the bytes of a digest."""
@@ -136,7 +136,7 @@ def combine_round(
         round=number,
         seed=seed_of(federation, number, attempt),
     )
-    return aggregate(plan, state, [_contribution(one, min(one.update.examples, spec.max_examples), read) for one in sent])
+    return aggregate(plan, state, [_contribution(one, spec, read) for one in sent])
 
 
 def _by_pseudonym(federation: Federation) -> Defence:
@@ -147,9 +147,9 @@ def _by_pseudonym(federation: Federation) -> Defence:
     return defence.model_copy(update={"root": federation.pseudonyms.get(defence.root, defence.root)})
 
 
-def _contribution(sent: Sent, examples: int, read: ReadBytes) -> Contribution:
-    digest = sent.update.tensors
-    return Contribution(site=sent.update.site, examples=examples, load=lambda: read_tensors(read(digest)), rank=sent.rank)
+def _contribution(sent: Sent, spec: FederationSpec, read: ReadBytes) -> Contribution:
+    digest, examples = sent.update.tensors, min(sent.update.examples, spec.max_examples)
+    return Contribution(site=sent.update.site, examples=examples, load=lambda: read_update(read(digest), spec.wire), rank=sent.rank)
 
 
 def record_commit(

@@ -21,8 +21,8 @@ from wegeft.contracts.errors import Problem, shorten
 from wegeft.contracts.federation import Offer, SignedUpdate, Site, SiteState, Update
 from wegeft.contracts.signatures import is_signed
 
-_DTYPES: Mapping[str, frozenset[str]] = {"fp32": frozenset({"float32"}), "bf16": frozenset({"float32"})}
-"""What the reader of tensors gives for each wire format: it widens bfloat16, exactly."""
+_DTYPES: Mapping[str, frozenset[str]] = {"fp32": frozenset({"float32"}), "bf16": frozenset({"float32"}), "int8": frozenset({"float32"})}
+"""What the reader of updates gives for each wire format: it widens bfloat16, exactly, and multiplies int8 with its scales."""
 _MOST_FORM_PROBLEMS = 100
 """Of names, types and shapes that are told: a file of many wrong names must not become an answer many times as long."""
 _MAX_ENTRY = 1e30

@@ -21,7 +21,7 @@ from orchestrator.update_gate import Terms, check_update
 from wegeft.contracts.errors import InvalidRequest, InvalidTensors, NotFound, Problem, StaleRound
 from wegeft.contracts.federation import Decline, Offer, Receipt, RoundState, SignedReceipt, SignedUpdate, Site
 from wegeft.contracts.signatures import sign
-from wegeft.contracts.tensors import read_tensors
+from wegeft.contracts.wire import bytes_on, read_update
 
 _HEADER_BYTES, _TENSOR_HEADER_BYTES = 4096, 512
 _KEPT_STATES = 2
@@ -37,14 +37,10 @@ class Caller:
 
 
 def longest_upload(offer: Offer) -> int:
-    """Return how many bytes the file that an offer asks for can have: its numbers as float32, and a header."""
-    numbers = 0
-    for form in offer.tensors.values():
-        count = 1
-        for side in form.shape:
-            count *= side
-        numbers += count
-    return 4 * numbers + _HEADER_BYTES + _TENSOR_HEADER_BYTES * len(offer.tensors)
+    """Return how many bytes the file that an offer asks for can have: its numbers as they travel, and a header."""
+    numbers = sum(bytes_on(offer.wire, form.shape) for form in offer.tensors.values())
+    entries = len(offer.tensors) * (2 if offer.wire == "int8" else 1)
+    return numbers + _HEADER_BYTES + _TENSOR_HEADER_BYTES * entries
 
 
 class _States:
@@ -147,7 +143,7 @@ class UpdateIntake:
         if len(content) != signed.update.size:
             problems.append(Problem(path="size", message=f"the tensors have {len(content)} bytes", value=str(signed.update.size)))
         try:
-            tensors = read_tensors(content)
+            tensors = read_update(content, terms.offer.wire)
         except InvalidTensors as error:
             return problems + [problem.model_copy(update={"path": problem.path or "tensors"}) for problem in error.problems]
         return problems + check_update(signed, tensors, terms)

@@ -6,8 +6,11 @@ its receipt is not sent again. While the server does not answer, the site waits 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+from numpy.typing import NDArray
 
 from wegeft.client.site import SiteClient
 from wegeft.contracts.adapter import digest_of
@@ -160,7 +163,7 @@ class SiteRunner:
             return False
         if trained.is_shortened:
             self.around.say(f"round {offer.round}: the update's norm {trained.norm:.3g} was shortened to {self._max_norm(offer):.3g}")
-        entry.keep_update(_update_of(offer, trained), trained.tensors)
+        entry.keep_update(_update_of(offer, trained), trained.tensors, trained.carried)
         return True
 
     def _fetch_start(self, offer: Offer) -> bytes:
@@ -185,6 +188,7 @@ class SiteRunner:
             start=start,
             max_norm=self._max_norm(entry.offer),
             checkpoint=entry.read_checkpoint(),
+            carried=self._read_carried(entry.offer),
         )
         try:
             return train_round(work, callbacks)
@@ -194,6 +198,13 @@ class SiteRunner:
             self.around.say("the rows or the model have changed since the checkpoint: training from the start", is_warning=True)
             entry.drop_checkpoints()
             return train_round(replace(work, checkpoint=None), callbacks)
+
+    def _read_carried(self, offer: Offer) -> Mapping[str, NDArray[Any]]:
+        try:
+            return self._journal.read_carried(offer)
+        except InvalidTensors as error:
+            self.around.say(f"round {offer.round}: going on without what was cut off earlier updates: {error}", is_warning=True)
+            return {}
 
     def _load_base(self) -> BaseModel:
         began = self.around.monotonic()

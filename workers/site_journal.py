@@ -1,8 +1,8 @@
 """What became of each round that a site was asked in: durable step by step, so that nothing that was done is done again.
 
 An entry is a folder. Its files come in this order, each whole or not there: ``offer.json``; ``checkpoint-<step>/`` while it trains;
-``tensors.safetensors``, then ``update.json`` once it has trained; ``stored`` once the tensors are at the server; and at last
-``receipt.json``, or ``ended.json`` where the round ended otherwise.
+``carried.safetensors`` where the wire cut something off, ``tensors.safetensors``, then ``update.json`` once it has trained; ``stored`` once
+the tensors are at the server; and at last ``receipt.json``, or ``ended.json`` where the round ended otherwise.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from wegeft.client.blobs import local_errors
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.errors import InvalidSetting, Problem
 from wegeft.contracts.federation import Message, Offer, SignedReceipt, Update
+from wegeft.contracts.tensor_writer import write_tensors
+from wegeft.contracts.tensors import read_tensors
 from workers.durable_files import sync_folder, write_durably
 
 KEPT_ROUNDS = 3
@@ -118,8 +121,15 @@ class Entry:
     def _checkpoints(self) -> list[Path]:
         return sorted(self.folder.glob(f"{_CHECKPOINT}*"), key=lambda path: int(path.name.removeprefix(_CHECKPOINT)))
 
-    def keep_update(self, update: Update, tensors: bytes) -> None:
-        """Keep what training gave; from now on this offer is not trained again."""
+    @property
+    def carried_file(self) -> Path:
+        """What the wire cut off this update and those before."""
+        return self.folder / "carried.safetensors"
+
+    def keep_update(self, update: Update, tensors: bytes, carried: Mapping[str, NDArray[Any]] = {}) -> None:
+        """Keep what training gave, and what was cut off it (``carried``); from now on this offer is not trained again."""
+        if carried:
+            write_durably(self.carried_file, write_tensors(carried))
         write_durably(self.folder / "tensors.safetensors", tensors)
         write_durably(self.folder / "update.json", update.to_bytes())
         self.drop_checkpoints()
@@ -162,8 +172,31 @@ class Journal:
         """Return where the start of this digest is kept."""
         return self.folder / f"start-{digest.removeprefix('sha256:')}.safetensors"
 
+    def read_carried(self, offer: Offer) -> dict[str, NDArray[Any]]:
+        """Return what is to be added to the update that answers ``offer``, by tensor; raise :class:`InvalidTensors` where it has rotted.
+
+        It is what was cut off the last update with a receipt, from an earlier round and that round's last try. An update that came late,
+        was refused, or is of a try that was made again was never added to anything, so nothing is owed for it.
+        """
+        carrier = self._carrier(offer.round, offer.job_id)
+        if carrier is None or not carrier.carried_file.exists():
+            return {}
+        with local_errors(self.folder):
+            return read_tensors(carrier.carried_file.read_bytes())
+
+    def _carrier(self, before: int, job_id: str) -> Entry | None:
+        seen = set()
+        for entry in reversed(self.entries()):
+            number = entry.offer.round
+            if entry.offer.job_id != job_id or number >= before or number in seen:
+                continue
+            seen.add(number)
+            if entry.receipt is not None:
+                return entry
+        return None
+
     def prune(self) -> None:
-        """Forget the tensors and starts of all but the last rounds."""
+        """Forget the tensors and starts of all but the last rounds, and what was cut off long ago."""
         entries = self.entries()
         wanted = {self.start_file(entry.offer.start).name for entry in entries[-KEPT_ROUNDS:]}
         for path in self.folder.glob("start-*"):
@@ -172,6 +205,12 @@ class Journal:
         for entry in entries[:-KEPT_ROUNDS]:
             if entry.is_over:
                 (entry.folder / "tensors.safetensors").unlink(missing_ok=True)
+        if entries:
+            newest = entries[-1].offer
+            carriers = [self._carrier(before, newest.job_id) for before in (newest.round, newest.round + 1)]
+            for entry in entries[:-KEPT_ROUNDS]:
+                if entry not in carriers:
+                    entry.carried_file.unlink(missing_ok=True)
 
 
 def _read(path: Path, kind: type[Kept]) -> Kept | None:

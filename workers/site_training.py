@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,8 @@ from wegeft.algebra import Generator, difference, norm
 from wegeft.contracts.errors import InvalidTensors, Problem
 from wegeft.contracts.federation import Offer, TensorForm
 from wegeft.contracts.job import JobSpec
-from wegeft.contracts.tensor_writer import StoredType, round_to, write_tensors
 from wegeft.contracts.training import TrainingTask, WorkerEvent
+from wegeft.contracts.wire import Wire, as_received, write_update
 from workers.adaptation import strip
 from workers.base_model import BaseModel
 from workers.batches import hold_out
@@ -25,7 +25,6 @@ from workers.generator_start import Start, moved_from, read_start
 from workers.rows import AnyRow
 from workers.train import Callbacks, TrainingInputs, train
 
-_STORED: Mapping[Literal["fp32", "bf16"], StoredType] = {"fp32": "F32", "bf16": "BF16"}
 _BISECTIONS = 60
 _SHARED_METRICS = ("train_loss", "eval_loss", "eval_loss_before", "exact_match", "exact_match_before", "train_seconds", "train_tokens")
 """What an update tells of its training; numbers over all rows, never of one."""
@@ -48,6 +47,8 @@ class Work:
     """Longer updates are shortened to this."""
     checkpoint: Mapping[str, bytes] | None = None
     """Of an earlier try at this very offer."""
+    carried: Moved = field(default_factory=dict)
+    """What the wire cut off earlier updates, by tensor: added to this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,8 @@ class Trained:
     norm: float
     """Of the update over all generators, before it was shortened."""
     is_shortened: bool
+    carried: Moved
+    """What is to be added to the next update."""
     metrics: Mapping[str, float]
 
 
@@ -74,23 +77,48 @@ def train_round(work: Work, callbacks: Callbacks) -> Trained:
     _check_forms(start, work.offer.tensors)
     spec = round_spec(work.spec, work.offer, start.scale)
     rows, held_out = split_rows(work.spec, work.rows)
-    inputs = TrainingInputs(base=work.base, train_rows=rows, held_out_rows=held_out, resume_from=work.checkpoint, start=start)
+    inputs = TrainingInputs(
+        base=work.base,
+        train_rows=rows,
+        held_out_rows=held_out,
+        resume_from=work.checkpoint,
+        start=start,
+        proximal_mu=work.spec.federation.proximal_mu if work.spec.federation else 0.0,
+    )
     task = TrainingTask(job_id=work.offer.job_id, attempt=work.offer.attempt, spec=spec, heartbeat_seconds=1, lease_seconds=1)
     try:
         outcome = train(task, inputs, callbacks)
-        moved = moved_from(outcome.model, start)
+        moved = add_carried(moved_from(outcome.model, start), work.carried)
     finally:
         strip(work.base)
     length = update_norm(start, moved)
-    sent = shorten_update(start, moved, work.max_norm, _STORED[work.offer.wire])
+    sent = _scaled(moved, fitting_share(start, moved, work.max_norm, work.offer.wire))
     return Trained(
-        tensors=write_tensors(sent, _STORED[work.offer.wire]),
+        tensors=write_update(sent, work.offer.wire),
         examples=len(rows),
         steps=outcome.state.step,
         norm=length,
         is_shortened=length > work.max_norm,
+        carried=carry_over(work, sent),
         metrics={name: value for name in _SHARED_METRICS if (value := outcome.metrics.get(name)) is not None},
     )
+
+
+def add_carried(moved: Moved, carried: Moved) -> Moved:
+    """Return an update with what was cut off earlier ones; a tensor whose shape has changed since goes without."""
+    fitting = {name for name, array in moved.items() if name in carried and carried[name].shape == array.shape}
+    return {name: array + carried[name] if name in fitting else array for name, array in moved.items()}
+
+
+def carry_over(work: Work, sent: Moved) -> Moved:
+    """Return what the wire cuts off ``sent``, with what still waits for tensors that this round does not ask for.
+
+    Nothing for float32, which cuts off nothing, and for ``stack``, which begins each round from other factors.
+    """
+    if work.offer.wire == "fp32" or work.offer.rule.name == "stack":
+        return {}
+    cut = {name: array - as_received(name, array, work.offer.wire) for name, array in sent.items()}
+    return {**work.carried, **cut}
 
 
 def dry_step(spec: JobSpec, base: BaseModel, rows: Sequence[AnyRow], report: Callable[[WorkerEvent], None]) -> None:
@@ -158,18 +186,25 @@ def _trained(start: Start, group: str, moved: Moved) -> Generator:
     return Generator(phi=now("phi"), psi=psi, scale=start.scale)
 
 
-def shorten_update(start: Start, moved: Moved, max_norm: float, stored: StoredType) -> dict[str, NDArray[np.float64]]:
-    """Return the update, scaled down where it is longer than ``max_norm`` once it is rounded to ``stored``; in float64."""
+def fitting_share(start: Start, moved: Moved, max_norm: float, wire: Wire) -> float:
+    """Return the largest share of ``moved``, up to 1, whose norm is at most ``max_norm`` as the server will read it."""
 
-    def scaled(factor: float) -> dict[str, NDArray[np.float64]]:
-        return {name: round_to(factor * array, stored) for name, array in moved.items()}
+    def fits(share: float) -> bool:
+        return update_norm(start, _received(_scaled(moved, share), wire)) <= max_norm
 
-    whole = scaled(1.0)
-    if update_norm(start, whole) <= max_norm:
-        return whole
-    # The norm is not linear in the factor, because both factors of a generator move.
+    if fits(1.0):
+        return 1.0
+    # The norm is not linear in the share, because both factors of a generator move.
     low, high = 0.0, 1.0
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        low, high = (middle, high) if update_norm(start, scaled(middle)) <= max_norm else (low, middle)
-    return scaled(low)
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _scaled(moved: Moved, share: float) -> Moved:
+    return {name: share * array for name, array in moved.items()}
+
+
+def _received(moved: Moved, wire: Wire) -> Moved:
+    return {name: as_received(name, array, wire) for name, array in moved.items()}

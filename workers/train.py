@@ -23,6 +23,7 @@ from workers.adaptation import adapt, count_lora_parameters, trainable
 from workers.base_model import BaseModel
 from workers.checkpoint import Measurement, Memory, Point, RunState, pack, read_state, unpack
 from workers.generator_start import Start, begin_at
+from workers.proximal import Spring
 from workers.rank_allocation import allocation_of
 from workers.rows import AnyRow
 from workers.schedule import schedule_of
@@ -45,6 +46,8 @@ class TrainingInputs:
     """Files of a checkpoint, as ``Callbacks.save`` received them."""
     start: Start | None = None
     """Generators to begin from, for a federation's site; None begins with the seed's own."""
+    proximal_mu: float = 0.0
+    """How strongly each step pulls back to where training began; see :mod:`workers.proximal`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +132,7 @@ class _Run:
             begin_at(self._model, inputs.start)
         self._parameters = trainable(self._model)
         self._allocation = allocation_of(self._model)
+        self._spring = Spring(self._parameters.values(), inputs.proximal_mu) if inputs.proximal_mu else None
         self._learner = task.begin(self._model)
         self._schedule = schedule_of(spec, task.total_steps)
         self._optimizer = _optimizer(spec, self._parameters)
@@ -198,6 +202,8 @@ class _Run:
             total += loss.detach()
         if self._allocation is not None:
             self._allocation.penalty().backward()  # type: ignore[no-untyped-call] # torch's own method
+        if self._spring is not None:
+            self._spring.pull()
         tokens = sum(self._task.tokens(rows) for rows in micro_batches)
         return self._finite("the loss", total.item(), rate), tokens
 

@@ -148,5 +148,10 @@ def test_a_policy_names_everything_that_it_forbids() -> None:
     assert allowed.problems_with(an_offer(max_steps=10)) == []
 
 
+def test_a_policy_counts_bytes_as_they_travel() -> None:
+    policy = SitePolicy(max_upload_bytes=100)
+    assert [bool(policy.problems_with(an_offer(wire=wire, max_steps=1))) for wire in ("fp32", "bf16", "int8")] == [True, True, False]
+
+
 def test_a_star_is_only_a_closing_one() -> None:
     assert SitePolicy(allowed_base_models=("org/*l@abc",)).problems_with(an_offer())

@@ -39,6 +39,7 @@ from wegeft.contracts.job import JobSpec, parse_spec
 from wegeft.contracts.signatures import public_key_of, request_content, sign, upload_content
 from wegeft.contracts.tensor_writer import write_tensors
 from wegeft.contracts.training import JobView
+from wegeft.contracts.wire import write_update
 
 RANK, WIDTHS = 2, {"q_proj": 6, "down_proj": 9}
 SERVER_KEY = bytes(range(32))
@@ -147,7 +148,7 @@ def train(offer: Offer, index: int, drift: float = 0.1, **fields: Any) -> tuple[
     """What a site makes of an offer: the same for the same site, round and try."""
     random = np.random.default_rng([index, offer.round, offer.attempt])
     moved = {name: drift * random.standard_normal(form.shape) for name, form in sorted(offer.tensors.items())}
-    content = write_tensors(moved, "BF16" if offer.wire == "bf16" else "F32")
+    content = write_update(moved, offer.wire)
     told = {
         "job_id": offer.job_id, "round": offer.round, "attempt": offer.attempt, "site": offer.site, "offer": offer.digest,
         "base_model": offer.base_model, "start": offer.start, "tensors": digest_of(content), "size": len(content), "examples": 10 + index,

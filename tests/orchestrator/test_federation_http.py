@@ -30,7 +30,8 @@ from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.enrolment import FederationView
 from wegeft.contracts.federation import Decline, Offer, ReasonCode
 from wegeft.contracts.signatures import is_signed, public_key_of, sign
-from wegeft.contracts.tensors import read_tensors
+from wegeft.contracts.tensor_writer import write_tensors
+from wegeft.contracts.tensors import FLOAT_TYPES, read_tensors
 
 
 class World:
@@ -259,6 +260,38 @@ def test_a_late_update_is_told_which_round_is_the_current_one(world: World) -> N
     assert (answer.status_code, answer.json()["code"]) == (409, "stale_round")
     assert answer.json()["problems"][0]["value"] == "2"
     assert late.offer() is not None
+
+
+def test_int8_updates_are_read_strictly_and_decoded_before_they_are_judged(world: World) -> None:
+    job_id, (good, bad) = world.begin(0, 1, rounds=1, min_sites=2, wire="int8", max_update_norm=50.0)
+    offer, theirs = bad.offer(), good.offer()
+    assert offer is not None
+    assert theirs is not None
+    assert offer.wire == "int8"
+    _, content = train(offer, 1)
+    stored = dict(read_tensors(content, accepted=FLOAT_TYPES | {"I8"}))
+    kinds = {name: "F32" if name.endswith(".scale") else "I8" for name in stored}
+    spoilt = {
+        "down_proj.phi.scale": -stored["down_proj.phi.scale"],
+        "q_proj.psi.scale": stored["q_proj.psi.scale"][:1],
+    }
+    assert set(problems(send(bad, offer, write_tensors(stored | spoilt, kinds)))) == set(spoilt)
+    loud = {name: 1e6 * array if name.endswith(".scale") else array for name, array in stored.items()}
+    assert set(problems(send(bad, offer, write_tensors(loud, kinds)))) == {"norm"}
+    vast = {name: 1e37 * array if name.endswith(".scale") else array for name, array in stored.items()}
+    assert set(problems(send(bad, offer, write_tensors(vast, kinds)))) == set(offer.tensors)
+    floats = {name: array for name, array in stored.items() if not name.endswith(".scale")}
+    assert set(problems(send(bad, offer, write_tensors(floats, "F32")))) == set(offer.tensors) | {f"{name}.scale" for name in offer.tensors}
+    bad.answer(offer)
+    good.answer(theirs)
+    world.wait_for(job_id, "succeeded")
+
+
+def send(site: FakeSite, offer: Offer, content: bytes) -> httpx2.Response:
+    """Send these bytes, whatever they are, as the answer to an offer."""
+    site.put(content)
+    signed, _ = train(offer, site.index, tensors=digest_of(content), size=len(content))
+    return site.submit(signed)
 
 
 def test_a_bad_update_is_refused_with_all_problems_and_the_round_goes_on(world: World) -> None:

@@ -30,8 +30,7 @@ from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.federation import Offer, ReasonCode, RoundRecord, RoundState, SignedUpdate, Site, SiteState, Update
 from wegeft.contracts.federation_spec import FederationSpec
 from wegeft.contracts.signatures import public_key_of, sign
-from wegeft.contracts.tensor_writer import write_tensors
-from wegeft.contracts.tensors import read_tensors
+from wegeft.contracts.wire import read_update, write_update
 
 START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
@@ -58,7 +57,7 @@ def answer(offer: Offer, index: int, drift: float = 0.1) -> tuple[SignedUpdate, 
     """What a site does: train (here: a random step), write, and sign."""
     rng = np.random.default_rng([index, offer.round, offer.attempt])
     moved = {name: drift * rng.standard_normal(form.shape) for name, form in offer.tensors.items()}
-    content = write_tensors(moved, "BF16" if offer.wire == "bf16" else "F32")
+    content = write_update(moved, offer.wire)
     update = Update(
         job_id=offer.job_id, round=offer.round, attempt=offer.attempt, site=offer.site, offer=offer.digest, base_model=offer.base_model,
         start=offer.start, tensors=digest_of(content), size=len(content), examples=10 + index, steps=3,
@@ -105,7 +104,7 @@ class Simulation:
             signed, content = answer(offer, index, drift=float("1e12") if index in hostile else 0.1)
             self.blobs[signed.update.tensors] = content
             terms = Terms(offer=offer, site=self.sites[name], state=self.state, now=self.now)
-            problems = check_update(signed, read_tensors(content), terms)
+            problems = check_update(signed, read_update(content, offer.wire), terms)
             reason = ReasonCode.REFUSED if problems else None
             at = self.now + timedelta(seconds=self.chance.uniform(1, 70))
             arrivals.append(Arrival(site=name, digest=signed.update.digest, received_at=at, reason=reason, problems=tuple(problems)))
@@ -149,6 +148,7 @@ def test_a_hundred_rounds_with_forty_percent_dropouts_all_end_in_time() -> None:
         {},
         {"rule": "generator_truncate", "server_optimizer": "fedadam"},
         {"rule": "alternate", "wire": "bf16"},
+        {"wire": "int8"},
         {"rule": "stack", "site_ranks": {"site-1": 1, "site-3": 2}},
         {"rule": "generator_exact", "site_ranks": {"site-0": 2}, "defence": {"name": "multi_krum", "malicious": 1}, "min_sites": 5},
         {"defence": "coordinate_median", "min_sites": 3},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
@@ -25,6 +26,8 @@ from wegeft.client import Client
 from wegeft.client.site import SiteClient
 from wegeft.contracts.errors import Forbidden, InvalidData, ServiceUnreachable, Unauthenticated, UnexpectedAnswer
 from wegeft.contracts.job import DatasetSpec
+from wegeft.contracts.tensor_writer import write_tensors
+from wegeft.contracts.tensors import read_tensors
 from wegeft.contracts.training import JobState, Progress, WorkerEvent
 from workers.site import SiteRunner
 from workers.site_inputs import SiteOptions
@@ -83,6 +86,24 @@ def check_logits(world: World, digest: str) -> None:
         found = model(input_ids=TOKENS).logits.numpy()
     assert np.abs(expected - base).max() > 0.05, "training changed nothing, so this test shows nothing"
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_what_int8_cuts_off_waits_in_the_journal_for_the_next_process(world: World) -> None:
+    job_id = world.submit(wire="int8", max_update_norm=5.0)
+    members = [world.join(job_id, name, options={"is_once": True}) for name in ("i8", "int8")]
+    run_all(*members)
+    first = members[0].journal.entries()[0]
+    kept = read_tensors(first.carried_file.read_bytes())
+    assert set(kept) == set(first.offer.tensors)
+    assert 0 < max(float(np.abs(array).max()) for array in kept.values()) < 0.01
+    first.carried_file.write_bytes(write_tensors({name: np.ones_like(array) for name, array in kept.items()}))
+    for member in members:
+        member.options = {}
+    assert run_all(*members) == [JobState.SUCCEEDED] * 2
+    assert ["was shortened" in member.texts for member in members] == [True, False], "what was kept is not in the second update"
+    numbers = sum(math.prod(form.shape) for form in first.offer.tensors.values())
+    assert first.update is not None
+    assert numbers < first.update.size < 2 * numbers
 
 
 class Killed(BaseException):

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.contracts.test_federation import an_offer, an_update
 from wegeft.contracts.adapter import digest_of
-from wegeft.contracts.errors import InvalidSetting, Problem, StorageFull
+from wegeft.contracts.errors import InvalidSetting, InvalidTensors, Problem, StorageFull
 from wegeft.contracts.federation import Receipt, SignedReceipt, Update
 from wegeft.contracts.signatures import sign
 from workers.site_journal import KEPT_ROUNDS, Ending, Entry, Journal
@@ -132,6 +133,51 @@ def test_receipts_outlive_tensors(journal: Journal) -> None:
     assert [(entry.folder / "tensors.safetensors").exists() for entry in entries] == [True, False, True, True, True]
     assert all(entry.receipt for entry in entries[1:])
     assert len(list(journal.folder.glob("start-*"))) == KEPT_ROUNDS
+
+
+def answer(journal: Journal, number: int, carried: float, attempt: int = 1, *, is_accepted: bool = True) -> Entry:
+    """A round from its offer to its end."""
+    entry = journal.open(an_offer(round=number, attempt=attempt))
+    entry.keep_update(a_trained(round=number), TENSORS, {"x": np.array([carried])})
+    if is_accepted:
+        entry.keep_receipt(a_receipt())
+    else:
+        entry.end(Ending.REFUSED)
+    journal.prune()
+    return entry
+
+
+def owed(journal: Journal, number: int, attempt: int = 1) -> float | None:
+    found = Journal(journal.folder).read_carried(an_offer(round=number, attempt=attempt))
+    return float(found["x"][0]) if found else None
+
+
+def test_what_was_cut_off_is_owed_only_where_the_rest_was_taken(journal: Journal) -> None:
+    assert owed(journal, 1) is None
+    answer(journal, 1, 1.0)
+    assert (owed(journal, 1, attempt=2), owed(journal, 2)) == (None, 1.0)
+    answer(journal, 2, 2.0, is_accepted=False)
+    assert owed(journal, 3) == 1.0
+    answer(journal, 3, 3.0)
+    assert (owed(journal, 3, attempt=2), owed(journal, 4)) == (1.0, 3.0)
+    answer(journal, 3, 3.5, attempt=2)
+    assert owed(journal, 4) == 3.5
+    assert Journal(journal.folder).read_carried(an_offer(round=4, job_id="j2")) == {}
+
+
+def test_what_is_owed_outlives_rounds_that_came_to_nothing_and_no_more(journal: Journal) -> None:
+    for number in (1, 2, 3):
+        answer(journal, number, float(number))
+    for number in range(4, 6 + KEPT_ROUNDS):
+        answer(journal, number, 0.5, is_accepted=False)
+    assert owed(journal, 20) == 3.0
+    assert [entry.offer.round for entry in journal.entries() if entry.carried_file.exists()] == [3, 6, 7, 8]
+
+
+def test_rotten_rest_is_told(journal: Journal) -> None:
+    answer(journal, 1, 1.0).carried_file.write_bytes(b"rotten")
+    with pytest.raises(InvalidTensors):
+        owed(journal, 2)
 
 
 def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from tests.workers.tiny_runs import Recorder, make_rows
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.errors import InvalidData, InvalidTensors
 from wegeft.contracts.federation import Offer, SignedUpdate, Site, SiteState, Update
-from wegeft.contracts.federation_rules import Alternate, FreezePsi
+from wegeft.contracts.federation_rules import Alternate, FreezePsi, Stack
 from wegeft.contracts.signatures import public_key_of, sign
-from wegeft.contracts.tensors import read_tensors
+from wegeft.contracts.wire import as_received, read_update
 from wegeft.method import WeGeFTLinear
 from workers.base_model import BaseModel
 from workers.site_training import Trained, Work, dry_step, seed_of, split_rows, train_round
@@ -71,15 +71,15 @@ def gate_problems(offer: Offer, state: FederationState, trained: Trained) -> lis
     site = Site(name="a", pseudonym=offer.site, public_key=public_key_of(KEY), state=SiteState.APPROVED, max_examples=100, enrolled_at=now)
     signed = SignedUpdate(update=update, signature=sign(KEY, update.to_bytes()))
     terms = Terms(offer=offer, site=site, state=state, now=now)
-    return [str(problem) for problem in check_update(signed, read_tensors(trained.tensors), terms)]
+    return [str(problem) for problem in check_update(signed, read_update(trained.tensors, offer.wire), terms)]
 
 
 @pytest.mark.parametrize("rule", [None, FreezePsi(), Alternate()])
-@pytest.mark.parametrize("wire", ["fp32", "bf16"])
+@pytest.mark.parametrize("wire", ["fp32", "bf16", "int8"])
 def test_update_passes_the_servers_gate(base: BaseModel, state: FederationState, rule: Any, wire: str) -> None:
     offer, trained = train_once(base, state, {"wire": wire, "max_steps": 2, **({"rule": rule} if rule else {})})
     assert gate_problems(offer, state, trained) == []
-    tensors = read_tensors(trained.tensors)
+    tensors = read_update(trained.tensors, offer.wire)
     assert set(tensors) == set(offer.tensors)
     assert all(np.abs(array).max() > 0 for array in tensors.values())
     assert (trained.examples, trained.steps) == (12, 2)
@@ -106,7 +106,7 @@ def test_seed_differs_by_round_and_site(base: BaseModel, state: FederationState)
     assert len(seeds) == 3
 
 
-@pytest.mark.parametrize("wire", ["fp32", "bf16"])
+@pytest.mark.parametrize("wire", ["fp32", "bf16", "int8"])
 def test_long_update_is_shortened_to_the_bound_and_no_further(base: BaseModel, state: FederationState, wire: str) -> None:
     offer, trained = train_once(base, state, {"wire": wire, "max_update_norm": BOUND}, max_norm=BOUND)
     assert trained.is_shortened
@@ -114,6 +114,40 @@ def test_long_update_is_shortened_to_the_bound_and_no_further(base: BaseModel, s
     assert gate_problems(offer, state, trained) == []
     slightly_less = offer.model_copy(update={"max_update_norm": 0.98 * BOUND})
     assert ["norm" in problem for problem in gate_problems(slightly_less, state, trained) if "offer" not in problem] == [True]
+
+
+@pytest.mark.parametrize("wire", ["bf16", "int8"])
+def test_what_the_wire_cuts_off_is_added_to_the_next_update(base: BaseModel, state: FederationState, wire: Any) -> None:
+    """The same round three times: what arrives in all, and what still waits, are what was trained."""
+    _, exact = train_once(base, state)
+    trained, carried, arrived = read_update(exact.tensors, "fp32"), {}, dict.fromkeys(read_update(exact.tensors, "fp32"), 0.0)
+    for _ in range(3):
+        offer, sent = train_once(base, state, {"wire": wire}, carried=carried)
+        arrived = {name: arrived[name] + array.astype(float) for name, array in read_update(sent.tensors, wire).items()}
+        carried = dict(sent.carried)
+    assert set(carried) == set(offer.tensors)
+    for name, array in trained.items():
+        whole, once = 3 * array.astype(float), 3 * as_received(name, array, wire)
+        assert np.abs(arrived[name] + carried[name] - whole).max() < 1e-6 * np.abs(whole).max()
+        assert np.abs(arrived[name] - whole).max() < np.abs(once - whole).max()
+
+
+def test_what_was_cut_off_waits_for_the_round_that_asks_for_its_tensor(base: BaseModel, state: FederationState) -> None:
+    _, first = train_once(base, state, {"wire": "int8", "rule": Alternate()})
+    _, second = train_once(base, state, {"wire": "int8", "rule": Alternate(), "round": 2}, carried=first.carried)
+    assert all(name.endswith(".phi") for name in first.carried)
+    assert {name.rpartition(".")[2] for name in second.carried} == {"phi", "psi"}
+    assert all(second.carried[name] is array for name, array in first.carried.items())
+
+
+def test_nothing_is_carried_where_nothing_is_cut_or_factors_begin_afresh(base: BaseModel, state: FederationState) -> None:
+    old = {"q_proj.phi": np.ones((1, 1))}
+    _, whole = train_once(base, state)
+    _, stacked = train_once(base, state, {"wire": "int8", "rule": Stack()})
+    _, other_rank = train_once(base, state, {"wire": "int8"}, carried=old)
+    _, none = train_once(base, state, {"wire": "int8"})
+    assert (whole.carried, stacked.carried) == ({}, {})
+    assert other_rank.tensors == none.tensors
 
 
 def test_interrupted_round_goes_on_to_the_same_bytes(base: BaseModel, state: FederationState) -> None:

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from wegeft.contracts.adapter import Digest
 from wegeft.contracts.errors import Problem
 from wegeft.contracts.federation_rules import Defence, Rule, ServerOptimiser, SiteName
+from wegeft.contracts.wire import Wire, bytes_on
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
@@ -145,7 +146,7 @@ class Offer(Message):
     """How the updates will be put together."""
     tensors: Annotated[dict[TensorName, TensorForm], Field(min_length=1)]
     """Exactly what to send, by name: how far each of these has moved from ``start``."""
-    wire: Literal["fp32", "bf16"] = "fp32"
+    wire: Wire = "fp32"
     """Numbers in which to send it."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Optimizer steps at most; None leaves it to the job's epochs."""
@@ -300,7 +301,7 @@ class SitePolicy(Message):
     max_update_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of an update that it will send; longer ones are shortened to it before they leave."""
     max_upload_bytes: Annotated[int, Field(ge=1)] | None = None
-    """Bytes that it will send in one round at most, counted as float32."""
+    """Bytes of numbers that it will send in one round at most, as they travel."""
 
     def problems_with(self, offer: Offer) -> list[Problem]:
         """Return everything in ``offer`` that this policy forbids; empty where the site may go ahead."""
@@ -309,7 +310,7 @@ class SitePolicy(Message):
             problems.append(Problem(path="base_model", message="is not among allowed_base_models", value=offer.base_model))
         if not any(_matches(pattern, offer.rule.name) for pattern in self.allowed_rules):
             problems.append(Problem(path="rule", message="is not among allowed_rules", value=offer.rule.name))
-        size = 4 * sum(_numbers(form.shape) for form in offer.tensors.values())
+        size = sum(bytes_on(offer.wire, form.shape) for form in offer.tensors.values())
         for path, asked, limit in (
             ("max_steps", offer.max_steps, self.max_steps),
             ("rank", offer.rank, self.max_rank),
@@ -322,10 +323,3 @@ class SitePolicy(Message):
 
 def _matches(pattern: str, text: str) -> bool:
     return text.startswith(pattern[:-1]) if pattern.endswith("*") else text == pattern
-
-
-def _numbers(shape: tuple[int, ...]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -26,6 +26,7 @@ from wegeft.contracts.federation_rules import (
 )
 from wegeft.contracts.job_problems import Clash, refuse_clashes
 from wegeft.contracts.job_sections import Duration, Frozen, PathText
+from wegeft.contracts.wire import Wire
 
 _LINEAR_IN_ONE_FACTOR = frozenset({"freeze_psi", "freeze_phi", "alternate", "core"})
 
@@ -66,10 +67,12 @@ class FederationSpec(Frozen):
     """Weight that one site can have at most, in examples."""
     max_update_norm: Positive = 1e3
     """Largest Frobenius norm of a site's update, over all generators; longer ones are refused."""
+    proximal_mu: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
+    """FedProx: sites add `proximal_mu`/2·‖θ − θ_start‖² over all that they train to their loss; 0 leaves it out."""
     site_ranks: Annotated[dict[SiteName, Annotated[int, Field(ge=1, le=4096)]], Field(max_length=10_000)] = Field(default_factory=dict)
     """Ranks of sites that cannot train the job's rank; at most the job's."""
-    wire: Literal["fp32", "bf16"] = "fp32"
-    """Numbers in which generators and updates travel."""
+    wire: Wire = "fp32"
+    """Numbers in which updates travel to the service; what `bf16` and `int8` cut off, a site adds to its next update."""
     start: StartSpec | None = None
     """Adapter to begin with; by default `wgctl submit` makes an untrained one from the base model and the job's seed."""
 

@@ -16,20 +16,28 @@ from numpy.typing import NDArray
 from wegeft.contracts.errors import InvalidTensors
 
 StoredType = Literal["F64", "F32", "BF16"]
+"""Types that numbers are rounded to."""
+WrittenType = StoredType | Literal["I8"]
+"""Types that a file can hold; what is to be ``I8`` must be int8 already."""
 
 _ALIGNMENT = 8
 
 
-def write_tensors(tensors: Mapping[str, NDArray[Any]], stored: StoredType = "F32", metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return the safetensors file of ``tensors``, each rounded to ``stored``; tensors without any number are left out.
+def write_tensors(
+    tensors: Mapping[str, NDArray[Any]],
+    stored: WrittenType | Mapping[str, WrittenType] = "F32",
+    metadata: Mapping[str, str] | None = None,
+) -> bytes:
+    """Return the safetensors file of ``tensors``, each rounded to ``stored``, a type or one by name; those without any number are left out.
 
     Raises :class:`InvalidTensors` where a number is not finite, or would not be after rounding.
     """
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     pieces, reached = [], 0
     for name in sorted(name for name, array in tensors.items() if array.size):
-        content = _stored_bytes(name, tensors[name], stored)
-        header[name] = {"dtype": stored, "shape": list(tensors[name].shape), "data_offsets": [reached, reached + len(content)]}
+        kind = stored if isinstance(stored, str) else stored[name]
+        content = _stored_bytes(name, tensors[name], kind)
+        header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [reached, reached + len(content)]}
         pieces.append(content)
         reached += len(content)
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
@@ -37,7 +45,9 @@ def write_tensors(tensors: Mapping[str, NDArray[Any]], stored: StoredType = "F32
     return b"".join([len(text).to_bytes(8, "little"), text, *pieces])
 
 
-def _stored_bytes(name: str, array: NDArray[Any], stored: StoredType) -> bytes:
+def _stored_bytes(name: str, array: NDArray[Any], stored: WrittenType) -> bytes:
+    if stored == "I8":
+        return array.astype(np.int8, casting="safe").tobytes()
     with np.errstate(over="ignore"):
         numbers = array.astype("<f8" if stored == "F64" else "<f4")
     if stored == "BF16":

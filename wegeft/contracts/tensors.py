@@ -37,8 +37,11 @@ _STORED: Mapping[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
+    "I8": np.dtype("<i1"),
 }
-"""Accepted types, and how numpy reads their bytes; it has no bfloat16."""
+"""How numpy reads the bytes of each type; it has no bfloat16."""
+FLOAT_TYPES = frozenset({"F16", "BF16", "F32", "F64"})
+"""Types that an adapter may have."""
 _NAME = re.compile(r"[!-~]+\Z")
 _MAX_PROBLEMS = 50
 
@@ -49,7 +52,7 @@ class TensorSpec:
 
     name: str
     dtype: str
-    """``F16``, ``BF16``, ``F32`` or ``F64``."""
+    """``F16``, ``BF16``, ``F32`` or ``F64``; ``I8`` where the caller accepts it."""
     shape: tuple[int, ...]
     start: int
     """Where its bytes start, counted from the end of the header."""
@@ -72,10 +75,10 @@ class TensorHeader:
     """Bytes before the first tensor."""
 
 
-def parse_header(content: bytes, file_size: int) -> TensorHeader:
+def parse_header(content: bytes, file_size: int, accepted: frozenset[str] = FLOAT_TYPES) -> TensorHeader:
     """Return the header at the start of ``content``, which holds all of it, of a file of ``file_size`` bytes.
 
-    Raises :class:`InvalidTensors` with every problem.
+    ``accepted``: types that its tensors may have. Raises :class:`InvalidTensors` with every problem.
     """
     end = _header_end(content[:_PREFIX_BYTES], file_size)
     entries = _load_json(content[_PREFIX_BYTES:end])
@@ -83,18 +86,18 @@ def parse_header(content: bytes, file_size: int) -> TensorHeader:
     if not 1 <= len(entries) <= MAX_TENSORS:
         raise InvalidTensors("the file holds too few or too many tensors", value=len(entries), hint=f"1 to {MAX_TENSORS}")
     _refuse(_metadata_problems(metadata))
-    _refuse(problem for name, entry in entries.items() for problem in _entry_problems(name, entry))
+    _refuse(problem for name, entry in entries.items() for problem in _entry_problems(name, entry, accepted))
     specs = sorted((_spec(name, entry) for name, entry in entries.items()), key=lambda spec: (spec.start, spec.end))
     _refuse(_layout_problems(specs, file_size - end))
     return TensorHeader(tensors=tuple(specs), metadata=metadata, size=end)
 
 
-def read_tensors(content: bytes) -> dict[str, NDArray[Any]]:
+def read_tensors(content: bytes, accepted: frozenset[str] = FLOAT_TYPES) -> dict[str, NDArray[Any]]:
     """Return the tensors of a whole safetensors file by name, as read-only arrays; bfloat16 comes as float32, which is exact.
 
-    Raises :class:`InvalidTensors` where the header is wrong or any number is NaN or infinite.
+    ``accepted``: types that they may have. Raises :class:`InvalidTensors` where the header is wrong or any number is NaN or infinite.
     """
-    header = parse_header(content, len(content))
+    header = parse_header(content, len(content), accepted)
     tensors = {}
     for spec in header.tensors:
         stored = np.frombuffer(content, _STORED[spec.dtype], spec.count, header.size + spec.start)
@@ -224,7 +227,7 @@ def _is_text(value: str) -> bool:
     return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def _entry_problems(name: str, entry: object) -> Iterator[Problem]:
+def _entry_problems(name: str, entry: object, accepted: frozenset[str]) -> Iterator[Problem]:
     shown = shorten(ascii(name).strip("'"))
     if len(name) > MAX_NAME_LENGTH or not _NAME.match(name) or ".." in name or "\\" in name or name[0] in "/.":
         hint = f"1 to {MAX_NAME_LENGTH} visible ASCII characters, without '..' or '\\', not starting with '/' or '.'"
@@ -232,8 +235,8 @@ def _entry_problems(name: str, entry: object) -> Iterator[Problem]:
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         yield Problem(path=shown, message="needs dtype, shape and data_offsets, and nothing else", value=shorten(entry))
         return
-    if not isinstance(entry["dtype"], str) or entry["dtype"] not in _STORED:
-        yield Problem(path=shown, message="not an accepted type", value=shorten(entry["dtype"]), hint=", ".join(sorted(_STORED)))
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in accepted:
+        yield Problem(path=shown, message="not an accepted type", value=shorten(entry["dtype"]), hint=", ".join(sorted(accepted)))
     if not _is_lengths(entry["shape"]) or not 1 <= len(entry["shape"]) <= MAX_DIMENSIONS or 0 in entry["shape"]:
         hint = f"1 to {MAX_DIMENSIONS} lengths, none of them 0"
         yield Problem(path=shown, message="not an accepted shape", value=shorten(entry["shape"]), hint=hint)
