@@ -139,7 +139,7 @@ def test_all_clashes_are_told_at_once() -> None:
         {"defence": {"name": "trimmed_mean", "beta": 0.5}},
         {"rounds": 0},
         {"grace": "soon"},
-        {"wire": "int8"},
+        {"wire": "int4"},
         {"max_update_norm": -1},
         {"site_ranks": {"Site A": 2}},
         {"secure": True},

@@ -275,19 +275,21 @@ def test_int8_updates_are_read_strictly_and_decoded_before_they_are_judged(world
         "down_proj.phi.scale": -stored["down_proj.phi.scale"],
         "q_proj.psi.scale": stored["q_proj.psi.scale"][:1],
     }
-    assert set(problems(send(bad, offer, write_tensors(stored | spoilt, kinds)))) == set(spoilt)
+    assert set(problems(send_tensors(bad, offer, write_tensors(stored | spoilt, kinds)))) == set(spoilt)
     loud = {name: 1e6 * array if name.endswith(".scale") else array for name, array in stored.items()}
-    assert set(problems(send(bad, offer, write_tensors(loud, kinds)))) == {"norm"}
+    assert set(problems(send_tensors(bad, offer, write_tensors(loud, kinds)))) == {"norm"}
     vast = {name: 1e37 * array if name.endswith(".scale") else array for name, array in stored.items()}
-    assert set(problems(send(bad, offer, write_tensors(vast, kinds)))) == set(offer.tensors)
+    assert set(problems(send_tensors(bad, offer, write_tensors(vast, kinds)))) == set(offer.tensors)
     floats = {name: array for name, array in stored.items() if not name.endswith(".scale")}
-    assert set(problems(send(bad, offer, write_tensors(floats, "F32")))) == set(offer.tensors) | {f"{name}.scale" for name in offer.tensors}
+    assert set(problems(send_tensors(bad, offer, write_tensors(floats, "F32")))) == set(offer.tensors) | {
+        f"{name}.scale" for name in offer.tensors
+    }
     bad.answer(offer)
     good.answer(theirs)
     world.wait_for(job_id, "succeeded")
 
 
-def send(site: FakeSite, offer: Offer, content: bytes) -> httpx2.Response:
+def send_tensors(site: FakeSite, offer: Offer, content: bytes) -> httpx2.Response:
     """Send these bytes, whatever they are, as the answer to an offer."""
     site.put(content)
     signed, _ = train(offer, site.index, tensors=digest_of(content), size=len(content))
