@@ -507,5 +507,5 @@ def test_what_cannot_be_published_is_refused_by_name(changes: dict[str, Any], pa
 
 def test_every_problem_of_a_publication_is_named_at_once() -> None:
     with pytest.raises(InvalidInput) as caught:
-        Publication(adapter=DEMO, files=(), source="", base_model="", method="", rank=0, created_by="", metrics={"x": float("nan")})
+        Publication(adapter=DEMO, files=(), source="", base_model="", method="", rank=-1, created_by="", metrics={"x": float("nan")})
     assert len(caught.value.problems) == 8

@@ -15,6 +15,7 @@ from infra.http import create_app
 from infra.settings import Settings
 from orchestrator import ledger
 from orchestrator.metrics import JobGauges
+from orchestrator.services import OrchestratorServices
 from tests.orchestrator.samples import add_job, at, claim, new_sqlite
 
 
@@ -39,9 +40,10 @@ def test_the_service_tells_them_where_it_runs_jobs(tmp_path: Path) -> None:
     engine = new_sqlite(tmp_path / "a.db")
     add_job(engine)
     plain: dict[str, Any] = {"engine": engine, "store": MemoryStore(), "guard": Guard(engine=engine, clock=now), "settings": Settings()}
-    parts = _Parts(**plain, registry=CollectorRegistry())
+    jobs = OrchestratorServices(engine=engine, store=plain["store"], clock=now)
+    parts = _Parts(**plain, registry=CollectorRegistry(), jobs=jobs)
     with TestClient(_make_app(parts, None, "http://testserver")) as http:
         assert 'wegeft_jobs{state="queued"} 1.0' in http.get("/metrics").text
-    with TestClient(_make_app(replace(parts, registry=CollectorRegistry()), "hub", "http://testserver")) as http:
+    with TestClient(_make_app(replace(parts, registry=CollectorRegistry(), jobs=None), "hub", "http://testserver")) as http:
         assert "wegeft_jobs{" not in http.get("/metrics").text
     engine.dispose()
