@@ -209,17 +209,22 @@ def _answers(home: Home, record: ServiceRecord) -> bool:
 
 
 def _why_it_ended(home: Home, child: _Child) -> WegeftError:
-    """Return the last error with the child's exit status in the log since its start, or a plain one.
+    code = child.process.returncode
+    log = home.log_file.read_bytes()[child.log_start :]
+    return last_error(log, code) or StartFailed(f"the service ended with exit status {code}", hint=f"its log is {home.log_file}")
+
+
+def last_error(log: bytes, exit_status: int) -> WegeftError | None:
+    """Return the last error in a service's log that ends a process with this exit status, or None.
 
     Services that start at once in one home share its log, so other lines may follow.
     """
-    code = child.process.returncode
-    for line in reversed(home.log_file.read_bytes()[child.log_start :].splitlines()):
+    for line in reversed(log.splitlines()):
         with suppress(ValidationError):
             error = error_from_body(ErrorBody.model_validate_json(line))
-            if error.exit_status == code:
+            if error.exit_status == exit_status:
                 return error
-    return StartFailed(f"the service ended with exit status {code}", hint=f"its log is {home.log_file}")
+    return None
 
 
 def _stop(holder: psutil.Process, seconds: float) -> None:
