@@ -62,6 +62,8 @@ class Run:
     model: str
     clock: str
     threads: int
+    rows: int = 16
+    """Rows a step."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def spec_of(run: Run) -> JobSpec:
     fields: dict[str, Any] = {
         "name": "bench", "base_model": run.model, "method": name, "rank": int(rank) if rank else None, "seed": run.seed,
         "datasets": [{"path": "train.jsonl"}], "test_datasets": [{"path": "heldout.jsonl"}], "sequence_len": 128, "max_steps": run.steps,
-        "micro_batch_size": 16, "learning_rate": run.learning_rate, "warmup_ratio": 0.1, "save_every": "7d",
+        "micro_batch_size": run.rows, "learning_rate": run.learning_rate, "warmup_ratio": 0.1, "save_every": "7d",
     }  # fmt: skip
     return JobSpec.model_validate_json(json.dumps(fields))
 
@@ -157,7 +159,7 @@ def wanted(arguments: argparse.Namespace) -> Iterator[Run]:
         rate = RATES[Method(label.partition(":")[0])] * factor
         yield Run(
             label=label, seed=seed, learning_rate=float(f"{rate:.6g}"), steps=arguments.steps, model=arguments.model,
-            clock=arguments.clock, threads=arguments.threads,
+            clock=arguments.clock, threads=arguments.threads, rows=arguments.rows,
         )  # fmt: skip
 
 
@@ -190,6 +192,7 @@ def parsed(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default=TINY, help="id, folder or .gguf of the base model; default: a tiny one of random weights")
     parser.add_argument("--methods", nargs="+", type=label, default=[*map(str, Method), "wegeft:16"], metavar="METHOD[:RANK]")
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--rows", type=int, default=16, help="rows a step")
     parser.add_argument("--seeds", nargs="+", type=int, default=[7])
     parser.add_argument("--rate-factors", nargs="+", type=float, default=[1.0], help="times each method's own learning rate")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="what a second is; cpu is for one thread")
@@ -227,7 +230,7 @@ def tell(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
         return
     if not rows:
         return
-    print(f"{arguments.model}, {arguments.steps} steps, {arguments.clock} clock, {arguments.threads} threads\n")
+    print(f"{arguments.model}, {arguments.steps} steps of {arguments.rows} rows, {arguments.clock} clock, {arguments.threads} threads\n")
     print(show_table(rows, COSTS))
     print("\n" + "\n".join(describe_fronts(rows, COSTS)) + "\n")
     if arguments.plot and write_picture(rows, arguments.plot):

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,16 +157,20 @@ def measured_step(model: nn.Module, ids: Tensor, clock: Callable[[], float]) -> 
 
 
 def take_turns(models: dict[str, nn.Module], ids: Tensor, arguments: argparse.Namespace) -> list[Turn]:
-    """Return all turns, counted or not, until enough of them stayed under the limit or three times as many were tried."""
+    """Return all turns, counted or not, until enough of them stayed under the limit or three times as many were tried.
+
+    Ctrl-C ends them early; what was measured is kept.
+    """
     names, wanted, limit = list(models), arguments.turns, arguments.others
     for name in names:
         step(models[name], ids)
     turns: list[Turn] = []
-    while sum(turn.others <= limit for turn in turns) < wanted and len(turns) < 3 * wanted:
-        shift = len(turns) % len(names)
-        taken = {name: measured_step(models[name], ids, CLOCKS[arguments.clock]) for name in names[shift:] + names[:shift]}
-        turns.append(Turn({name: taken[name][0] for name in names}, max(share for _, share in taken.values())))
-        print(f"turn {len(turns)}: others used {turns[-1].others:.0%}", file=sys.stderr)
+    with suppress(KeyboardInterrupt):
+        while sum(turn.others <= limit for turn in turns) < wanted and len(turns) < 3 * wanted:
+            shift = len(turns) % len(names)
+            taken = {name: measured_step(models[name], ids, CLOCKS[arguments.clock]) for name in names[shift:] + names[:shift]}
+            turns.append(Turn({name: taken[name][0] for name in names}, max(share for _, share in taken.values())))
+            print(f"turn {len(turns)}: others used {turns[-1].others:.0%}", file=sys.stderr)
     return turns
 
 
@@ -226,6 +231,8 @@ def main() -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     turns = take_turns({form: over(base, form) for form in arguments.forms}, ids, arguments)
+    if not turns:
+        sys.exit("interrupted before the first turn ended")
     peaks = {} if arguments.no_memory else {form: peak_mebibytes(form, arguments) for form in arguments.forms}
     counted = [turn for turn in turns if turn.others <= arguments.others]
     shares = f"others used {min(turn.others for turn in turns):.0%} to {max(turn.others for turn in turns):.0%} of the cores"
