@@ -1,4 +1,4 @@
-"""What every HTTP exchange is wrapped in: an id, a limit, safe headers, a line in the log, a measure, and no traceback."""
+"""What every HTTP exchange is wrapped in: an id, a trace, a limit, safe headers, a line in the log, a measure, and no traceback."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from infra.bodies import LimitedBody
 from infra.gate import Gate
 from wegeft.contracts.errors import Broken, ErrorBody, InvalidRequest, WegeftError, shorten
+from wegeft.contracts.trace import HEADER, TraceContext, parse_trace
 
 REQUEST_ID = "wegeft.request_id"
 """Where in the ASGI scope the request's id is."""
@@ -91,7 +92,8 @@ class Envelope:
             return
         request_id = scope[REQUEST_ID] = _request_id(scope)
         started = perf_counter()
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        trace = _trace(scope)
+        with structlog.contextvars.bound_contextvars(request_id=request_id, trace_id=trace.trace_id, span_id=trace.span_id):
             body = LimitedBody(scope, receive, self._gate.body_seconds)
             status = await _Exchange(scope, send, request_id).run(self._app, body, self._gate)
             seconds = perf_counter() - started
@@ -102,6 +104,12 @@ class Envelope:
 def _request_id(scope: Scope) -> str:
     given = next((value for key, value in scope["headers"] if key == b"x-request-id"), b"")
     return given.decode() if _REQUEST_ID.match(given) else secrets.token_hex(8)
+
+
+def _trace(scope: Scope) -> TraceContext:
+    given = [value for key, value in scope["headers"] if key == HEADER.encode()]
+    parent = parse_trace(given[0].decode("latin-1")) if len(given) == 1 else None
+    return TraceContext(parent.trace_id if parent else secrets.token_hex(16), secrets.token_hex(8))
 
 
 def _log_line(scope: Scope, route: str, status: int, seconds: float) -> None:

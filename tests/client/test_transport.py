@@ -29,6 +29,7 @@ from wegeft.contracts.errors import (
     WegeftError,
 )
 from wegeft.contracts.placement import AttemptOrder
+from wegeft.contracts.trace import parse_trace
 from wegeft.contracts.training import EventBatch, EventPage, EventRecord, HeartbeatReply, JobState, Message
 
 WHOAMI = http(200, b'{"name": "ada", "role": "read"}', "Content-Type: application/json")
@@ -53,6 +54,20 @@ def problem(kind: type[WegeftError]) -> bytes:
     """A refusal as our services tell it."""
     body = kind("what happened", path="where").body("r1")
     return http(body.status, body.model_dump_json().encode(), "Content-Type: application/problem+json")
+
+
+def test_requests_of_one_client_are_of_one_trace() -> None:
+    with answering(WHOAMI) as (url, requests):
+        for _ in range(2):
+            with client_of(url) as client:
+                client.whoami()
+                client.whoami()
+    headers = [line.split(b" ", 1)[1] for request in requests for line in request.split(b"\r\n") if line.startswith(b"traceparent:")]
+    contexts = [parse_trace(header.decode()) for header in headers]
+    traces = [context.trace_id for context in contexts if context is not None]
+    assert len(traces) == 4
+    assert traces[0] == traces[1] != traces[2] == traces[3]
+    assert len(set(headers)) == 4
 
 
 def hang(connection: socket.socket) -> None:

@@ -202,6 +202,24 @@ def test_request_ids_are_taken_or_made(http: TestClient) -> None:
     assert http.get("/healthz").headers["X-Request-Id"] != http.get("/healthz").headers["X-Request-Id"]
 
 
+def logged_traces(log: io.StringIO) -> list[tuple[str, str]]:
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    return [(line["trace_id"], line["span_id"]) for line in lines if line["event"] == "request"]
+
+
+def test_the_log_says_which_requests_belong_together(http: TestClient, log: io.StringIO) -> None:
+    """A good trace is gone on with, in a step of its own; one that is none, or two at once, are replaced."""
+    trace, span = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    good = ("traceparent", f"00-{trace}-{span}-01")
+    for headers in ([good], [good], [("traceparent", "00-x-y-01")], [good, good], []):
+        http.get("/api/v1/numbers/1", headers=headers)
+    traces = logged_traces(log)
+    assert [found for found, _ in traces[:2]] == [trace, trace]
+    assert len({found for found, _ in traces}) == 4
+    assert len({*(step for _, step in traces), span}) == 6
+    assert all(len(found) == 32 and len(step) == 16 for found, step in traces)
+
+
 def test_answers_carry_safe_headers(http: TestClient) -> None:
     """Unless an endpoint knows better."""
     headers = http.get("/api/v1/numbers/1").headers

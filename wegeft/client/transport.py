@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from wegeft.contracts.errors import (
     error_from_body,
     shorten,
 )
+from wegeft.contracts.trace import HEADER, TraceContext
 
 API_PREFIX = "/api/v1"
 CONNECT_SECONDS = 5.0
@@ -100,7 +102,10 @@ def _is_loopback(host: str) -> bool:
 
 
 class Transport:
-    """Connections to one server with one token, or with requests that are signed one by one; safe to use from several threads."""
+    """Connections to one server with one token, or with requests that are signed one by one; safe to use from several threads.
+
+    All its requests are of one trace, which the server's log names.
+    """
 
     def __init__(
         self, server: str, token: str | None, *, timeout_seconds: float, patience_seconds: float, sign: Sign | None = None
@@ -110,6 +115,7 @@ class Transport:
         self.patience_seconds = patience_seconds
         self._timeout_seconds = timeout_seconds
         self._sign = sign
+        self._trace_id = secrets.token_hex(16)
         self._http = httpx2.Client(
             base_url=url,
             headers={
@@ -170,7 +176,7 @@ class Transport:
                 call.method,
                 path,
                 params=dict(call.params) or None,
-                headers=dict(call.headers),
+                headers={HEADER: TraceContext(self._trace_id, secrets.token_hex(8)).header(), **call.headers},
                 content=content,
                 timeout=self._timeout(call.read_seconds),
             )
