@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hub.published_baselines import BASELINES, kind_of
-from hub.published_fields import Alpha, ModuleName, ModuleNames, PlainText, Probability, PublishedBaseline, Rank
+from hub.published_fields import Alpha, ModuleName, ModuleNames, PlainText, Probability, PublishedBaseline, Rank, TaskKind
 from wegeft.contracts.errors import Problem, shorten
 
 
@@ -32,7 +32,7 @@ class PublishedConfig(BaseModel):
     input_dropout: Probability = 0.0
     rank_pattern: dict[ModuleName, Rank] = Field(default_factory=dict)
     alpha_pattern: dict[ModuleName, Alpha] = Field(default_factory=dict)
-    task_type: PlainText | None = None
+    task_type: TaskKind | None = None
     revision: PlainText | None = None
     peft_version: PlainText | None = None
     inference_mode: bool = True

@@ -17,6 +17,8 @@ Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 PlainText = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,4200}\z")]
 Size = Annotated[int, Field(ge=1, le=1 << 24)]
+TaskKind = Literal["SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"]
+"""PEFT's closed list: it reads no configuration that names another."""
 Number = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
 
 
@@ -37,7 +39,7 @@ class PublishedBaseline(BaseModel):
     bias: Literal["none"] = "none"
     fan_in_fan_out: bool = False
     init_weights: Literal[True] = True
-    task_type: PlainText | None = None
+    task_type: TaskKind | None = None
     revision: PlainText | None = None
     peft_version: PlainText | None = None
     inference_mode: bool = True
@@ -46,6 +48,8 @@ class PublishedBaseline(BaseModel):
     @classmethod
     def _others_are_empty(cls, data: dict[str, Any]) -> dict[str, Any]:
         for name, value in data.items():
+            if name not in cls.model_fields and not name.isidentifier():
+                raise ValueError(f"{name[:100]!r} is not the name of a field")
             if name not in cls.model_fields and value not in (None, False, 0, "", [], {}):
                 raise ValueError(f"{name[:100]!r} must be empty: this hub does not serve adapters that set it")
         return data

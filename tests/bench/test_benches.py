@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 
 import bench
-from bench import gpu_step, linears, packing
+from bench import gpu_step, hostile, linears, packing
 from bench.__main__ import claims
 from bench.train_step import FORMS
+from wegeft.contracts.adapter import CONFIG_FILE
 
 FOLDER = Path(bench.__file__).parent
 
@@ -80,3 +83,19 @@ def test_the_edit_and_its_products_are_timed_for_every_input(capsys: pytest.Capt
     rows = cells(capsys.readouterr().out)
     assert set(rows) == {*FORMS, "products of wegeft_r16", "products of wegeft_r64"}
     assert all(len(row) == len(linears.READERS) + 2 and float(row[-2]) > 0 for row in rows.values())
+
+
+def test_hostile_files_are_told_from_misread_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    """The gate withstands some of the bench's cases; and the bench notices a gate that accepts what PEFT cannot read."""
+    findings = hostile.Findings()
+    assert hostile.main(["--cases", "150", "--trace", "50"]) == 0
+    assert "faults: 0" in capsys.readouterr().out
+    sound = hostile.sound_files("LORA")
+    wrong = {**hostile.CONFIGS["LORA"], "task_type": "none of theirs"}
+    case = hostile.Case(0, "LORA", CONFIG_FILE, json.dumps(wrong).encode(), sound)
+    facts = hostile.judge(hostile.Case(0, "LORA", CONFIG_FILE, sound[CONFIG_FILE], sound))
+    assert facts is not None
+    with TemporaryDirectory() as folder:
+        assert "Invalid task type" in hostile.checked_misreadings(case, facts, Path(folder))[0]
+        hostile.try_case(case, findings, Path(folder))
+    assert findings.verdicts[f"{CONFIG_FILE}: accepted"] == 1
