@@ -133,7 +133,9 @@ def _dataset(path: str, kind: str | None) -> DatasetSpec:
     from pydantic import ValidationError
 
     try:
-        return DatasetSpec.model_validate({"path": str(Path(path).expanduser().absolute()), "type": None if kind is None else DatasetType(kind)})
+        return DatasetSpec.model_validate(
+            {"path": str(Path(path).expanduser().absolute()), "type": None if kind is None else DatasetType(kind)}
+        )
     except ValidationError as error:
         hint = "a file that ends in .jsonl, .json, .csv or .parquet"
         raise InvalidSetting("not a data set", path="--data", value=path, hint=hint) from error
@@ -233,7 +235,10 @@ def _tell(report: RoundReport) -> None:
         [
             ("  asked", _listed(report.asked)),
             *((f"  {word}", _listed([one.site for one in found])) for reason, word in _WORDS.items() if (found := report.left_out(reason))),
-            ("  refused", _listed([f"{one.site} ({', '.join(problem.path or '-' for problem in one.problems)})" for one in refused]) or None),
+            (
+                "  refused",
+                _listed([f"{one.site} ({', '.join(problem.path or '-' for problem in one.problems)})" for one in refused]) or None,
+            ),
             ("  hostile in it", _listed(report.hostile_members) or None),
             ("  loss", _change(report.before, report.after)),
             ("  loss of training", None if report.train_loss is None else f"{report.train_loss:.4f}"),

@@ -56,7 +56,9 @@ def _orders(simulation: Simulation) -> list[TrainOrder]:
     offers, starts = make_offers(federation, simulation.start.state, round_, sites)
     together = simulation.rounds * (_answering(simulation) if simulation.spec.max_steps else 1)
     return [
-        TrainOrder(site=name, offer=offers[name], start=starts[offers[name].start], times=together if name == EVERYBODY else simulation.rounds)
+        TrainOrder(
+            site=name, offer=offers[name], start=starts[offers[name].start], times=together if name == EVERYBODY else simulation.rounds
+        )
         for name in names
     ]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
+from pydantic import Field
+
 from simulation.scenario import Scenario
 from wegeft.contracts.federation import Exclusion, Message, ReasonCode, RoundRecord
 
@@ -13,7 +15,7 @@ class Figures(Message):
     """How generators do on the held-out rows."""
 
     loss: float
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = Field(default_factory=dict)
 
 
 class RoundReport(Message):

@@ -14,7 +14,7 @@ from simulation.bounds import find_bounds
 from simulation.journal import Journal
 from simulation.preparation import Simulation
 from simulation.reports import Bound, Figures, RoundReport, SimulationReport
-from simulation.server import Played, Server, Standing
+from simulation.server import Server, Standing
 from simulation.site_answers import Answers
 from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, digest_of
 from wegeft.contracts.base_model_name import pinned_name

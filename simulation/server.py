@@ -83,10 +83,10 @@ class Server:
         asked = self._draw(round_, standing.attempt)
         if isinstance(asked, Fail):
             return self._fail(standing, round_, asked, round_.since)
-        round_ = Round(number=round_.number, state=RoundState.COLLECTING, closing=round_.closing, since=round_.since, asked=frozenset(asked))
-        offers, starts = make_offers(
-            self._federation, standing.state, round_, [self._sites[name] for name in asked], standing.attempt
+        round_ = Round(
+            number=round_.number, state=RoundState.COLLECTING, closing=round_.closing, since=round_.since, asked=frozenset(asked)
         )
+        offers, starts = make_offers(self._federation, standing.state, round_, [self._sites[name] for name in asked], standing.attempt)
         present = {name: offer for name, offer in offers.items() if not self._misses(standing, name)}
         answered = self._answers.collect(present, starts, standing, self.hostile)
         taken = _Taken(answers=answered, received=sum(len(starts[offer.start]) for offer in present.values()))
@@ -123,9 +123,7 @@ class Server:
         reason = ReasonCode.REFUSED if problems else None
         return Arrival(site=site, digest=answer.signed.update.digest, received_at=at, reason=reason, problems=tuple(problems))
 
-    def _combine(
-        self, standing: Standing, round_: Round, closed: Aggregate, given: tuple[Mapping[str, Offer], _Taken]
-    ) -> Played:
+    def _combine(self, standing: Standing, round_: Round, closed: Aggregate, given: tuple[Mapping[str, Offer], _Taken]) -> Played:
         offers, taken = given
         full = max(edit.pair.rank for edit in standing.state.edits.values())
         answers = {member.site: taken.update_of(member.site) for member in closed.members}
@@ -134,22 +132,16 @@ class Server:
             Sent(update=answer.signed.update, rank=None if offers[site].rank == full else offers[site].rank)
             for site, answer in answers.items()
         ]
-        outcome = combine_round(
-            self._federation, standing.state, standing.number, standing.attempt, sent, contents.__getitem__
-        )
+        outcome = combine_round(self._federation, standing.state, standing.number, standing.attempt, sent, contents.__getitem__)
         if isinstance(outcome, Refused):
             return self._fail(standing, round_, Fail(code=outcome.code, left_out=closed.left_out), closed.closed_at, taken)
         record = record_commit(self._federation, round_, standing.attempt, closed, (standing.state, outcome), sent)
         carried = dict(standing.carried) | {site: answer.carried for site, answer in answers.items() if answer.carried}
         after = Standing(state=outcome.state, carried=carried, committed=standing.number, now=closed.closed_at)
-        told = [
-            (one.update.metrics["train_loss"], one.update.examples) for one in sent if "train_loss" in one.update.metrics
-        ]
+        told = [(one.update.metrics["train_loss"], one.update.examples) for one in sent if "train_loss" in one.update.metrics]
         return Played(report=self._report(record, round_, taken, mean_train_loss(told)), standing=after)
 
-    def _fail(
-        self, standing: Standing, round_: Round, why: Fail, at: datetime, taken: _Taken | None = None
-    ) -> Played:
+    def _fail(self, standing: Standing, round_: Round, why: Fail, at: datetime, taken: _Taken | None = None) -> Played:
         start = digest_of(write_state(standing.state))
         record = record_failure(self._federation, round_, standing.attempt, start, why, at)
         after = Standing(
