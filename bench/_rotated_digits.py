@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from simulation.preparation import Given
-from wegeft.contracts.federation_spec import FederationSpec
 from wegeft.contracts.job import DatasetSpec, JobSpec, TaskType
 from wegeft.contracts.job_task_rules import ROW_TYPES
 from workers.data import read_rows
@@ -27,16 +25,14 @@ LABELS = tuple("0123456789")
 _PASSES, _BATCH, _SEED = 30, 64, 7
 
 
-def job_of(model: Path, federation: Mapping[str, Any], *, steps: int, learning_rate: float, rank: int = 4) -> JobSpec:
-    """Return the job of one site's round, with a federation that ``wgctl submit`` would not take for a classifier."""
+def job_of(model: Path, *, steps: int, learning_rate: float, rank: int = 4) -> JobSpec:
+    """Return the job of one site's round."""
     fields = {
         "name": "rotated-digits", "task": "image_classification", "base_model": str(model), "rank": rank, "target_modules": "all-linear",
         "datasets": [{"path": "train.zip"}], "label_names": list(LABELS), "max_steps": steps, "micro_batch_size": 32,
         "learning_rate": learning_rate, "lr_scheduler": "constant", "warmup_ratio": 0.0,
     }  # fmt: skip
-    spec = JobSpec.model_validate_json(json.dumps(fields))
-    section = FederationSpec.model_validate_json(json.dumps(dict(federation)))
-    return spec.model_copy(update={"datasets": (), "federation": section})
+    return JobSpec.model_validate_json(json.dumps(fields))
 
 
 def read_given(turns: int = 1) -> Given:

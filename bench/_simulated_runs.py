@@ -18,6 +18,7 @@ from simulation.reports import RoundReport, SimulationReport
 from simulation.run import Around, simulate
 from simulation.scenario import Options
 from wegeft.contracts.errors import RoundsFailed
+from wegeft.contracts.federation_spec import FederationSpec
 from workers.crew import InlineCrew
 
 
@@ -92,9 +93,9 @@ def accepted(report: RoundReport) -> set[str]:
 
 def simulation_of(run: Run, base: Path, given: Given) -> Simulation:
     """Return the simulation of a run."""
-    spec = job_of(base, json.loads(run.federation), steps=run.steps, learning_rate=run.learning_rate)
+    spec, section = job_of(base, steps=run.steps, learning_rate=run.learning_rate), FederationSpec.model_validate_json(run.federation)
     options = Options(sites=run.sites, partition=f"dirichlet:{run.alpha:g}", seed=run.seed, byzantine=run.byzantine)
-    return replace(prepare_simulation(spec, options, given), rounds=run.rounds)
+    return replace(prepare_simulation(spec, options, given, section), rounds=run.rounds)
 
 
 def known(results: Path) -> dict[Run, Figures]:

@@ -4,9 +4,9 @@
     python -m bench.federation_byzantine --defences none multi_krum --attacks gauge alie --rounds 2
 
 Eleven sites, of which two are hostile (fewer than a quarter, and as many as bulyan can stand), each with its own Dirichlet share of the
-labels, train a small Vision Transformer that reads upright digits on digits turned by 90 degrees. Everything goes through the code of real
-rounds: training, wire, gate, defence and rule (``wgctl federation simulate``). Accuracy under each defence is compared with that of the same defence
-without an attack, seed by seed. Malformed attacks are for the gate, so one defence is enough for them.
+labels, train a small Vision Transformer that reads upright digits on digits turned by 90 degrees. Everything goes through the code of
+real rounds: training, wire, gate, defence and rule (``wgctl federation simulate``). Accuracy under each defence is compared with that of
+the same defence without an attack, seed by seed. Malformed attacks are for the gate, so one defence is enough for them.
 """
 
 from __future__ import annotations

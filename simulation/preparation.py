@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from hub.objects import MemoryStore
 from orchestrator.federation_start import Start, read_start
@@ -29,20 +28,15 @@ class Simulation:
     rounds: int
     workplace: Workplace
     start: Start
+    section: FederationSpec
+    """How sites' work becomes one generator."""
     kinds: str
     """How rows were told apart."""
 
     @property
     def spec(self) -> JobSpec:
-        """The job."""
+        """The job, as sites train it."""
         return self.workplace.spec
-
-    @property
-    def section(self) -> FederationSpec:
-        """Its federation."""
-        section = self.spec.federation
-        assert section is not None  # noqa: S101 - checked when it was prepared
-        return section
 
     @property
     def examples(self) -> dict[str, int]:
@@ -51,13 +45,12 @@ class Simulation:
 
     def describe(self) -> dict[str, object]:
         """Return everything that its result follows from, but the number of rounds, as JSON can hold it."""
-        job = self.spec.model_dump(mode="json")
-        job["federation"].pop("rounds")
         parts = {site: list(part) for site, part in self.workplace.parts.items()}
         return {
             "version": 1,
             "scenario": self.scenario.model_dump(mode="json"),
-            "job": job,
+            "job": self.spec.model_dump(mode="json", exclude={"federation"}),
+            "federation": self.section.model_dump(mode="json", exclude={"rounds"}),
             "rows": digest_of(repr((list(self.workplace.rows), parts)).encode()),
             "held_out": digest_of(repr(list(self.workplace.held_out)).encode()),
         }
@@ -73,38 +66,52 @@ class Given:
     held_out: Sequence[AnyRow] = ()
 
 
-def prepare_simulation(spec: JobSpec, options: Options, given: Given) -> Simulation:
-    """Return the simulation of a federated job and options that were checked; its seed takes the place of the job's.
+def prepare_simulation(spec: JobSpec, options: Options, given: Given, section: FederationSpec | None = None) -> Simulation:
+    """Return the simulation of a federated job and options that were checked; the options' seed takes the place of the job's.
+
+    ``section`` federates a job that is not federated itself: a classifier's generators, with its head as the base model has it.
 
     Raises :class:`InvalidSetting` or :class:`InvalidData` where the rows do not do, :class:`InvalidJob` where the start does not, and what
     :func:`workers.untrained.make_untrained` does.
     """
+    federated = spec if section is None else spec.model_copy(update={"federation": section})
     partition = parse_partition(options.partition)
     kinds, how = kinds_of(given.values)
     if isinstance(partition, ByField):
         kinds, how = _own_kinds(given.values, partition.name)
     sites = len(set(kinds)) if isinstance(partition, ByField) else options.sites or 0
-    scenario = make_scenario(options, spec, sites)
+    scenario = make_scenario(options, federated, sites)
     if len(given.rows) < sites:
         raise InvalidData(f"{sites} sites need as many rows", path="--data", value=len(given.rows), hint="fewer --sites")
     parts = dict(zip(site_names(sites), share_out(kinds, scenario.shares, sites, scenario.seed), strict=True))
-    section = spec.federation
-    assert section is not None  # noqa: S101 - options were checked
-    store, digests = MemoryStore(), dict[str, str]()
-    ready = spec.model_copy(update={"seed": scenario.seed})
-    contents, commit = _start_files(ready, section)
-    for name, content in contents.items():
-        digests[name] = digest_of(content)
-        store.put(digests[name], BytesIO(content), len(content))
-    change: dict[str, Any] = {"federation": section.model_copy(update={"start": StartSpec(**digests)}), "base_model_revision": commit}
-    ready = ready.model_copy(update=change)
+    start, ready, begun = _begin(federated, scenario.seed)
     return Simulation(
         scenario=scenario,
-        rounds=options.rounds or section.rounds,
-        workplace=Workplace(spec=ready, rows=given.rows, parts=parts, held_out=given.held_out),
-        start=read_start(ready, store),
+        rounds=options.rounds or begun.rounds,
+        workplace=Workplace(
+            spec=ready if section is None else ready.model_copy(update={"federation": None}),
+            rows=given.rows,
+            parts=parts,
+            held_out=given.held_out,
+        ),
+        start=start,
+        section=begun,
         kinds=how,
     )
+
+
+def _begin(spec: JobSpec, seed: int) -> tuple[Start, JobSpec, FederationSpec]:
+    """Return what the federation begins with, checked as a service does, the job with its base model pinned, and its section."""
+    section = spec.federation
+    assert section is not None  # noqa: S101 - options were checked
+    seeded = spec.model_copy(update={"seed": seed})
+    contents, commit = _start_files(seeded, section)
+    store, digests = MemoryStore(), {name: digest_of(content) for name, content in contents.items()}
+    for name, content in contents.items():
+        store.put(digests[name], BytesIO(content), len(content))
+    begun = section.model_copy(update={"start": StartSpec(**digests)})
+    ready = seeded.model_copy(update={"federation": begun, "base_model_revision": commit})
+    return read_start(ready, store), ready, begun
 
 
 def _own_kinds(values: Sequence[object], column: str) -> tuple[list[str], str]:

@@ -75,7 +75,7 @@ def test_a_folder_of_another_simulation_is_refused_with_every_difference(model: 
     journal.begin(make_simulation(model, given).describe())
     with pytest.raises(InvalidSetting) as caught:
         journal.begin(make_simulation(model, given, drop=0.1, federation={"min_sites": 3}).describe())
-    assert [problem.path for problem in caught.value.problems] == ["job", "scenario"]
+    assert [problem.path for problem in caught.value.problems] == ["federation", "scenario"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(InvalidSetting, match="holds something else"):
