@@ -11,6 +11,7 @@ import rich_click as click
 from cli.connection import Service, require_service
 from cli.options import example, json_option, parse_duration
 from cli.output import note, print_fields, print_json, print_json_line, print_table, say, show_age, show_time
+from cli.simulate import simulate
 from wegeft.contracts.enrolment import FederationView, InvitationRequest, RoundView, SiteView
 
 if TYPE_CHECKING:
@@ -293,3 +294,6 @@ def _watch(client: FederationClient, job_id: str, *, is_json: bool) -> None:
 def _describe(view: FederationView) -> str:
     now = _describe_round(view.current) if view.current else f"{len(view.sites)} sites have enrolled"
     return f"{view.state}, {view.rounds_committed}/{view.rounds_total} rounds; {now}"
+
+
+federation.add_command(simulate)

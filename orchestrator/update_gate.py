@@ -17,9 +17,10 @@ import numpy as np
 from orchestrator.aggregate.gramian import update_of
 from orchestrator.aggregate.state import Contribution, FederationState, Tensors
 from wegeft.algebra import norm
-from wegeft.contracts.errors import Problem, shorten
+from wegeft.contracts.errors import InvalidTensors, Problem, shorten
 from wegeft.contracts.federation import Offer, SignedUpdate, Site, SiteState, Update
 from wegeft.contracts.signatures import is_signed
+from wegeft.contracts.wire import read_update
 
 _DTYPES: Mapping[str, frozenset[str]] = {"fp32": frozenset({"float32"}), "bf16": frozenset({"float32"}), "int8": frozenset({"float32"})}
 """What the reader of updates gives for each wire format: it widens bfloat16, exactly, and multiplies int8 with its scales."""
@@ -40,6 +41,18 @@ class Terms:
     state: FederationState
     """Where the round starts."""
     now: datetime
+
+
+def check_content(signed: SignedUpdate, content: bytes, terms: Terms) -> list[Problem]:
+    """Return everything that is wrong with an update and the file that came with it; empty where it may be a member."""
+    problems = []
+    if len(content) != signed.update.size:
+        problems.append(Problem(path="size", message=f"the tensors have {len(content)} bytes", value=str(signed.update.size)))
+    try:
+        tensors = read_update(content, terms.offer.wire)
+    except InvalidTensors as error:
+        return problems + [problem.model_copy(update={"path": problem.path or "tensors"}) for problem in error.problems]
+    return problems + check_update(signed, tensors, terms)
 
 
 def check_update(signed: SignedUpdate, tensors: Tensors, terms: Terms) -> list[Problem]:

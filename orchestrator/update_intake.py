@@ -17,11 +17,11 @@ from orchestrator.ledger import federations, rounds
 from orchestrator.ledger.rounds import RoundKey
 from orchestrator.rounds import Arrival, Closing
 from orchestrator.services import OrchestratorServices
-from orchestrator.update_gate import Terms, check_update
-from wegeft.contracts.errors import InvalidRequest, InvalidTensors, NotFound, Problem, StaleRound
+from orchestrator.update_gate import Terms, check_content
+from wegeft.contracts.errors import InvalidRequest, NotFound, Problem, StaleRound
 from wegeft.contracts.federation import Decline, Offer, Receipt, RoundState, SignedReceipt, SignedUpdate, Site
 from wegeft.contracts.signatures import sign
-from wegeft.contracts.wire import bytes_on, read_update
+from wegeft.contracts.wire import bytes_on
 
 _HEADER_BYTES, _TENSOR_HEADER_BYTES = 4096, 512
 _KEPT_STATES = 2
@@ -139,14 +139,7 @@ class UpdateIntake:
 
     def _problems(self, signed: SignedUpdate, terms: Terms) -> list[Problem]:
         content = read_verified(self._services.store, signed.update.tensors, longest_upload(terms.offer))
-        problems = []
-        if len(content) != signed.update.size:
-            problems.append(Problem(path="size", message=f"the tensors have {len(content)} bytes", value=str(signed.update.size)))
-        try:
-            tensors = read_update(content, terms.offer.wire)
-        except InvalidTensors as error:
-            return problems + [problem.model_copy(update={"path": problem.path or "tensors"}) for problem in error.problems]
-        return problems + check_update(signed, tensors, terms)
+        return check_content(signed, content, terms)
 
     def _receive(self, key: RoundKey, message: SignedUpdate | Decline, problems: list[Problem], closing: Closing) -> Arrival:
         try:

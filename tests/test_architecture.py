@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("wegeft", "hub", "orchestrator", "workers", "cli", "infra")
+ROOMS = ("wegeft", "hub", "orchestrator", "workers", "simulation", "cli", "infra")
 
 ALLOWED_IN = {
     "torch": ("wegeft/method/", "workers/"),
     "peft": ("wegeft/method/", "workers/"),
     "transformers": ("wegeft/method/", "workers/"),
     "datasets": ("workers/",),
-    "ray": ("workers/pool.py",),
+    "ray": ("workers/pool.py", "workers/crew.py"),
     "minio": ("hub/s3.py",),
     "sqlalchemy": ("hub/", "orchestrator/", "infra/", "cli/serve.py"),
     "pickle": (),

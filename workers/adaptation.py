@@ -19,7 +19,7 @@ from workers.baselines import Request, baseline_config
 
 _SEEDING = threading.Lock()
 """torch has one random state for all threads; two attempts in one process must not draw from each other's seed."""
-_TASK_TYPES = {TaskType.CAUSAL_LM: "CAUSAL_LM", TaskType.SEQUENCE_CLASSIFICATION: "SEQ_CLS", TaskType.IMAGE_CLASSIFICATION: None}
+TASK_TYPES = {TaskType.CAUSAL_LM: "CAUSAL_LM", TaskType.SEQUENCE_CLASSIFICATION: "SEQ_CLS", TaskType.IMAGE_CLASSIFICATION: None}
 """What PEFT calls them; it has no word for images."""
 
 
@@ -30,7 +30,7 @@ def config_of(spec: JobSpec, base: BaseModel, total_steps: int = 1) -> Any:
     """
     _refuse_absent_modules(spec, base.model)
     kept = tuple(dict.fromkeys((*(spec.modules_to_save or ()), *base.head_modules)))
-    common = {"task_type": _TASK_TYPES[spec.task], "revision": base.commit, "modules_to_save": list(kept) or None}
+    common = {"task_type": TASK_TYPES[spec.task], "revision": base.commit, "modules_to_save": list(kept) or None}
     own = _wegeft_config(spec, common)
     if spec.method is Method.WEGEFT:
         return own

@@ -192,6 +192,10 @@ class RayPool:
             ray.shutdown()
             self._is_connected = False
 
+    def connect(self) -> None:
+        """Start Ray, or join it, before the first attempt does; harmless where that is done."""
+        self._connect()
+
     def _connect(self) -> None:
         if self._is_connected:
             return

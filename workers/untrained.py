@@ -16,7 +16,8 @@ from wegeft.contracts.tensor_writer import write_tensors
 from wegeft.method import WeGeFTConfig
 from wegeft.method.sharing import Group, plan_groups, target_names
 from wegeft.method.weights import GeneratorWeights
-from workers.base_model import default_cache, load_base_model, request_of
+from workers.adaptation import TASK_TYPES
+from workers.base_model import default_cache, load_base_model, loader_name, request_of
 from workers.model_source import find_config
 
 _PREFIX = "base_model.wegeft_generators."
@@ -45,7 +46,7 @@ def make_untrained(spec: JobSpec) -> Untrained:
         r=spec.effective_rank,
         wegeft_alpha=spec.effective_alpha,
         target_modules=targets,
-        task_type="CAUSAL_LM",
+        task_type=TASK_TYPES[spec.task],
         revision=commit,
         inference_mode=True,
     )
@@ -61,14 +62,14 @@ def _structure(spec: JobSpec) -> tuple[nn.Module, str | None]:
     """Return the base model without its numbers, and its commit."""
     if spec.base_model.lower().endswith(".gguf"):
         return load_base_model(request_of(spec, default_cache())).model, None
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
     source = find_config(spec.base_model, spec.base_model_revision, with_code=spec.trust_remote_code)
     assert source.folder is not None  # noqa: S101 - only GGUF files have none
     try:
-        found = AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=spec.trust_remote_code)
+        found = transformers.AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=spec.trust_remote_code)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(found, trust_remote_code=spec.trust_remote_code), source.commit
+            return getattr(transformers, loader_name(spec.task)).from_config(found, trust_remote_code=spec.trust_remote_code), source.commit
     except Exception as error:
         raise BaseModelUnusable(f"it cannot be built: {shorten(str(error))}", path="base_model", value=spec.base_model) from error
 

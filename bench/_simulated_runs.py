@@ -1,0 +1,173 @@
+"""Runs of simulated federations for benchmarks: each done once, appended to a file, and found again there."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench._rotated_digits import job_of, make_base, read_given
+from simulation.attacks import Attack
+from simulation.preparation import Given, Simulation, prepare_simulation
+from simulation.reports import RoundReport, SimulationReport
+from simulation.run import Around, simulate
+from simulation.scenario import Options
+from wegeft.contracts.errors import RoundsFailed
+from wegeft.contracts.federation_spec import FederationSpec
+from workers.crew import InlineCrew
+
+
+@dataclass(frozen=True, order=True)
+class Run:
+    """One simulation on the rotated digits: two with equal fields are the same."""
+
+    label: str
+    """What is compared."""
+    seed: int
+    sites: int
+    alpha: float
+    """Of the Dirichlet shares of labels."""
+    rounds: int
+    steps: int
+    learning_rate: float
+    federation: str
+    """The section, as JSON."""
+    byzantine: str | None = None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a run showed."""
+
+    accuracy: float
+    """Held out, after the last round, 0 to 1."""
+    loss: float
+    sent_bytes: int
+    """By all sites in all rounds, files alone."""
+    received_bytes: int
+    hostile_accepted: int
+    """Updates of hostile sites that the gate let through, in all rounds."""
+    hostile_sent: int
+    residual: float
+    """Mean aggregation residual."""
+    bounds: Mapping[str, float] | None = None
+    """Accuracy of ``local_only`` and ``centralised``, where they were asked for."""
+    failure: str | None = None
+    """Why the rounds failed."""
+
+
+def perform(run: Run, base: Path, given: Given, *, has_bounds: bool = False) -> Figures:
+    """Simulate and measure, in this process."""
+    simulation = simulation_of(run, base, given)
+    reports: list[RoundReport] = []
+    crew = InlineCrew(simulation.workplace.prepare)
+    try:
+        found: SimulationReport | None = simulate(simulation, Around(crew=crew, tell=reports.append), has_bounds=has_bounds)
+        failure = None
+    except RoundsFailed:
+        found, failure = None, str(reports[-1].record.failure)
+    after = reports[-1].after
+    assert after is not None
+    return Figures(
+        accuracy=after.metrics["accuracy"],
+        loss=after.loss,
+        sent_bytes=sum(report.sent_bytes for report in reports),
+        received_bytes=sum(report.received_bytes for report in reports),
+        hostile_accepted=sum(len(accepted(report)) for report in reports),
+        hostile_sent=sum(len(report.hostile) for report in reports),
+        residual=statistics.fmean(report.record.measures.get("aggregation_residual", 0.0) for report in reports),
+        bounds={bound.name: bound.metrics["accuracy"] for bound in found.bounds} if found and has_bounds else None,
+        failure=failure,
+    )
+
+
+def accepted(report: RoundReport) -> set[str]:
+    """Return the hostile sites whose update passed the gate, whatever weight it got."""
+    return {member.site for member in report.record.members} & set(report.hostile)
+
+
+def simulation_of(run: Run, base: Path, given: Given) -> Simulation:
+    """Return the simulation of a run."""
+    spec, section = job_of(base, steps=run.steps, learning_rate=run.learning_rate), FederationSpec.model_validate_json(run.federation)
+    options = Options(sites=run.sites, partition=f"dirichlet:{run.alpha:g}", seed=run.seed, byzantine=run.byzantine)
+    return replace(prepare_simulation(spec, options, given, section), rounds=run.rounds)
+
+
+def known(results: Path) -> dict[Run, Figures]:
+    """Return the runs that are done."""
+    if not results.exists():
+        return {}
+    found = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+    return {Run(**entry["run"]): Figures(**entry["figures"]) for entry in found}
+
+
+def complete(runs: Sequence[Run], results: Path, needs_bounds: Callable[[Run], bool] = lambda _run: False) -> dict[Run, Figures]:
+    """Return the figures of all runs, doing those that are not in ``results`` and appending each when it ends; Ctrl-C ends it early."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    done = known(results)
+    missing = [run for run in runs if run not in done]
+    try:
+        if missing:
+            _do(missing, results, needs_bounds, done)
+    except KeyboardInterrupt:
+        print(f"stopped; what is done is in {results}", file=sys.stderr)
+    return {run: done[run] for run in runs if run in done}
+
+
+def _do(missing: Sequence[Run], results: Path, needs_bounds: Callable[[Run], bool], done: dict[Run, Figures]) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    base, given = make_base(results.parent / "rotated-digits-base"), read_given()
+    for number, run in enumerate(missing, start=1):
+        print(f"{number} of {len(missing)}: {run.label}, seed {run.seed}", file=sys.stderr, flush=True)
+        done[run] = perform(run, base, given, has_bounds=needs_bounds(run))
+        with results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"run": asdict(run), "figures": asdict(done[run])}) + "\n")
+
+
+def federation_of(**fields: Any) -> str:
+    """Return a ``federation:`` section as a run keeps it."""
+    return json.dumps({"max_failed_rounds": 0, "deadline": "1h", **fields}, sort_keys=True)
+
+
+def paired(scores: Mapping[int, float], reference: Mapping[int, float]) -> tuple[float, float | None]:
+    """Return the mean difference over the seeds that both have, and its standard error; None for one seed."""
+    gaps = [scores[seed] - reference[seed] for seed in sorted(scores.keys() & reference.keys())]
+    return statistics.fmean(gaps), statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else None
+
+
+def write_bars(rows: Iterable[tuple[str, float]], title: str, path: Path | None) -> str:
+    """Return a plot in characters; with a path, draw it there too where matplotlib is installed."""
+    import plotext
+
+    names, values = zip(*rows, strict=True)
+    if path is not None:
+        _draw(names, values, title, path)
+    plotext.clear_figure()
+    plotext.simple_bar(list(names), list(values), width=100, title=title)
+    return str(plotext.uncolorize(plotext.build()))
+
+
+def _draw(names: Sequence[str], values: Sequence[float], title: str, path: Path) -> None:
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        print("matplotlib is not installed; drawn in characters alone", file=sys.stderr)
+        return
+    figure, axes = plt.subplots(figsize=(9, 0.4 * len(names) + 1))
+    axes.barh(list(names)[::-1], list(values)[::-1])
+    axes.set_title(title)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    plt.close(figure)
+
+
+ATTACKS_PAST_THE_GATE = (
+    Attack.BOOST, Attack.ALIE, Attack.GAUGE, Attack.INNER_PRODUCT, Attack.SIGN_FLIP, Attack.SAME_VALUE, Attack.ECHO, Attack.DENORMAL,
+)  # fmt: skip
+"""Attacks that no gate can tell from honest work."""

@@ -1,0 +1,185 @@
+"""Attacks against defences in simulated federations of digits: what each costs in accuracy, and that nothing malformed is accepted.
+
+    python -m bench.federation_byzantine                                  # an hour on two cores; goes on where it stopped
+    python -m bench.federation_byzantine --defences none multi_krum --attacks gauge alie --rounds 2
+
+Eleven sites, of which two are hostile (fewer than a quarter, and as many as bulyan can stand), each with its own Dirichlet share of the
+labels, train a small Vision Transformer that reads upright digits on digits turned by 90 degrees. Everything goes through the code of
+real rounds: training, wire, gate, defence and rule (``wgctl federation simulate``). Accuracy under each defence is compared with that of
+the same defence without an attack, seed by seed. Malformed attacks are for the gate, so one defence is enough for them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from bench._simulated_runs import ATTACKS_PAST_THE_GATE, Figures, Run, complete, federation_of, paired, write_bars
+from simulation.attacks import MALFORMED, Attack
+from wegeft.contracts.federation_rules import least_sites
+from wegeft.contracts.federation_spec import FederationSpec
+
+SITES, HOSTILE = 11, 2
+CLEAN = "no attack"
+DEFENCES: dict[str, dict[str, object]] = {
+    "none": {},
+    "geometric_median": {"defence": {"name": "geometric_median"}},
+    "multi_krum": {"defence": {"name": "multi_krum", "malicious": HOSTILE}},
+    "norm_clip": {"defence": {"name": "norm_clip"}},
+    "trimmed_mean": {"defence": {"name": "trimmed_mean", "beta": 0.2}},
+    "coordinate_median": {"defence": {"name": "coordinate_median"}},
+    "bulyan": {"defence": {"name": "bulyan", "malicious": HOSTILE}},
+    "krum": {"defence": {"name": "krum", "malicious": HOSTILE}},
+    "fltrust": {"defence": {"name": "fltrust", "root": "site-001"}},
+    "factor_mean": {"rule": {"name": "factor_mean"}},
+    "factor_mean, not aligned": {"rule": {"name": "factor_mean", "align": False}},
+}
+"""By name; the rule is generator_exact unless another is named."""
+_WORST = "worst"
+LIMIT_POINTS = 2.0
+"""Of accuracy that the recommended defence may cost under any attack."""
+
+
+def wanted(arguments: argparse.Namespace) -> Iterator[Run]:
+    """Yield every run that is asked for, seed by seed, defence by defence, without an attack first."""
+    for seed in arguments.seeds:
+        for defence in arguments.defences:
+            for attack in (None, *[attack for attack in arguments.attacks if attack not in MALFORMED]):
+                yield _run(defence, attack, seed, arguments)
+        for attack in (attack for attack in arguments.attacks if attack in MALFORMED):
+            yield _run(arguments.defences[0], attack, seed, arguments)
+
+
+def _run(defence: str, attack: Attack | None, seed: int, arguments: argparse.Namespace) -> Run:
+    section = DEFENCES[defence]
+    least = least_sites(FederationSpec.model_validate_json(json.dumps({"min_sites": SITES, **section})).defence)
+    return Run(
+        label=f"{defence} | {attack or CLEAN}",
+        seed=seed,
+        sites=SITES,
+        alpha=arguments.alpha,
+        rounds=1 if attack in MALFORMED else arguments.rounds,
+        steps=arguments.steps,
+        learning_rate=arguments.rate,
+        federation=federation_of(min_sites=max(least, SITES - HOSTILE), **section),
+        byzantine=None if attack is None else f"{HOSTILE}:{attack}",
+    )
+
+
+def _parts(run: Run) -> tuple[str, str]:
+    defence, _, attack = run.label.partition(" | ")
+    return defence, attack
+
+
+def unattacked(done: Mapping[Run, Figures]) -> dict[str, float]:
+    """Return the accuracy under each defence without an attack, in per cent; mean over the seeds."""
+    found: dict[str, list[float]] = {}
+    for run, figures in done.items():
+        defence, attack = _parts(run)
+        if attack == CLEAN:
+            found.setdefault(defence, []).append(100 * figures.accuracy)
+    return {defence: statistics.fmean(scores) for defence, scores in found.items()}
+
+
+def losses(done: Mapping[Run, Figures]) -> dict[str, dict[str, tuple[float, float | None]]]:
+    """Return, for each defence and attack, the points of accuracy lost against the same defence without one, paired by seed."""
+    scores: dict[str, dict[str, dict[int, float]]] = {}
+    for run, figures in done.items():
+        defence, attack = _parts(run)
+        scores.setdefault(defence, {}).setdefault(attack, {})[run.seed] = 100 * figures.accuracy
+    return {
+        defence: {
+            attack: paired(by_attack[CLEAN], found) for attack, found in by_attack.items() if attack != CLEAN and attack not in MALFORMED
+        }
+        for defence, by_attack in scores.items()
+        if CLEAN in by_attack
+    }
+
+
+def show(done: Mapping[Run, Figures]) -> list[str]:
+    """Return the table in Markdown: rows are defences, the worst attack last, best defence first."""
+    lost = losses(done)
+    attacks = [attack for attack in ATTACKS_PAST_THE_GATE if any(attack in found for found in lost.values())]
+    clean = unattacked(done)
+    lines = [f"| defence | {CLEAN} | {' | '.join(f'{attack}' for attack in attacks)} | {_WORST} |", f"|---|{'---:|' * (len(attacks) + 2)}"]
+    order = sorted(lost, key=lambda defence: (-floor_of(clean[defence], lost[defence]), defence))
+    for defence in order:
+        cells = [_cell(lost[defence].get(attack)) for attack in attacks]
+        worst = max((points for points, _ in lost[defence].values()), default=0.0)
+        lines.append(f"| {defence} | {clean[defence]:.1f} % | {' | '.join(cells)} | {-worst:+.1f} |")
+    return lines
+
+
+def floor_of(clean: float, lost: Mapping[str, tuple[float, float | None]]) -> float:
+    """Return the accuracy under the worst attack, in points."""
+    return clean - max((points for points, _ in lost.values()), default=0.0)
+
+
+def _cell(lost: tuple[float, float | None] | None) -> str:
+    if lost is None:
+        return "-"
+    points, error = lost
+    return f"{-points:+.1f}" + ("" if error is None else f" ± {error:.1f}")
+
+
+def conclude(done: Mapping[Run, Figures]) -> list[str]:
+    """Return what the table says: the best defence, whether it keeps the promise, and what the gate let through."""
+    lost = losses(done)
+    clean = unattacked(done)
+    said = []
+    if lost:
+        best = max(lost, key=lambda defence: floor_of(clean[defence], lost[defence]))
+        worst = max((points for points, _ in lost[best].values()), default=0.0)
+        kept = "yes" if worst <= LIMIT_POINTS else "NO"
+        said.append(f"highest accuracy under its worst attack: {best}, {floor_of(clean[best], lost[best]):.1f} % ({-worst:+.1f} points)")
+        said.append(f"at most {LIMIT_POINTS:g} points lost under every attack: {kept}")
+    malformed = {run: figures for run, figures in done.items() if _parts(run)[1] in MALFORMED}
+    if malformed:
+        accepted = sum(figures.hostile_accepted for figures in malformed.values())
+        signed = sum(figures.hostile_accepted for run, figures in malformed.items() if _parts(run)[1] == Attack.SYBIL)
+        sent = sum(figures.hostile_sent for figures in malformed.values())
+        said.append(
+            f"malformed updates: {sent - signed} sent, {accepted - signed} accepted; {signed} by the site whose own key a Sybil used"
+        )
+    return said
+
+
+def _parsed(given: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--defences", nargs="+", choices=list(DEFENCES), default=list(DEFENCES))
+    parser.add_argument("--attacks", nargs="+", type=Attack, choices=list(Attack), default=[*ATTACKS_PAST_THE_GATE, *sorted(MALFORMED)])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=8, help="optimizer steps of a site in a round")
+    parser.add_argument("--rate", type=float, default=0.01, help="learning rate")
+    parser.add_argument("--alpha", type=float, default=1.0, help="of the Dirichlet shares; less is less alike")
+    parser.add_argument("--results", type=Path, default=Path("bench-byzantine.jsonl"), help="where runs are appended and found again")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw accuracy under the worst attack there; needs matplotlib")
+    return parser.parse_args(given)
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Do what is missing, and print."""
+    arguments = _parsed(given)
+    runs = list(wanted(arguments))
+    done = complete(runs, arguments.results)
+    if arguments.json:
+        entries = [{"run": asdict(run), "figures": asdict(figures)} for run, figures in done.items()]
+        print(json.dumps({"runs": entries, "conclusions": conclude(done)}, indent=2))
+    elif done:
+        print("\n".join([*show(done), "", *conclude(done), ""]))
+        lost, clean = losses(done), unattacked(done)
+        bars = [(defence, floor_of(clean[defence], found)) for defence, found in lost.items()]
+        if bars:
+            print(write_bars(sorted(bars, key=lambda bar: -bar[1]), "accuracy under the worst attack, %", arguments.plot))
+    return 0 if all(run in done for run in runs) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
