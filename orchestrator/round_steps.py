@@ -39,7 +39,7 @@ from orchestrator.services import OrchestratorServices
 from wegeft.contracts.adapter import AliasMove
 from wegeft.contracts.base_model_name import pinned_name
 from wegeft.contracts.errors import IllegalTransition, JobFailure, RoundsFailed
-from wegeft.contracts.federation import FailureCode, RoundState, Site, SiteState
+from wegeft.contracts.federation import FailureCode, Offer, RoundState, Site, SiteState, Update
 from wegeft.contracts.training import JobState
 
 MAX_STATE_BYTES = 8 << 30
@@ -55,6 +55,8 @@ def federation_of(job: federations.FederatedJob, members: tuple[Site, ...]) -> F
         seed=spec.seed,
         pseudonyms={site.name: site.pseudonym for site in members},
         max_steps=spec.max_steps,
+        max_grad_norm=spec.max_grad_norm or 1.0,
+        approved=sum(site.state is SiteState.APPROVED for site in members),
     )
 
 
@@ -249,8 +251,12 @@ def sent_of(kept: KeptRound, before: FederationState) -> list[Sent]:
     """Return what the members of a closed round have sent, each with the rank that it was asked for."""
     full = max(edit.pair.rank for edit in before.edits.values())
     updates = [kept.updates[digest].update for digest in kept.member_digests]
-    ranks = {name: offer.rank for name, offer in kept.offers.items()}
-    return [Sent(update=update, rank=None if ranks[update.site] == full else ranks[update.site]) for update in updates]
+    return [_sent(update, kept.offers[update.site], full) for update in updates]
+
+
+def _sent(update: Update, offer: Offer, full_rank: int) -> Sent:
+    rank = None if offer.rank == full_rank else offer.rank
+    return Sent(update=update, rank=rank, control_sites=offer.control.sites if offer.control else None)
 
 
 def closed_as(kept: KeptRound, members: tuple[Site, ...]) -> Aggregate:

@@ -112,7 +112,7 @@ def _advance(plan: Plan, state: FederationState, combined: Mapping[str, Combined
             moments |= kept
         edits[group] = new
     untouched = {name: values for name, values in state.moments.items() if name not in moments}
-    return FederationState(edits=edits, moments=untouched | moments, rounds=state.rounds + 1)
+    return replace(state, edits=edits, moments=untouched | moments, rounds=state.rounds + 1)
 
 
 def _step(plan: Plan, state: FederationState, group: str, new: Edit) -> tuple[Edit, dict[str, Array]]:

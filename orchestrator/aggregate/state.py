@@ -55,6 +55,10 @@ class FederationState:
     """The server optimizer's memory: ``<group>.<part>.m`` and ``….v``."""
     rounds: int = 0
     """Rounds committed."""
+    controls: Mapping[str, Array] = field(default_factory=dict)
+    """With SCAFFOLD, the sum of all sites' control variates, by the name and in the shape in which the trained tensor travels."""
+    counted: Mapping[str, str] = field(default_factory=dict)
+    """The last update of each site whose change is in that sum, its digest by the site's pseudonym."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -115,6 +115,20 @@ def is_linear(rule: Rule) -> bool:
             return False
 
 
+def has_fixed_gauge(rule: Rule) -> bool:
+    """Return whether factors keep their coordinates: a site's start and the next version are in one gauge, and nothing is kept elsewhere.
+
+    Gradients of factors, as control variates are, mean something from round to round only then.
+    """
+    match rule:
+        case FreezePsi() | FreezePhi() | Alternate() | Core():
+            return True
+        case FactorMean():
+            return not rule.align
+        case GeneratorExact() | GeneratorTruncate() | Stack():
+            return False
+
+
 def sent_parts(rule: Rule, round_number: int) -> tuple[str, ...]:
     """Return what sites train and send for each generator in a round: of ``phi``, ``psi`` and ``core``."""
     match rule:

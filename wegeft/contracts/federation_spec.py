@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,7 @@ from wegeft.contracts.federation_rules import (
     Sampling,
     ServerOptimiser,
     SiteName,
+    has_fixed_gauge,
     least_sites,
 )
 from wegeft.contracts.job_problems import Clash, refuse_clashes
@@ -69,6 +70,8 @@ class FederationSpec(Frozen):
     """Largest Frobenius norm of a site's update, over all generators; longer ones are refused."""
     proximal_mu: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
     """FedProx: sites add `proximal_mu`/2·‖θ − θ_start‖² over all that they train to their loss; 0 leaves it out."""
+    site_optimizer: Literal["adamw", "scaffold"] = "adamw"
+    """Sites' steps: the job's AdamW, or `scaffold`, plain gradient steps that control variates correct (Karimireddy et al., 2020)."""
     site_ranks: Annotated[dict[SiteName, Annotated[int, Field(ge=1, le=4096)]], Field(max_length=10_000)] = Field(default_factory=dict)
     """Ranks of sites that cannot train the job's rank; at most the job's."""
     wire: Wire = "fp32"
@@ -78,7 +81,7 @@ class FederationSpec(Frozen):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
-        refuse_clashes([*self._site_clashes(), *self._defence_clashes(), *self._rule_clashes()])
+        refuse_clashes([*self._site_clashes(), *self._defence_clashes(), *self._rule_clashes(), *self._scaffold_clashes()])
         return self
 
     def _site_clashes(self) -> list[Clash]:
@@ -116,4 +119,20 @@ class FederationSpec(Frozen):
         if self.site_ranks and self.rule.name not in PRODUCT_RULES:
             message = f"{self.rule.name} averages factors, which must have one rank"
             clashes.append(Clash(path="site_ranks", message=message, hint="rule: generator_exact, generator_truncate or stack"))
+        return clashes
+
+    def _scaffold_clashes(self) -> list[Clash]:
+        if self.site_optimizer != "scaffold":
+            return []
+        clashes = []
+        if not has_fixed_gauge(self.rule):
+            message = f"scaffold's control variates are gradients of factors, whose coordinates {self.rule.name} changes"
+            hint = "rule: {name: factor_mean, align: false}, freeze_psi, freeze_phi, alternate or core"
+            clashes.append(Clash(path="rule", message=message, hint=hint))
+        if self.defence.name != "none":
+            message = f"{self.defence.name} guards updates alone, and scaffold's control variates would go past it"
+            clashes.append(Clash(path="defence", message=message, hint="leave it out, or site_optimizer: adamw"))
+        if self.proximal_mu:
+            message = "the proximal term would be taken for a gradient of the site's rows, which scaffold's control variates are"
+            clashes.append(Clash(path="proximal_mu", message=message, hint="one of the two"))
         return clashes
