@@ -39,7 +39,7 @@ from wegeft.contracts.federation import (
     TensorForm,
     Update,
 )
-from wegeft.contracts.federation_rules import Defence, FLTrust, sent_parts
+from wegeft.contracts.federation_rules import Buffered, Defence, FLTrust, sent_parts, staleness_weight
 from wegeft.contracts.federation_spec import FederationSpec
 from wegeft.contracts.job import seconds_of
 from wegeft.contracts.wire import read_update
@@ -140,8 +140,14 @@ def _offer(federation: Federation, state: FederationState, round_: Round, attemp
         max_steps=federation.max_steps,
         max_update_norm=spec.max_update_norm,
         seed=seed_of(federation, round_.number, attempt),
-        deadline_at=round_.deadline_at,
+        deadline_at=_last_moment(spec, round_),
     )
+
+
+def _last_moment(spec: FederationSpec, round_: Round) -> datetime:
+    """Return until when an offer can be answered: a buffered one as long as the versions that it may miss can take."""
+    missed = spec.mode.max_staleness if isinstance(spec.mode, Buffered) else 0
+    return round_.deadline_at + missed * round_.closing.deadline
 
 
 def _full_rank(state: FederationState) -> int:
@@ -157,6 +163,10 @@ class Sent:
     """None for the pair's."""
     control_sites: int | None = None
     """Sites whose control variates the offer's was the mean of; None without any."""
+    position: int | None = None
+    """In buffered mode, its place in the order in which updates were accepted."""
+    start: str | None = None
+    """State of the federation that it started from, where that is not the round's."""
 
 
 def combine_round(
@@ -171,7 +181,10 @@ def combine_round(
         round=number,
         seed=seed_of(federation, number, attempt),
     )
+    older = {digest: read_state(read(digest)) for digest in sorted({one.start for one in sent if one.start is not None})}
     members = [_contribution(one, spec, read) for one in sent]
+    if isinstance(spec.mode, Buffered):
+        members = [_late(member, one, number, older) for member, one in zip(members, sent, strict=True)]
     outcome = aggregate(plan, state, members)
     if isinstance(outcome, Refused) or not federation.has_controls:
         return outcome
@@ -195,12 +208,18 @@ def _contribution(sent: Sent, spec: FederationSpec, read: ReadBytes) -> Contribu
     return Contribution(site=sent.update.site, examples=examples, load=lambda: read_update(read(digest), spec.wire), rank=sent.rank)
 
 
+def _late(member: Contribution, sent: Sent, number: int, older: Mapping[str, FederationState]) -> Contribution:
+    """Return a member of a buffered round, from where it started and by how stale it is."""
+    start = older[sent.start] if sent.start is not None else None
+    return replace(member, start=start, discount=staleness_weight(number - sent.update.round))
+
+
 def record_commit(
     federation: Federation, round_: Round, attempt: int, closed: Aggregate, results: tuple[FederationState, Outcome], sent: Sequence[Sent]
 ) -> RoundRecord:
     """Return the record of a round that is committed; the state before and after must be in the store under its digests."""
     before, outcome = results
-    members = tuple(_member(one, outcome) for one in sorted(sent, key=lambda one: one.update.site))
+    members = tuple(_member(one, outcome, round_.number) for one in sorted(sent, key=lambda one: one.update.site))
     weightless = {member.site for member in members if member.weight == 0}
     outvoted = tuple(Exclusion(site=site, reason=ReasonCode.NO_WEIGHT) for site in weightless)
     return RoundRecord(
@@ -244,7 +263,7 @@ def _common(federation: Federation, round_: Round, attempt: int) -> dict[str, An
     }
 
 
-def _member(sent: Sent, outcome: Outcome) -> Member:
+def _member(sent: Sent, outcome: Outcome, number: int) -> Member:
     update = sent.update
     score = outcome.scores.get(update.site)
     return Member(
@@ -255,6 +274,9 @@ def _member(sent: Sent, outcome: Outcome) -> Member:
         weight=outcome.weights[update.site],
         agreement=score.agreement if score else None,
         influence=score.influence if score else None,
+        staleness=number - update.round if sent.position is not None else None,
+        position=sent.position,
+        start=sent.start,
     )
 
 

@@ -2,7 +2,8 @@
 
 An entry is a folder. Its files come in this order, each whole or not there: ``offer.json``; ``checkpoint-<step>/`` while it trains;
 ``carried.safetensors`` where the wire cut something off, ``control.safetensors`` with SCAFFOLD, ``tensors.safetensors``, then
-``update.json`` once it has trained; ``stored`` once the tensors are at the server; and at last ``receipt.json``, or ``ended.json`` where the round ended otherwise.
+``update.json`` once it has trained; ``stored`` once the tensors are at the server; and at last ``receipt.json``, or ``ended.json`` where
+the round ended otherwise.
 """
 
 from __future__ import annotations

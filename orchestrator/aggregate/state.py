@@ -73,6 +73,10 @@ class Contribution:
     """Gives the tensors each time it is called, so that they need not all be in memory at once."""
     rank: int | None = None
     """Rank that the site trained; None for the rank of the pair."""
+    start: FederationState | None = None
+    """The federation as it was when the site began; None where that is the round's own state."""
+    discount: float = 1.0
+    """Factor on top of its weight, for an update that comes late."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,7 +89,7 @@ def test_one_step_goes_down_the_gradient_and_the_correction(base: BaseModel, sta
 
 
 def test_many_steps_change_the_control_variate_by_their_mean_under_any_schedule(base: BaseModel, state: FederationState) -> None:
-    """With ``c`` far above all gradients, what is left of ``(x − y)/Σηₖ`` after taking ``c`` away is a gradient's size, or the rates are wrong."""
+    """With ``c`` far above all gradients, what ``(x − y)/Σηₖ − c`` leaves is of a gradient's size, or the rates are wrong."""
     c = like(state, 3, size=30.0)
     options = {"max_steps": 5, "lr_scheduler": "cosine", "warmup_ratio": 0.4, "learning_rate": 1e-5}
     offer, start = control_offer(state, c)

@@ -89,6 +89,10 @@ class ReasonCode(StrEnum):
     """Its enrolment was revoked while the round was open."""
     NO_WEIGHT = "no_weight"
     """The defence gave its update no weight."""
+    TOO_STALE = "too_stale"
+    """More than max_staleness versions had come out since the one that its update started from."""
+    BUFFERED = "buffered"
+    """Its update waits in the buffer for the next version."""
 
 
 class FailureCode(StrEnum):
@@ -253,6 +257,12 @@ class Member(Message):
     """Cosine of its update with the aggregate of the others."""
     influence: Finite | None = None
     """How far the aggregate moves without it, as a share of the aggregate's norm."""
+    staleness: Annotated[int | None, Later] = None
+    """In buffered mode, the versions that had come out since the one that it started from."""
+    position: Annotated[int | None, Later] = None
+    """In buffered mode, its place in the order in which updates were accepted, from 1."""
+    start: Annotated[Digest | None, Later] = None
+    """State of the federation that it started from, where that is not the round's."""
 
 
 class Exclusion(Message):

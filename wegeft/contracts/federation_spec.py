@@ -10,11 +10,13 @@ from wegeft.contracts.federation_rules import (
     ENTRYWISE_DEFENCES,
     PRODUCT_RULES,
     RESCALING_DEFENCES,
+    Buffered,
     Count,
     Defence,
     FedAvg,
     FractionSampling,
     GeneratorExact,
+    Mode,
     MultiKrum,
     NoDefence,
     Positive,
@@ -22,6 +24,7 @@ from wegeft.contracts.federation_rules import (
     Sampling,
     ServerOptimiser,
     SiteName,
+    Synchronous,
     has_fixed_gauge,
     least_sites,
 )
@@ -46,6 +49,8 @@ class FederationSpec(Frozen):
 
     rounds: Count = 10
     """Rounds to commit; each publishes a version."""
+    mode: Mode = Synchronous()
+    """When a version is made: `synchronous` rounds, or `buffered`, from every few updates, so that slow sites hold nobody up."""
     min_sites: Count = 2
     """Accepted updates without which a round is not closed (quorum)."""
     target_sites: Count | None = None
@@ -81,7 +86,9 @@ class FederationSpec(Frozen):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
-        refuse_clashes([*self._site_clashes(), *self._defence_clashes(), *self._rule_clashes(), *self._scaffold_clashes()])
+        refuse_clashes(
+            [*self._site_clashes(), *self._defence_clashes(), *self._rule_clashes(), *self._scaffold_clashes(), *self._mode_clashes()]
+        )
         return self
 
     def _site_clashes(self) -> list[Clash]:
@@ -96,9 +103,10 @@ class FederationSpec(Frozen):
             message = f"must be {needed} or more for {self.defence.name}"
             clashes.append(Clash(path="min_sites", message=message, hint="with fewer sites the defence promises nothing"))
         if isinstance(self.defence, MultiKrum) and self.defence.keep is not None:
-            most = self.min_sites - self.defence.malicious - 2
+            least, name = (self.mode.buffer_size, "buffer_size") if isinstance(self.mode, Buffered) else (self.min_sites, "min_sites")
+            most = least - self.defence.malicious - 2
             if self.defence.keep > most >= 1:
-                clashes.append(Clash(path="defence.keep", message=f"must be min_sites − malicious − 2 ({most}) or less"))
+                clashes.append(Clash(path="defence.keep", message=f"must be {name} − malicious − 2 ({most}) or less"))
         return clashes
 
     def _defence_clashes(self) -> list[Clash]:
@@ -135,4 +143,24 @@ class FederationSpec(Frozen):
         if self.proximal_mu:
             message = "the proximal term would be taken for a gradient of the site's rows, which scaffold's control variates are"
             clashes.append(Clash(path="proximal_mu", message=message, hint="one of the two"))
+        return clashes
+
+    def _mode_clashes(self) -> list[Clash]:
+        if not isinstance(self.mode, Buffered):
+            return []
+        clashes, size, name = [], self.mode.buffer_size, self.defence.name
+        if size > self.min_sites:
+            message = f"must be min_sites ({self.min_sites}) or less, as a site has one update at a time in the buffer"
+            clashes.append(Clash(path="mode.buffer_size", message=message))
+        if size < (needed := least_sites(self.defence)):
+            clashes.append(Clash(path="mode.buffer_size", message=f"must be {needed} or more for {name}"))
+        if self.rule.name == "alternate":
+            message = "sites that started from different versions would send different factors"
+            clashes.append(Clash(path="rule", message=message, hint="freeze_psi, freeze_phi, or another rule"))
+        if name in ENTRYWISE_DEFENCES | {"fltrust"}:
+            why = "needs one site's update in each version" if name == "fltrust" else "gives no weights that staleness could lessen"
+            clashes.append(Clash(path="defence", message=f"{name} {why}", hint="krum, multi_krum, geometric_median or norm_clip"))
+        if self.site_optimizer == "scaffold":
+            message = "scaffold's control variates are of one version for all sites"
+            clashes.append(Clash(path="site_optimizer", message=message, hint="adamw, or mode: synchronous"))
         return clashes
