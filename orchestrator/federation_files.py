@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,14 @@ from wegeft.contracts.tensors import parse_header, read_tensors
 
 GENERATOR_PREFIX = "base_model.wegeft_generators."
 """Of the generators' names in a published adapter."""
-_MOMENT = "moment/"
+_MOMENT, _CONTROL = "moment/", "control/"
 _STATE = "federation"
 
 
 def write_state(state: FederationState) -> bytes:
     """Return everything that the next round needs, in float64; equal states give equal bytes, and reading gives the same bits back."""
     tensors: dict[str, Any] = {f"{_MOMENT}{name}": values for name, values in state.moments.items()}
+    tensors |= {f"{_CONTROL}{name}": values for name, values in state.controls.items()}
     groups = {}
     for group, edit in state.edits.items():
         kept = {"pair": edit.pair, "residual": edit.residual, "carried": edit.carried}
@@ -32,7 +34,7 @@ def write_state(state: FederationState) -> bytes:
             tensors |= {f"{group}/{name}.p": generator.p, f"{group}/{name}.q": generator.q}
         if edit.core is not None:
             tensors[f"{group}/core"] = edit.core
-    said = {"version": 1, "rounds": state.rounds, "groups": groups}
+    said = {"version": 1, "rounds": state.rounds, "groups": groups} | ({"counted": dict(state.counted)} if state.counted else {})
     return write_tensors(tensors, "F64", {_STATE: json.dumps(said, sort_keys=True, separators=(",", ":"))})
 
 
@@ -43,11 +45,13 @@ def read_state(content: bytes) -> FederationState:
     try:
         said = json.loads(metadata[_STATE])
         edits = {group: _read_edit(group, shape, tensors) for group, shape in said["groups"].items()}
-        rounds = int(said["rounds"])
-    except (KeyError, ValueError, TypeError) as error:
+        rounds, counted = int(said["rounds"]), {str(site): str(digest) for site, digest in said.get("counted", {}).items()}
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise InvalidTensors("not the state of a federation") from error
-    moments = {name.removeprefix(_MOMENT): values for name, values in tensors.items() if name.startswith(_MOMENT)}
-    return FederationState(edits=edits, moments=moments, rounds=rounds)
+    moments, controls = (
+        {name.removeprefix(prefix): values for name, values in tensors.items() if name.startswith(prefix)} for prefix in (_MOMENT, _CONTROL)
+    )
+    return FederationState(edits=edits, moments=moments, rounds=rounds, controls=controls, counted=counted)
 
 
 def _read_edit(group: str, shape: Mapping[str, Any], tensors: Mapping[str, Any]) -> Edit:
@@ -60,13 +64,14 @@ def _read_edit(group: str, shape: Mapping[str, Any], tensors: Mapping[str, Any])
     return Edit(pair=read("pair"), residual=read("residual"), carried=read("carried"), core=tensors.get(f"{group}/core"))
 
 
-def write_start(state: FederationState, rank: int | None) -> bytes:
+def write_start(state: FederationState, rank: int | None, control: Mapping[str, Any] = MappingProxyType({})) -> bytes:
     """Return what a site of ``rank`` (None for the pair's) starts from, in float32.
 
     ``<group>.phi`` and ``<group>.psi`` are trained, with ``<group>.core`` between them where there is one; ``<group>.frozen.phi`` and
-    ``<group>.frozen.psi``, where they are there, are evaluated beside them and stay. All are at the scale in the metadata.
+    ``<group>.frozen.psi``, where they are there, are evaluated beside them and stay. All are at the scale in the metadata. ``control`` are
+    the server's control variates, by the name that they have on the wire.
     """
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, Any] = dict(control)
     scales = {}
     for group, edit in state.edits.items():
         trained, frozen = start_at(edit, rank)

@@ -7,15 +7,26 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from orchestrator.aggregate import Contribution, FederationState, Outcome, Plan, Refused, aggregate
+from orchestrator.aggregate import (
+    Contribution,
+    ControlChange,
+    FederationState,
+    Outcome,
+    Plan,
+    Refused,
+    add_changes,
+    aggregate,
+    mean_control,
+)
 from orchestrator.federation_files import read_state, write_start, write_state
 from orchestrator.rounds import Aggregate, Closing, Fail, Round
 from orchestrator.update_gate import expected_forms
 from wegeft.contracts.adapter import digest_of
+from wegeft.contracts.control_variates import ControlTerms, control_of, trained_names
 from wegeft.contracts.federation import (
     Exclusion,
     FailureCode,
@@ -28,7 +39,7 @@ from wegeft.contracts.federation import (
     TensorForm,
     Update,
 )
-from wegeft.contracts.federation_rules import Defence, FLTrust, sent_parts
+from wegeft.contracts.federation_rules import Buffered, Defence, FLTrust, sent_parts, staleness_weight
 from wegeft.contracts.federation_spec import FederationSpec
 from wegeft.contracts.job import seconds_of
 from wegeft.contracts.wire import read_update
@@ -51,6 +62,15 @@ class Federation:
     """What stands for each enrolled site in records, by its name."""
     max_steps: int | None = None
     """Optimizer steps of a site in one round at most; None leaves it to the job's epochs."""
+    max_grad_norm: float = 1.0
+    """To which sites clip each gradient, where control variates need it."""
+    approved: int | None = None
+    """Sites that are approved now; None where just those are that are asked."""
+
+    @property
+    def has_controls(self) -> bool:
+        """Whether control variates travel beside updates."""
+        return self.spec.site_optimizer == "scaffold"
 
 
 def closing_of(spec: FederationSpec) -> Closing:
@@ -80,13 +100,26 @@ def make_offers(
     """Return an offer for each site, by pseudonym, and the bytes of what they start from, by digest; those must be stored first."""
     starts: dict[int | None, tuple[str, bytes]] = {}
     offers = {}
+    enrolled = (federation.approved or len(sites)) if federation.has_controls else None
     for site in sorted(sites, key=lambda site: site.pseudonym):
         rank = rank_of(federation, state, site)
         if rank not in starts:
-            content = write_start(state, rank)
+            forms = expected_forms(rank, state, sent_parts(federation.spec.rule, round_.number))
+            content = write_start(state, rank, mean_control(state, forms, enrolled) if enrolled else {})
             starts[rank] = (digest_of(content), content)
-        offers[site.pseudonym] = _offer(federation, state, round_, attempt, (site.pseudonym, rank, starts[rank][0]))
+        offer = _offer(federation, state, round_, attempt, (site.pseudonym, rank, starts[rank][0]))
+        offers[site.pseudonym] = _with_control(federation, state, offer, enrolled) if enrolled else offer
     return offers, dict(starts.values())
+
+
+def _with_control(federation: Federation, state: FederationState, offer: Offer, enrolled: int) -> Offer:
+    """Return an offer that asks for the change of the site's control variate too.
+
+    A control variate is a mean of clipped gradients, so two of them are at most twice the clipping norm apart.
+    """
+    terms = ControlTerms(sites=enrolled, max_norm=2 * federation.max_grad_norm, counted=state.counted.get(offer.site))
+    forms = {control_of(name): form for name, form in offer.tensors.items()}
+    return offer.model_copy(update={"version": 2, "tensors": {**offer.tensors, **forms}, "control": terms})
 
 
 def _offer(federation: Federation, state: FederationState, round_: Round, attempt: int, asked: tuple[str, int | None, str]) -> Offer:
@@ -107,8 +140,14 @@ def _offer(federation: Federation, state: FederationState, round_: Round, attemp
         max_steps=federation.max_steps,
         max_update_norm=spec.max_update_norm,
         seed=seed_of(federation, round_.number, attempt),
-        deadline_at=round_.deadline_at,
+        deadline_at=_last_moment(spec, round_),
     )
+
+
+def _last_moment(spec: FederationSpec, round_: Round) -> datetime:
+    """Return until when an offer can be answered: a buffered one as long as the versions that it may miss can take."""
+    missed = spec.mode.max_staleness if isinstance(spec.mode, Buffered) else 0
+    return round_.deadline_at + missed * round_.closing.deadline
 
 
 def _full_rank(state: FederationState) -> int:
@@ -122,6 +161,12 @@ class Sent:
     update: Update
     rank: int | None
     """None for the pair's."""
+    control_sites: int | None = None
+    """Sites whose control variates the offer's was the mean of; None without any."""
+    position: int | None = None
+    """In buffered mode, its place in the order in which updates were accepted."""
+    start: str | None = None
+    """State of the federation that it started from, where that is not the round's."""
 
 
 def combine_round(
@@ -136,7 +181,17 @@ def combine_round(
         round=number,
         seed=seed_of(federation, number, attempt),
     )
-    return aggregate(plan, state, [_contribution(one, spec, read) for one in sent])
+    older = {digest: read_state(read(digest)) for digest in sorted({one.start for one in sent if one.start is not None})}
+    members = [_contribution(one, spec, read) for one in sent]
+    if isinstance(spec.mode, Buffered):
+        members = [_late(member, one, number, older) for member, one in zip(members, sent, strict=True)]
+    outcome = aggregate(plan, state, members)
+    if isinstance(outcome, Refused) or not federation.has_controls:
+        return outcome
+    names = trained_names(expected_forms(None, state, sent_parts(spec.rule, number)))
+    digests = {one.update.site: one.update.digest for one in sent}
+    changes = [ControlChange(site=member.site, update=digests[member.site], load=member.load) for member in members]
+    return replace(outcome, state=add_changes(state, outcome.state, changes, names))
 
 
 def _by_pseudonym(federation: Federation) -> Defence:
@@ -148,8 +203,15 @@ def _by_pseudonym(federation: Federation) -> Defence:
 
 
 def _contribution(sent: Sent, spec: FederationSpec, read: ReadBytes) -> Contribution:
-    digest, examples = sent.update.tensors, min(sent.update.examples, spec.max_examples)
+    # Where control variates are means over sites, a mean weighted by examples would have another fixed point than theirs.
+    digest, examples = sent.update.tensors, min(sent.update.examples, spec.max_examples) if spec.site_optimizer == "adamw" else 1
     return Contribution(site=sent.update.site, examples=examples, load=lambda: read_update(read(digest), spec.wire), rank=sent.rank)
+
+
+def _late(member: Contribution, sent: Sent, number: int, older: Mapping[str, FederationState]) -> Contribution:
+    """Return a member of a buffered round, from where it started and by how stale it is."""
+    start = older[sent.start] if sent.start is not None else None
+    return replace(member, start=start, discount=staleness_weight(number - sent.update.round))
 
 
 def record_commit(
@@ -157,7 +219,7 @@ def record_commit(
 ) -> RoundRecord:
     """Return the record of a round that is committed; the state before and after must be in the store under its digests."""
     before, outcome = results
-    members = tuple(_member(one, outcome) for one in sorted(sent, key=lambda one: one.update.site))
+    members = tuple(_member(one, outcome, round_.number) for one in sorted(sent, key=lambda one: one.update.site))
     weightless = {member.site for member in members if member.weight == 0}
     outvoted = tuple(Exclusion(site=site, reason=ReasonCode.NO_WEIGHT) for site in weightless)
     return RoundRecord(
@@ -168,6 +230,7 @@ def record_commit(
         members=members,
         left_out=tuple(sorted([*closed.left_out, *outvoted], key=lambda exclusion: exclusion.site)),
         measures=dict(outcome.measures),
+        control_sites=next(iter(sent)).control_sites,
         closed_at=closed.closed_at,
     )
 
@@ -200,7 +263,7 @@ def _common(federation: Federation, round_: Round, attempt: int) -> dict[str, An
     }
 
 
-def _member(sent: Sent, outcome: Outcome) -> Member:
+def _member(sent: Sent, outcome: Outcome, number: int) -> Member:
     update = sent.update
     score = outcome.scores.get(update.site)
     return Member(
@@ -211,6 +274,9 @@ def _member(sent: Sent, outcome: Outcome) -> Member:
         weight=outcome.weights[update.site],
         agreement=score.agreement if score else None,
         influence=score.influence if score else None,
+        staleness=number - update.round if sent.position is not None else None,
+        position=sent.position,
+        start=sent.start,
     )
 
 

@@ -6,7 +6,7 @@ lease. A server that dies between two steps leaves nothing half done: the next o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,6 +19,7 @@ from hub.objects import read_verified
 from infra.database import reading, writing
 from orchestrator import ledger
 from orchestrator.aggregate import FederationState, Refused
+from orchestrator.buffer import decide_buffer
 from orchestrator.federation_files import read_state, write_state
 from orchestrator.federation_publishing import RoundResult, prepare_version
 from orchestrator.federation_round import (
@@ -32,14 +33,16 @@ from orchestrator.federation_round import (
     seed_of,
 )
 from orchestrator.federation_start import read_start
-from orchestrator.ledger import federations, rounds, sites
+from orchestrator.ledger import buffers, federations, rounds, sites
+from orchestrator.ledger.buffers import BufferedUpdate
 from orchestrator.ledger.rounds import KeptRound, RoundKey
 from orchestrator.rounds import Aggregate, Arrival, Ask, Fail, Round, Wait, decide, decide_selection, draw, may_try_again
 from orchestrator.services import OrchestratorServices
 from wegeft.contracts.adapter import AliasMove
 from wegeft.contracts.base_model_name import pinned_name
 from wegeft.contracts.errors import IllegalTransition, JobFailure, RoundsFailed
-from wegeft.contracts.federation import FailureCode, RoundState, Site, SiteState
+from wegeft.contracts.federation import FailureCode, Offer, RoundState, Site, SiteState, Update
+from wegeft.contracts.federation_rules import Buffered
 from wegeft.contracts.training import JobState
 
 MAX_STATE_BYTES = 8 << 30
@@ -55,6 +58,8 @@ def federation_of(job: federations.FederatedJob, members: tuple[Site, ...]) -> F
         seed=spec.seed,
         pseudonyms={site.name: site.pseudonym for site in members},
         max_steps=spec.max_steps,
+        max_grad_norm=spec.max_grad_norm or 1.0,
+        approved=sum(site.state is SiteState.APPROVED for site in members),
     )
 
 
@@ -153,10 +158,16 @@ class Steps:
             case Fail():
                 self._fail(kept, decision, now)
             case Ask():
-                self._ask(kept, key, [approved[name] for name in decision.sites], now)
+                waiting = self._waiting_sites()
+                self._ask(kept, key, [approved[name] for name in decision.sites if name not in waiting], now)
             case _:
                 assert_never(decision)
         return None
+
+    def _waiting_sites(self) -> frozenset[str]:
+        """Return the sites whose updates wait in the buffer, which are not asked for more; none where rounds are synchronous."""
+        with reading(self.services.engine) as connection:
+            return frozenset(one.arrival.site for one in buffers.list_waiting(connection, self.job.id))
 
     def _ask(self, kept: KeptRound, key: RoundKey, asked: list[Site], now: datetime) -> None:
         state = read_state(self._read(kept.start_digest))
@@ -176,37 +187,63 @@ class Steps:
                 federations.note_wait(connection, self.job.id, text)
 
     def _collect(self, key: RoundKey, now: datetime) -> datetime | None:
-        seen = self._decide(self._load(key), now)
+        kept = self._load(key)
+        with reading(self.services.engine) as connection:
+            seen = self._decide(connection, kept, now)
         if isinstance(seen, Wait):
             return seen.until
         with self._fenced() as connection:
             rounds.hold_round(connection, key)
             # Once more, now that nothing else can arrive: what came in between counts too.
             kept = rounds.load_round(connection, key, closing_of(self.job.section))
-            decision = self._decide(kept, now)
+            decision = self._decide(connection, kept, now)
             if isinstance(decision, Aggregate):
-                rounds.close_round(connection, key, decision.members, decision.closed_at)
+                self._close(connection, key, decision)
             elif isinstance(decision, Fail):
                 self._write_failure(connection, kept, decision, now)
         return None
 
-    def _decide(self, kept: KeptRound, now: datetime) -> Wait | Aggregate | Fail:
-        revoked = {site.pseudonym for site in self._members() if site.state is SiteState.REVOKED}
+    def _decide(self, connection: Connection, kept: KeptRound, now: datetime) -> Wait | Aggregate | Fail:
+        members, mode = sites.list_sites(connection, self.job.id), self.job.section.mode
+        revoked = {site.pseudonym for site in members if site.state is SiteState.REVOKED}
+        if isinstance(mode, Buffered):
+            return decide_buffer(kept.round, buffers.list_waiting(connection, self.job.id), mode.buffer_size, now, revoked)
         return decide(kept.round, kept.arrivals, now, revoked)
+
+    def _close(self, connection: Connection, key: RoundKey, decision: Aggregate) -> None:
+        if isinstance(self.job.section.mode, Buffered):
+            buffers.close_buffer(connection, key, decision)
+        else:
+            rounds.close_round(connection, key, decision.members, decision.closed_at)
 
     def _combine(self, key: RoundKey, now: datetime) -> None:
         kept, members = self._load(key), self._members()
         federation = federation_of(self.job, members)
         before = read_state(self._read(kept.start_digest))
-        sent = sent_of(kept, before)
+        sent = self._sent(kept, before)
         outcome = combine_round(federation, before, key.number, key.attempt, sent, self._read)
         if isinstance(outcome, Refused):
             self._fail(kept, Fail(code=outcome.code), now)
             return
-        closed = closed_as(kept, members)
+        closed = self._closed_as(kept, members)
         record = record_commit(federation, kept.round, key.attempt, closed, (before, outcome), sent)
         self._put(write_state(outcome.state))
         self._commit(key, RoundResult(state=outcome.state, record=record, sent=tuple(sent)), now)
+
+    def _sent(self, kept: KeptRound, before: FederationState) -> list[Sent]:
+        if not isinstance(self.job.section.mode, Buffered):
+            return sent_of(kept, before)
+        with reading(self.services.engine) as connection:
+            return sent_from_buffer(buffers.load_members(connection, self.job.id, kept), kept, before)
+
+    def _closed_as(self, kept: KeptRound, members: tuple[Site, ...]) -> Aggregate:
+        if not isinstance(self.job.section.mode, Buffered):
+            return closed_as(kept, members)
+        assert kept.closed_at is not None  # noqa: S101 - it is written with the members
+        revoked = {site.pseudonym for site in members if site.state is SiteState.REVOKED}
+        with reading(self.services.engine) as connection:
+            left_out = buffers.list_left_out(connection, self.job.id, kept, revoked)
+        return Aggregate(members=(), left_out=left_out, closed_at=kept.closed_at)
 
     def _commit(self, key: RoundKey, result: RoundResult, now: datetime) -> None:
         """Publish the round's version and write its record in one transaction; the last round ends the job."""
@@ -249,8 +286,20 @@ def sent_of(kept: KeptRound, before: FederationState) -> list[Sent]:
     """Return what the members of a closed round have sent, each with the rank that it was asked for."""
     full = max(edit.pair.rank for edit in before.edits.values())
     updates = [kept.updates[digest].update for digest in kept.member_digests]
-    ranks = {name: offer.rank for name, offer in kept.offers.items()}
-    return [Sent(update=update, rank=None if ranks[update.site] == full else ranks[update.site]) for update in updates]
+    return [_sent(update, kept.offers[update.site], full) for update in updates]
+
+
+def _sent(update: Update, offer: Offer, full_rank: int) -> Sent:
+    rank = None if offer.rank == full_rank else offer.rank
+    return Sent(update=update, rank=rank, control_sites=offer.control.sites if offer.control else None)
+
+
+def sent_from_buffer(members: Sequence[BufferedUpdate], kept: KeptRound, before: FederationState) -> list[Sent]:
+    """Return what the members of a buffered round have sent, each with where it started."""
+    full = max(edit.pair.rank for edit in before.edits.values())
+    starts = [None if member.start_digest == kept.start_digest else member.start_digest for member in members]
+    sent = [_sent(member.update, member.offer, full) for member in members]
+    return [replace(one, position=member.position, start=start) for one, member, start in zip(sent, members, starts, strict=True)]
 
 
 def closed_as(kept: KeptRound, members: tuple[Site, ...]) -> Aggregate:

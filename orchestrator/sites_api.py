@@ -17,7 +17,7 @@ from infra.bodies import SENDER, streams_body
 from infra.database import reading, writing
 from infra.gate import SITES_PREFIX
 from orchestrator import ledger
-from orchestrator.ledger import federations, rounds, sites
+from orchestrator.ledger import buffers, federations, rounds, sites
 from orchestrator.ledger.rounds import RoundKey
 from orchestrator.services import OrchestratorServices
 from orchestrator.update_intake import Caller, UpdateIntake, longest_upload
@@ -32,6 +32,7 @@ from wegeft.contracts.errors import (
     Unauthenticated,
 )
 from wegeft.contracts.federation import Decline, Offer, SignedReceipt, SignedUpdate, Site, SiteState
+from wegeft.contracts.federation_rules import Buffered
 from wegeft.contracts.signatures import check_freshness, is_signed, public_key_of, upload_content
 from wegeft.contracts.training import BlobView, JobState
 
@@ -130,14 +131,23 @@ class _Desk:
         with reading(self.services.engine) as connection:
             job = federations.find_federated(connection, caller.job_id)
             _check_going_on(job.id, job.state)
-            return rounds.find_open_offer(connection, caller.job_id, caller.site.pseudonym)
+            find = buffers.find_open_offer if isinstance(job.section.mode, Buffered) else rounds.find_open_offer
+            return find(connection, caller.job_id, caller.site.pseudonym)
 
     def must_find_offer(self, caller: Caller) -> Offer:
-        """Return what a site is asked now; raise :class:`StaleRound` where it is nothing."""
-        offer = self.find_offer(caller)
+        """Return what a site may be answering; raise :class:`StaleRound` where it is nothing."""
+        offer = self.find_offer(caller) or self._find_unanswered(caller)
         if offer is None:
             raise StaleRound("the site is asked nothing now, or has answered", path="round", hint="ask for the next offer")
         return offer
+
+    def _find_unanswered(self, caller: Caller) -> Offer | None:
+        """Return the newest offer that a site of a buffered federation has not answered, of whatever round."""
+        with reading(self.services.engine) as connection:
+            job = federations.find_federated(connection, caller.job_id)
+            if not isinstance(job.section.mode, Buffered):
+                return None
+            return buffers.find_unanswered_offer(connection, caller.job_id, caller.site.pseudonym)
 
 
 def _check_going_on(job_id: str, state: JobState) -> None:

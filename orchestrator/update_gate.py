@@ -17,6 +17,7 @@ import numpy as np
 from orchestrator.aggregate.gramian import update_of
 from orchestrator.aggregate.state import Contribution, FederationState, Tensors
 from wegeft.algebra import norm
+from wegeft.contracts.control_variates import is_control
 from wegeft.contracts.errors import InvalidTensors, Problem, shorten
 from wegeft.contracts.federation import Offer, SignedUpdate, Site, SiteState, Update
 from wegeft.contracts.signatures import is_signed
@@ -73,6 +74,7 @@ def _identity_problems(signed: SignedUpdate, terms: Terms) -> Iterator[Problem]:
     if site.state is not SiteState.APPROVED:
         yield Problem(path="site", message=f"is {site.state}, not approved", value=site.pseudonym)
     pairs = {
+        "version": (update.version, offer.version),
         "site": (update.site, site.pseudonym),
         "job_id": (update.job_id, offer.job_id),
         "round": (update.round, offer.round),
@@ -95,6 +97,9 @@ def _claim_problems(update: Update, terms: Terms) -> Iterator[Problem]:
         yield Problem(path="examples", message=f"must be 1 to {most}, as declared at enrolment", value=str(update.examples))
     if terms.offer.max_steps is not None and update.steps > terms.offer.max_steps:
         yield Problem(path="steps", message=f"must be {terms.offer.max_steps} or less", value=str(update.steps))
+    counted = terms.offer.control.counted if terms.offer.control else None
+    if update.control_from not in (None, counted):
+        yield Problem(path="control_from", message=f"must be {counted or 'left out'}, as offered", value=update.control_from)
 
 
 def _form_problems(tensors: Tensors, offer: Offer) -> Iterator[Problem]:
@@ -131,6 +136,15 @@ def _number_problems(tensors: Tensors, terms: Terms) -> Iterator[Problem]:
         yield Problem(
             path="norm", message=f"of the update must be {limit:g} or less", value=f"{length:g}", hint="train fewer or smaller steps"
         )
+    yield from _control_problems(tensors, terms.offer)
+
+
+def _control_problems(tensors: Tensors, offer: Offer) -> Iterator[Problem]:
+    """Yield the problem with a change of control variates that no clipped gradients could have made."""
+    length = math.hypot(*(float(np.linalg.norm(array.astype(np.float64))) for name, array in tensors.items() if is_control(name)))
+    if offer.control is not None and not length <= offer.control.max_norm:
+        limit, hint = offer.control.max_norm, "clip each gradient to the job's max_grad_norm"
+        yield Problem(path="control", message=f"must change by {limit:g} or less", value=f"{length:g}", hint=hint)
 
 
 def _full_rank(terms: Terms) -> int:

@@ -13,13 +13,15 @@ from infra.database import reading, writing
 from orchestrator.aggregate import FederationState
 from orchestrator.federation_files import read_state
 from orchestrator.federation_round import closing_of
-from orchestrator.ledger import federations, rounds
+from orchestrator.ledger import buffers, federations, rounds
 from orchestrator.ledger.rounds import RoundKey
-from orchestrator.rounds import Arrival, Closing
+from orchestrator.rounds import Arrival
 from orchestrator.services import OrchestratorServices
 from orchestrator.update_gate import Terms, check_content
-from wegeft.contracts.errors import InvalidRequest, NotFound, Problem, StaleRound
-from wegeft.contracts.federation import Decline, Offer, Receipt, RoundState, SignedReceipt, SignedUpdate, Site
+from wegeft.contracts.errors import FederationOver, InvalidRequest, NotFound, Problem, StaleRound, TooStale
+from wegeft.contracts.federation import Decline, Offer, ReasonCode, Receipt, RoundState, SignedReceipt, SignedUpdate, Site
+from wegeft.contracts.federation_rules import Buffered
+from wegeft.contracts.federation_spec import FederationSpec
 from wegeft.contracts.signatures import sign
 from wegeft.contracts.wire import bytes_on
 
@@ -75,13 +77,16 @@ class UpdateIntake:
 
         Raises :class:`InvalidRequest` with all problems of one that cannot be a member, which is kept as refused and may be mended;
         :class:`StaleRound` for one that comes too late, :class:`NotFound` where the site was not asked, and :class:`Conflict` where another
-        answer of it was taken.
+        answer of it was taken; in buffered mode :class:`TooStale` for one that started too long ago, which is kept as that.
         """
         update = signed.update
         key = self._key_of(caller, update.job_id, update.site, (update.round, update.attempt))
         with reading(self._services.engine) as connection:
             known = rounds.find_arrival(connection, key, update.site, update.digest)
         arrival = known or self._judge(caller, key, signed)
+        if arrival.reason is ReasonCode.TOO_STALE:
+            text = f"the update started from round {key.number}, and too many versions have come out since"
+            raise TooStale(text, path="round", value=str(key.number), hint="ask for the newest offer")
         if arrival.problems:
             count = len(arrival.problems)
             raise InvalidRequest(f"{count} problem{'s' if count != 1 else ''} with the update", problems=arrival.problems)
@@ -102,8 +107,8 @@ class UpdateIntake:
         with reading(self._services.engine) as connection:
             if rounds.find_arrival(connection, key, decline.site, decline.digest) is not None:
                 return
-        _, closing = self._find_offer(caller, key)
-        self._receive(key, decline, [], closing)
+        _, section = self._find_offer(caller, key)
+        self._receive(key, decline, [], section)
 
     def _key_of(self, caller: Caller, job_id: str, site: str, which: tuple[int, int]) -> RoundKey:
         expected = {"job_id": (job_id, caller.job_id), "site": (site, caller.site.pseudonym)}
@@ -116,35 +121,45 @@ class UpdateIntake:
             raise InvalidRequest("the answer is not the caller's own", problems=problems)
         return RoundKey(job_id=job_id, number=which[0], attempt=which[1])
 
-    def _find_offer(self, caller: Caller, key: RoundKey) -> tuple[Offer, Closing]:
+    def _find_offer(self, caller: Caller, key: RoundKey) -> tuple[Offer, FederationSpec]:
         with reading(self._services.engine) as connection:
             job = federations.find_federated(connection, key.job_id)
-            _check_open(connection, key)
+            if not isinstance(job.section.mode, Buffered):
+                _check_open(connection, key)
+            elif job.state.is_final:
+                raise FederationOver(f"job {job.id} has {job.state}", path="job", value=str(job.state))
             offer = rounds.find_offer(connection, key, caller.site.pseudonym)
         if offer is None:
             raise NotFound("the site was not asked in this round", path="round", value=str(key.number), hint="ask for an offer")
-        return offer, closing_of(job.section)
+        return offer, job.section
 
     def _judge(self, caller: Caller, key: RoundKey, signed: SignedUpdate) -> Arrival:
-        offer, closing = self._find_offer(caller, key)
+        offer, section = self._find_offer(caller, key)
         with reading(self._services.engine) as connection:
-            is_delivered = rounds.has_delivered(connection, key, caller.site.pseudonym, signed.update.tensors)
+            if isinstance(section.mode, Buffered):
+                is_delivered = buffers.has_delivered(connection, key.job_id, caller.site.pseudonym, signed.update.tensors)
+            else:
+                is_delivered = rounds.has_delivered(connection, key, caller.site.pseudonym, signed.update.tensors)
             start = rounds.find_start(connection, key)
         if not is_delivered:
             # Nothing is kept of it: the same update is right once its bytes are here.
             message = "the site did not send these bytes in this round"
             raise InvalidRequest(message, path="tensors", value=signed.update.tensors, hint="PUT them first")
         terms = Terms(offer=offer, site=caller.site, state=self._states.read(start), now=self._services.clock())
-        return self._receive(key, signed, self._problems(signed, terms), closing)
+        return self._receive(key, signed, self._problems(signed, terms), section)
 
     def _problems(self, signed: SignedUpdate, terms: Terms) -> list[Problem]:
         content = read_verified(self._services.store, signed.update.tensors, longest_upload(terms.offer))
         return check_content(signed, content, terms)
 
-    def _receive(self, key: RoundKey, message: SignedUpdate | Decline, problems: list[Problem], closing: Closing) -> Arrival:
+    def _receive(self, key: RoundKey, message: SignedUpdate | Decline, problems: list[Problem], section: FederationSpec) -> Arrival:
+        now = self._services.clock()
         try:
             with writing(self._services.engine) as connection:
-                arrival = rounds.receive(connection, key, message, problems, closing, self._services.clock())
+                if isinstance(section.mode, Buffered):
+                    arrival = buffers.receive(connection, key, message, problems, section.mode, now)
+                else:
+                    arrival = rounds.receive(connection, key, message, problems, closing_of(section), now)
         except StaleRound as error:
             with reading(self._services.engine) as connection:
                 raise _stale(connection, key) from error

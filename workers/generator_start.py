@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from wegeft.algebra import Generator
+from wegeft.contracts.control_variates import is_control
 from wegeft.contracts.errors import InvalidTensors, Problem
 from wegeft.contracts.tensors import parse_header, read_tensors
 from wegeft.method import WeGeFTConfig
@@ -25,7 +26,7 @@ TRAINED = "default"
 FROZEN = "frozen"
 """Adapter that is evaluated beside it and stays as it is."""
 
-_PART = re.compile(r"(?P<group>.+?)(?P<frozen>\.frozen)?\.(?P<part>phi|psi|core)\Z")
+_PART = re.compile(r"(?P<group>.+?)(?P<frozen>\.frozen)?\.(?P<part>phi|psi|core)(?P<control>\.control)?\Z")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,6 +41,8 @@ class Start:
     """Of all trained generators, ``alpha / rank``."""
     learns: frozenset[str]
     """Names in ``trained`` that move."""
+    controls: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    """The server's control variate for each tensor that moves, by that tensor's name; empty without any."""
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -48,27 +51,32 @@ class Start:
 
 
 def read_start(content: bytes, learns: Collection[str]) -> Start:
-    """Return what the bytes of an offer's start hold; ``learns`` names the tensors that are to move.
+    """Return what the bytes of an offer's start hold; ``learns`` names the tensors that are to move, and control variates with them.
 
     Raises :class:`InvalidTensors` where the bytes are no start, hold no tensor of that name, or scale their generators differently.
     """
     tensors = read_tensors(content)
     scales = _scales(content)
     trained, frozen = {}, dict[str, dict[str, NDArray[np.float32]]]()
+    controls = {}
     for name, array in tensors.items():
         match = _PART.match(name)
         if match is None or match["group"] not in scales:
             raise InvalidTensors("a tensor that belongs to no generator", path=name, hint="<group>.phi, .psi or .core")
-        if match["frozen"]:
+        if match["control"]:
+            controls[f"{match['group']}.{match['part']}"] = array.astype(np.float64)
+        elif match["frozen"]:
             frozen.setdefault(match["group"], {})[match["part"]] = array
         else:
             trained[name] = array
-    _check_parts(scales, trained, frozen, learns)
+    _check_parts(scales, trained, frozen, {name for name in learns if not is_control(name)})
+    _check_controls(trained, controls, learns)
     return Start(
         trained=trained,
         frozen={group: Generator(phi=parts["phi"], psi=parts["psi"], scale=scales[group]) for group, parts in frozen.items()},
         scale=next(iter(scales.values())),
-        learns=frozenset(learns),
+        learns=frozenset(name for name in learns if not is_control(name)),
+        controls=controls,
     )
 
 
@@ -103,6 +111,19 @@ def _check_parts(
             problems.append(Problem(path=f"{group}.core", message="must be rank×rank", value=str(core.shape)))
     if problems:
         raise InvalidTensors("the start is not whole", problems=problems)
+
+
+def _check_controls(trained: Mapping[str, NDArray[Any]], controls: Mapping[str, NDArray[Any]], learns: Collection[str]) -> None:
+    wanted = {name: name.rpartition(".")[0] for name in learns if is_control(name)}
+    problems = [
+        Problem(path=control, message="must be in the start, in the shape of what is trained")
+        for control, name in sorted(wanted.items())
+        if name not in controls or controls[name].shape != trained[name].shape
+    ]
+    surplus = sorted(controls.keys() - wanted.values())
+    problems += [Problem(path=name, message="has a control variate that was not asked for") for name in surplus]
+    if problems:
+        raise InvalidTensors("the start's control variates are not what the offer says of them", problems=problems)
 
 
 def begin_at(model: Any, start: Start) -> None:
@@ -194,11 +215,17 @@ def _parameters(module: GeneratorWeights) -> dict[str, nn.Parameter]:
 
 def moved_from(model: Any, start: Start) -> dict[str, NDArray[np.float64]]:
     """Return how far each tensor that learns has moved from the start, in float64."""
-    moved = {}
-    for group, module in _weights_of(model, TRAINED).items():
-        for part, parameter in _parameters(module).items():
-            name = f"{group}.{part}"
-            if name in start.learns:
-                now = parameter.detach().to("cpu", torch.float64).numpy()
-                moved[name] = now - start.trained[name].astype(np.float64)
-    return moved
+    return {
+        name: parameter.detach().to("cpu", torch.float64).numpy() - start.trained[name].astype(np.float64)
+        for name, parameter in learning_parameters(model, start).items()
+    }
+
+
+def learning_parameters(model: Any, start: Start) -> dict[str, nn.Parameter]:
+    """Return what learns, each by its name in the start; ``model`` began there."""
+    return {
+        name: parameter
+        for group, module in _weights_of(model, TRAINED).items()
+        for part, parameter in _parameters(module).items()
+        if (name := f"{group}.{part}") in start.learns
+    }

@@ -116,6 +116,9 @@ class SiteRunner:
         if offer.base_model != pinned_name(self._spec):
             agreed = pinned_name(self._spec)
             problems.append(Problem(path="base_model", message="is not what the site agreed to", value=offer.base_model, hint=agreed))
+        has_controls = self._spec.federation is not None and self._spec.federation.site_optimizer == "scaffold"
+        if has_controls != (offer.control is not None):
+            problems.append(Problem(path="control", message="is not what the site agreed to: see federation.site_optimizer of the job"))
         return problems
 
     def _decline(self, entry: Entry, reason: ReasonCode, problems: Sequence[Problem]) -> None:
@@ -151,7 +154,7 @@ class SiteRunner:
             entry.end(Ending.LATE, error.problems)
             return False
         try:
-            trained = self._train_from(entry, start)
+            trained, control_from = self._train_from(entry, start)
         except TrainingStopped:
             self.around.say(f"round {offer.round}: it closed before training was done", is_warning=True)
             entry.end(Ending.LATE)
@@ -163,7 +166,7 @@ class SiteRunner:
             return False
         if trained.is_shortened:
             self.around.say(f"round {offer.round}: the update's norm {trained.norm:.3g} was shortened to {self._max_norm(offer):.3g}")
-        entry.keep_update(_update_of(offer, trained), trained.tensors, trained.carried)
+        entry.keep_update(_update_of(offer, trained, control_from), trained.tensors, trained.carried, trained.control)
         return True
 
     def _fetch_start(self, offer: Offer) -> bytes:
@@ -173,7 +176,9 @@ class SiteRunner:
         self._patience.call(lambda: self.client.fetch_blob(offer.start, path))
         return path.read_bytes()
 
-    def _train_from(self, entry: Entry, start: bytes) -> Trained:
+    def _train_from(self, entry: Entry, start: bytes) -> tuple[Trained, str | None]:
+        """Return what training gave, and the update after which the site's control variate was what it went on from."""
+        control = self._read_control(entry.offer)
         callbacks = Callbacks(
             report=self.around.tell,
             save=entry.keep_checkpoint,
@@ -189,15 +194,30 @@ class SiteRunner:
             max_norm=self._max_norm(entry.offer),
             checkpoint=entry.read_checkpoint(),
             carried=self._read_carried(entry.offer),
+            control=control or {},
         )
+        control_from = entry.offer.control.counted if entry.offer.control and control is not None else None
         try:
-            return train_round(work, callbacks)
+            return train_round(work, callbacks), control_from
         except InvalidTensors:
             if work.checkpoint is None:
                 raise
             self.around.say("the rows or the model have changed since the checkpoint: training from the start", is_warning=True)
             entry.drop_checkpoints()
-            return train_round(replace(work, checkpoint=None), callbacks)
+            return train_round(replace(work, checkpoint=None), callbacks), control_from
+
+    def _read_control(self, offer: Offer) -> Mapping[str, NDArray[Any]] | None:
+        """Return the site's control variate; None where it begins at zero, which is told where it should not."""
+        if offer.control is None or offer.control.counted is None:
+            return None
+        try:
+            control = self._journal.read_control(offer)
+        except InvalidTensors as error:
+            control = None
+            self.around.say(f"round {offer.round}: the control variate cannot be read: {error}", is_warning=True)
+        if control is None:
+            self.around.say(f"round {offer.round}: the control variate is lost and begins at zero again", is_warning=True)
+        return control
 
     def _read_carried(self, offer: Offer) -> Mapping[str, NDArray[Any]]:
         try:
@@ -253,8 +273,9 @@ class SiteRunner:
         entry.mark_stored()
 
 
-def _update_of(offer: Offer, trained: Trained) -> Update:
+def _update_of(offer: Offer, trained: Trained, control_from: str | None) -> Update:
     return Update(
+        version=offer.version,
         job_id=offer.job_id,
         round=offer.round,
         attempt=offer.attempt,
@@ -267,6 +288,7 @@ def _update_of(offer: Offer, trained: Trained) -> Update:
         examples=trained.examples,
         steps=trained.steps,
         metrics=dict(trained.metrics),
+        control_from=control_from,
     )
 
 

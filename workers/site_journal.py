@@ -1,14 +1,15 @@
 """What became of each round that a site was asked in: durable step by step, so that nothing that was done is done again.
 
 An entry is a folder. Its files come in this order, each whole or not there: ``offer.json``; ``checkpoint-<step>/`` while it trains;
-``carried.safetensors`` where the wire cut something off, ``tensors.safetensors``, then ``update.json`` once it has trained; ``stored`` once
-the tensors are at the server; and at last ``receipt.json``, or ``ended.json`` where the round ended otherwise.
+``carried.safetensors`` where the wire cut something off, ``control.safetensors`` with SCAFFOLD, ``tensors.safetensors``, then
+``update.json`` once it has trained; ``stored`` once the tensors are at the server; and at last ``receipt.json``, or ``ended.json`` where
+the round ended otherwise.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -126,10 +127,22 @@ class Entry:
         """What the wire cut off this update and those before."""
         return self.folder / "carried.safetensors"
 
-    def keep_update(self, update: Update, tensors: bytes, carried: Mapping[str, NDArray[Any]] = {}) -> None:
-        """Keep what training gave, and what was cut off it (``carried``); from now on this offer is not trained again."""
+    @property
+    def control_file(self) -> Path:
+        """The site's control variate once this update counts."""
+        return self.folder / "control.safetensors"
+
+    def keep_update(
+        self, update: Update, tensors: bytes, carried: Mapping[str, NDArray[Any]] = {}, control: Mapping[str, NDArray[Any]] = {}
+    ) -> None:
+        """Keep what training gave: the update, what was cut off it, and the control variate after it.
+
+        From now on this offer is not trained again.
+        """
         if carried:
             write_durably(self.carried_file, write_tensors(carried))
+        if control:
+            write_durably(self.control_file, write_tensors(control, "F64"))
         write_durably(self.folder / "tensors.safetensors", tensors)
         write_durably(self.folder / "update.json", update.to_bytes())
         self.drop_checkpoints()
@@ -184,6 +197,18 @@ class Journal:
         with local_errors(self.folder):
             return read_tensors(carrier.carried_file.read_bytes())
 
+    def read_control(self, offer: Offer) -> dict[str, NDArray[Any]] | None:
+        """Return the site's control variate as it was after the update that ``offer`` says counted last; None where it is gone.
+
+        Raises :class:`InvalidTensors` where it has rotted.
+        """
+        wanted = offer.control.counted if offer.control else None
+        for entry in reversed(self.entries()):
+            if entry.control_file.exists() and (update := _read(entry.folder / "update.json", Update)) and update.digest == wanted:
+                with local_errors(self.folder):
+                    return read_tensors(entry.control_file.read_bytes())
+        return None
+
     def _carrier(self, before: int, job_id: str) -> Entry | None:
         seen = set()
         for entry in reversed(self.entries()):
@@ -211,6 +236,21 @@ class Journal:
             for entry in entries[:-KEPT_ROUNDS]:
                 if entry not in carriers:
                     entry.carried_file.unlink(missing_ok=True)
+            self._prune_controls(entries)
+
+    def _prune_controls(self, entries: Sequence[Entry]) -> None:
+        """Forget control variates from before the one that the newest offer says to go on from."""
+        terms = entries[-1].offer.control
+        if terms is None or terms.counted is None:
+            return
+        for entry in reversed(entries[:-KEPT_ROUNDS]):
+            update = _read(entry.folder / "update.json", Update)
+            if update is not None and update.digest == terms.counted:
+                break
+        else:
+            return
+        for older in entries[: entries.index(entry)]:
+            older.control_file.unlink(missing_ok=True)
 
 
 def _read(path: Path, kind: type[Kept]) -> Kept | None:

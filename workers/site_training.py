@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wegeft.algebra import Generator, difference, norm
+from wegeft.contracts.control_variates import control_of, trained_names
 from wegeft.contracts.errors import InvalidTensors, Problem
 from wegeft.contracts.federation import Offer, TensorForm
 from wegeft.contracts.job import JobSpec
@@ -23,7 +24,9 @@ from workers.base_model import BaseModel
 from workers.batches import hold_out
 from workers.generator_start import Start, moved_from, read_start
 from workers.rows import AnyRow
-from workers.train import Callbacks, TrainingInputs, train
+from workers.scaffold import advance_control, change_of_control, fit_change, shift_of
+from workers.schedule import schedule_of
+from workers.train import Callbacks, Outcome, TrainingInputs, train
 
 _BISECTIONS = 60
 _SHARED_METRICS = ("train_loss", "eval_loss", "eval_loss_before", "exact_match", "exact_match_before", "train_seconds", "train_tokens")
@@ -49,6 +52,8 @@ class Work:
     """Of an earlier try at this very offer."""
     carried: Moved = field(default_factory=dict)
     """What the wire cut off earlier updates, by tensor: added to this one."""
+    control: Moved = field(default_factory=dict)
+    """The site's own control variate, by tensor; a tensor without one begins at zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +69,8 @@ class Trained:
     is_shortened: bool
     carried: Moved
     """What is to be added to the next update."""
+    control: Moved
+    """The site's control variate once this update counts; empty where none is asked for."""
     metrics: Mapping[str, float]
 
 
@@ -84,24 +91,37 @@ def train_round(work: Work, callbacks: Callbacks) -> Trained:
         resume_from=work.checkpoint,
         start=start,
         proximal_mu=work.spec.federation.proximal_mu if work.spec.federation else 0.0,
+        control_shift=shift_of(start.controls, work.control) if work.offer.control else None,
     )
     task = TrainingTask(job_id=work.offer.job_id, attempt=work.offer.attempt, spec=spec, heartbeat_seconds=1, lease_seconds=1)
     try:
         outcome = train(task, inputs, callbacks)
-        moved = add_carried(moved_from(outcome.model, start), work.carried)
+        trained = moved_from(outcome.model, start)
     finally:
         strip(work.base)
+    moved = add_carried(trained, work.carried)
+    change = _control_change(work, start, trained, outcome)
     length = update_norm(start, moved)
     sent = _scaled(moved, fitting_share(start, moved, work.max_norm, work.offer.wire))
     return Trained(
-        tensors=write_update(sent, work.offer.wire),
+        tensors=write_update({**sent, **{control_of(name): array for name, array in change.items()}}, work.offer.wire),
         examples=len(rows),
         steps=outcome.state.step,
         norm=length,
         is_shortened=length > work.max_norm,
         carried=carry_over(work, sent),
+        control=advance_control(work.control, change, work.offer.wire) if work.offer.control else {},
         metrics={name: value for name in _SHARED_METRICS if (value := outcome.metrics.get(name)) is not None},
     )
+
+
+def _control_change(work: Work, start: Start, trained: Moved, outcome: Outcome) -> dict[str, NDArray[np.float64]]:
+    """Return how the site's control variate changes by what was trained, whatever of it is sent; nothing where none is asked for."""
+    if work.offer.control is None:
+        return {}
+    schedule = schedule_of(work.spec, outcome.total_steps)
+    rates = math.fsum(schedule.rate(step) for step in range(outcome.state.step))
+    return fit_change(change_of_control(trained, start.controls, rates), work.offer.control.max_norm, work.offer.wire)
 
 
 def add_carried(moved: Moved, carried: Moved) -> Moved:
@@ -165,7 +185,7 @@ def split_rows(spec: JobSpec, rows: Sequence[AnyRow]) -> tuple[list[AnyRow], lis
 def _check_forms(start: Start, forms: Mapping[str, TensorForm]) -> None:
     problems = [
         Problem(path=name, message=f"must have shape {list(form.shape)}, as offered", value=str(list(start.trained[name].shape)))
-        for name, form in sorted(forms.items())
+        for name, form in ((name, forms[name]) for name in trained_names(forms))
         if start.trained[name].shape != form.shape
     ]
     if problems:

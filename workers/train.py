@@ -22,10 +22,11 @@ from wegeft.contracts.training import Evaluation, Message, Progress, TrainingTas
 from workers.adaptation import adapt, count_lora_parameters, trainable
 from workers.base_model import BaseModel
 from workers.checkpoint import Measurement, Memory, Point, RunState, pack, read_state, unpack
-from workers.generator_start import Start, begin_at
+from workers.generator_start import Start, begin_at, learning_parameters
 from workers.proximal import Spring
 from workers.rank_allocation import allocation_of
 from workers.rows import AnyRow
+from workers.scaffold import Control, Correction
 from workers.schedule import schedule_of
 from workers.tasks import prepare_task
 from workers.tasks.task import Answers, Task
@@ -48,6 +49,8 @@ class TrainingInputs:
     """Generators to begin from, for a federation's site; None begins with the seed's own."""
     proximal_mu: float = 0.0
     """How strongly each step pulls back to where training began; see :mod:`workers.proximal`."""
+    control_shift: Control | None = None
+    """With a ``start``: makes each step a plain gradient step, corrected by this; see :mod:`workers.scaffold`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +138,10 @@ class _Run:
         self._spring = Spring(self._parameters.values(), inputs.proximal_mu) if inputs.proximal_mu else None
         self._learner = task.begin(self._model)
         self._schedule = schedule_of(spec, task.total_steps)
-        self._optimizer = _optimizer(spec, self._parameters)
+        self._correction: Correction | None = None
+        if inputs.start is not None and inputs.control_shift is not None:
+            self._correction = Correction(learning_parameters(self._model, inputs.start), inputs.control_shift)
+        self._optimizer = _optimizer(spec, self._parameters, is_plain=self._correction is not None)
         self._state = RunState(plan=task.fingerprint, base_model=base.identity, commit=base.commit)
         self._best: dict[str, Tensor] = {}
         self._saved_at = callbacks.now()
@@ -213,6 +219,8 @@ class _Run:
         norm = self._finite("the gradient", nn.utils.clip_grad_norm_(self._parameters.values(), limit).item(), rate)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
+        if self._correction is not None:
+            self._correction.apply()
         self._optimizer.step()
         if self._allocation is not None:
             self._allocation.after_step(self._state.step + 1)
@@ -336,7 +344,9 @@ def _merit(measurement: Measurement, metric: BestMetric) -> float:
     return -value if metric in LOWER_IS_BETTER else value
 
 
-def _optimizer(spec: JobSpec, parameters: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
+def _optimizer(spec: JobSpec, parameters: Mapping[str, nn.Parameter], *, is_plain: bool) -> torch.optim.Optimizer:
+    if is_plain:
+        return torch.optim.SGD(parameters.values(), lr=spec.learning_rate)
     return torch.optim.AdamW(
         parameters.values(),
         lr=spec.learning_rate,

@@ -1,6 +1,7 @@
 """From the updates of a round to the next generators: pure functions on factors, in float64, with no I/O."""
 
 from orchestrator.aggregate.aggregation import aggregate
+from orchestrator.aggregate.controls import ControlChange, add_changes, mean_control
 from orchestrator.aggregate.state import (
     Contribution,
     Edit,
@@ -17,6 +18,7 @@ from orchestrator.aggregate.state import (
 
 __all__ = [
     "Contribution",
+    "ControlChange",
     "Edit",
     "FederationState",
     "Outcome",
@@ -24,8 +26,10 @@ __all__ = [
     "Refused",
     "Score",
     "Tensors",
+    "add_changes",
     "aggregate",
     "change_of",
+    "mean_control",
     "new_edit",
     "start_at",
 ]

@@ -79,6 +79,7 @@ def _sum_up(
         sums, cut = _combine_entries(plan.seed, state, [members[index] for index in indices], middle)
         return sums, equal_weights(indices, sites), cut
     coefficients = weigh(plan.defence, gram if gram is not None else np.zeros((0, 0)), sites, shares([m.examples for m in members]))
+    coefficients = coefficients * np.array([member.discount for member in members])
     weights = dict(zip(sites, (float(factor) for factor in coefficients), strict=True))
     return sum_updates(state, members, weights, reading_of(plan.rule)), weights, 0.0
 
@@ -112,7 +113,7 @@ def _advance(plan: Plan, state: FederationState, combined: Mapping[str, Combined
             moments |= kept
         edits[group] = new
     untouched = {name: values for name, values in state.moments.items() if name not in moments}
-    return FederationState(edits=edits, moments=untouched | moments, rounds=state.rounds + 1)
+    return replace(state, edits=edits, moments=untouched | moments, rounds=state.rounds + 1)
 
 
 def _step(plan: Plan, state: FederationState, group: str, new: Edit) -> tuple[Edit, dict[str, Array]]:

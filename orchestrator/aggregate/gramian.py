@@ -21,7 +21,7 @@ def update_of(state: FederationState, member: Contribution) -> dict[str, Generat
     """Return how a member's generators differ from those that it started from."""
     tensors = member.load()
     updates = {}
-    for group, edit in state.edits.items():
+    for group, edit in (member.start or state).edits.items():
         start, _ = start_at(edit, member.rank)
         updates[group] = difference(trained_by(edit, group, tensors, start), start)
     return updates

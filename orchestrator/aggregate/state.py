@@ -55,6 +55,10 @@ class FederationState:
     """The server optimizer's memory: ``<group>.<part>.m`` and ``….v``."""
     rounds: int = 0
     """Rounds committed."""
+    controls: Mapping[str, Array] = field(default_factory=dict)
+    """With SCAFFOLD, the sum of all sites' control variates, by the name and in the shape in which the trained tensor travels."""
+    counted: Mapping[str, str] = field(default_factory=dict)
+    """The last update of each site whose change is in that sum, its digest by the site's pseudonym."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,6 +73,10 @@ class Contribution:
     """Gives the tensors each time it is called, so that they need not all be in memory at once."""
     rank: int | None = None
     """Rank that the site trained; None for the rank of the pair."""
+    start: FederationState | None = None
+    """The federation as it was when the site began; None where that is the round's own state."""
+    discount: float = 1.0
+    """Factor on top of its weight, for an update that comes late."""
 
 
 @dataclass(frozen=True, kw_only=True)

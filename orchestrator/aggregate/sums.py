@@ -26,7 +26,7 @@ class Sums:
     parts: Mapping[str, Array]
     """``Σaₖδxₖ`` of the factors and cores that were sent by members of full rank: ``phi`` is rank×width here, like P."""
     second: Generator
-    """``Σaₖ·s·δPₖᵀδQₖ`` of those, and the whole update of members of lower rank."""
+    """``Σaₖ·s·δPₖᵀδQₖ`` of those, and the whole update of members of lower rank, or that began from other factors."""
     has_lower_ranks: bool = False
     cut: float = 0.0
     """Bound of the Frobenius norm of what the working rank cost."""
@@ -81,13 +81,15 @@ class _Term:
 
 
 def _add(sums: Sums, edit: Edit, term: _Term, reading: Reading) -> Sums:
-    start, _ = start_at(edit, term.member.rank)
-    trained = trained_by(edit, term.group, term.tensors, start)
-    if start.rank != edit.pair.rank:
+    began = edit if term.member.start is None else term.member.start.edits[term.group]
+    start, _ = start_at(began, term.member.rank)
+    trained = trained_by(began, term.group, term.tensors, start)
+    # A product's first-order terms hold for the factors that it began with alone.
+    if start.rank != edit.pair.rank or (began is not edit and reading.keeps_products):
         whole = difference(trained, start)
         second = add(sums.second, from_rows(p=whole.p, q=whole.q, scale=whole.scale * term.coefficient))
         return _cut(Sums(parts=sums.parts, second=second, has_lower_ranks=True, cut=sums.cut), edit, 2, reading)
-    moved = _moved(edit, term, trained, reading)
+    moved = _moved(began, term, trained, reading)
     parts = {
         name: sums.parts[name] + term.coefficient * delta if name in sums.parts else term.coefficient * delta
         for name, delta in moved.items()

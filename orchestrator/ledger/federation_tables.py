@@ -54,6 +54,7 @@ ROUNDS = Table(
     Column("closed_at", UtcTime, nullable=True),
     Column("result_digest", String(71), nullable=True),
     Column("record", Text, nullable=True),  # JSON of the RoundRecord
+    Column("consumed", Integer, nullable=True),  # in buffered mode, the last position that it or a round before it has used up
 )
 
 OFFERS = Table(
@@ -81,6 +82,8 @@ ARRIVALS = Table(
     Column("reason", String(32), nullable=True),
     Column("message", Text, nullable=False),  # JSON of the SignedUpdate or the Decline
     Column("problems", Text, nullable=False),  # JSON list
+    Column("position", Integer, nullable=True),  # in buffered mode, of an accepted update: its place in the order of all
+    Index(None, "job_id", "position", unique=True),
     ForeignKeyConstraint(
         ["job_id", "number", "attempt", "pseudonym"],
         [

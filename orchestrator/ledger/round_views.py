@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -81,8 +82,17 @@ def _newest_first(job_id: str) -> Select[Any]:
         is_same = (table.c.job_id == ROUNDS.c.job_id) & (table.c.number == ROUNDS.c.number) & (table.c.attempt == ROUNDS.c.attempt)
         return select(func.count()).select_from(table).where(is_same, *where).scalar_subquery()
 
-    counts = count(OFFERS).label("asked"), count(ARRIVALS, ARRIVALS.c.reason.is_(None)).label("accepted")
+    used = select(func.coalesce(func.max(ROUNDS.c.consumed), 0)).where(ROUNDS.c.job_id == job_id).scalar_subquery()
+    waiting = select(func.count()).select_from(ARRIVALS).where(ARRIVALS.c.job_id == job_id, ARRIVALS.c.position > used).scalar_subquery()
+    counts = count(OFFERS).label("asked"), count(ARRIVALS, ARRIVALS.c.reason.is_(None)).label("accepted"), waiting.label("waiting")
     return select(ROUNDS, *counts).where(ROUNDS.c.job_id == job_id).order_by(ROUNDS.c.number.desc(), ROUNDS.c.attempt.desc())
+
+
+def _count_accepted(row: Row[Any]) -> int:
+    """Return how many updates a round has: its members, or what waits in the buffer for one that is open, whatever round asked for it."""
+    if row.members is not None:
+        return len(json.loads(row.members))
+    return max(row.accepted, row.waiting) if RoundState(row.state) in _WAITING else int(row.accepted)
 
 
 def _view(row: Row[Any], deadline: timedelta) -> RoundView:
@@ -92,7 +102,7 @@ def _view(row: Row[Any], deadline: timedelta) -> RoundView:
         attempt=row.attempt,
         state=state,
         asked=row.asked,
-        accepted=row.accepted,
+        accepted=_count_accepted(row),
         record=RoundRecord.model_validate_json(row.record) if row.record else None,
         opened_at=row.since,
         closes_at=row.since + deadline if state in _WAITING else None,

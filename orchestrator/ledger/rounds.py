@@ -18,7 +18,7 @@ from orchestrator.rounds import Arrival, Closing, Move, Round, Wait, decide, mov
 from wegeft.contracts.errors import Conflict, IllegalTransition, NotFound, Problem, StaleRound, TooLarge
 from wegeft.contracts.federation import Decline, Offer, ReasonCode, RoundRecord, RoundState, SignedUpdate
 
-_KEPT_REFUSALS = 16
+KEPT_REFUSALS = 16
 """Of one site in a try at a round; what it sends beyond them is refused as well, and leaves nothing behind."""
 
 
@@ -63,7 +63,8 @@ def ask(connection: Connection, key: RoundKey, offers: Collection[Offer], now: d
     """Write the offers and begin to collect; the bytes that they name must be in the store."""
     _move(connection, key, RoundState.SELECTING, Move.ASK, {"since": now})
     place = {"job_id": key.job_id, "number": key.number, "attempt": key.attempt}
-    connection.execute(insert(OFFERS), [{**place, "pseudonym": offer.site, "offer": offer.to_bytes().decode()} for offer in offers])
+    if offers:
+        connection.execute(insert(OFFERS), [{**place, "pseudonym": offer.site, "offer": offer.to_bytes().decode()} for offer in offers])
 
 
 def receive(
@@ -76,7 +77,7 @@ def receive(
     Raises :class:`NotFound` where the site was not asked, :class:`StaleRound` where the round is closed, and :class:`Conflict` where
     another answer of the site was taken before.
     """
-    digest, site, reason = _describe(message, problems)
+    digest, site, reason = describe_answer(message, problems)
     row = connection.execute(select(ROUNDS).where(_is(key)).with_for_update()).one_or_none()
     if row is None or connection.execute(select(OFFERS.c.offer).where(_is(key, OFFERS), OFFERS.c.pseudonym == site)).first() is None:
         raise NotFound("the site was not asked in this round", path="site", value=site)
@@ -90,9 +91,9 @@ def receive(
     if kept.state is not RoundState.COLLECTING or not isinstance(decide(kept, arrivals, now), Wait):
         raise StaleRound("the round is closed", path="round", value=str(key.number), hint="ask for the next one")
     arrival = Arrival(site=site, digest=digest, received_at=now, reason=reason, problems=tuple(problems))
-    if reason is ReasonCode.REFUSED and sum(other.site == site for other in arrivals) >= _KEPT_REFUSALS:
+    if reason is ReasonCode.REFUSED and sum(other.site == site for other in arrivals) >= KEPT_REFUSALS:
         return arrival
-    connection.execute(insert(ARRIVALS).values(**_arrival_row(key, arrival, message)))
+    connection.execute(insert(ARRIVALS).values(**arrival_row(key, arrival, message)))
     return arrival
 
 
@@ -149,7 +150,7 @@ def find_offer(connection: Connection, key: RoundKey, site: str) -> Offer | None
 def find_arrival(connection: Connection, key: RoundKey, site: str, digest: str) -> Arrival | None:
     """Return what became of a message that a site sent; None where it never came."""
     row = connection.execute(select(ARRIVALS).where(_is(key, ARRIVALS), ARRIVALS.c.pseudonym == site, ARRIVALS.c.digest == digest))
-    return next((_arrival(one) for one in row), None)
+    return next((arrival_of(one) for one in row), None)
 
 
 def find_start(connection: Connection, key: RoundKey) -> str:
@@ -235,10 +236,10 @@ def _round(row: Row[tuple[object, ...]], asked: frozenset[str], closing: Closing
 
 def _arrivals(connection: Connection, key: RoundKey) -> tuple[Arrival, ...]:
     rows = connection.execute(select(ARRIVALS).where(_is(key, ARRIVALS)).order_by(ARRIVALS.c.received_at, ARRIVALS.c.pseudonym)).all()
-    return tuple(_arrival(row) for row in rows)
+    return tuple(arrival_of(row) for row in rows)
 
 
-def _arrival(row: Row[tuple[object, ...]]) -> Arrival:
+def arrival_of(row: Row[tuple[object, ...]]) -> Arrival:
     return Arrival(
         site=row.pseudonym,
         digest=row.digest,
@@ -248,13 +249,13 @@ def _arrival(row: Row[tuple[object, ...]]) -> Arrival:
     )
 
 
-def _describe(message: SignedUpdate | Decline, problems: Sequence[Problem]) -> tuple[str, str, ReasonCode | None]:
+def describe_answer(message: SignedUpdate | Decline, problems: Sequence[Problem]) -> tuple[str, str, ReasonCode | None]:
     if isinstance(message, Decline):
         return message.digest, message.site, ReasonCode(message.reason)
     return message.update.digest, message.update.site, ReasonCode.REFUSED if problems else None
 
 
-def _arrival_row(key: RoundKey, arrival: Arrival, message: SignedUpdate | Decline) -> dict[str, object]:
+def arrival_row(key: RoundKey, arrival: Arrival, message: SignedUpdate | Decline) -> dict[str, object]:
     return {
         "job_id": key.job_id,
         "number": key.number,

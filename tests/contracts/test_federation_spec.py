@@ -185,3 +185,25 @@ def test_a_wrong_section_is_told_in_plain_words() -> None:
     assert found["federation.defence"].message == "must be a name, or a mapping with a name"
     assert (found["federation.grace"].hint, found["federation.grace"].line) == ("a number and s, m, h or d, for example 60s", 7)
     assert "whole number" in found["federation.min_sites"].message
+
+
+@pytest.mark.parametrize("rule", [*RULES, {"name": "factor_mean", "align": False}])
+def test_scaffold_goes_with_rules_that_keep_their_coordinates(rule: object) -> None:
+    if rule in ("generator_exact", "generator_truncate", "factor_mean", "stack"):
+        assert "coordinates" in clashes(rule=rule, site_optimizer="scaffold")["rule"]
+    else:
+        assert parse(rule=rule, site_optimizer="scaffold").site_optimizer == "scaffold"
+
+
+def test_scaffold_is_alone_with_what_it_corrects() -> None:
+    found = clashes(rule="core", site_optimizer="scaffold", proximal_mu=0.1, defence="norm_clip")
+    assert set(found) == {"proximal_mu", "defence"}
+    with pytest.raises(ValidationError):
+        parse(rule="core", site_optimizer="sgd")
+
+
+def test_scaffold_needs_plain_and_bounded_steps() -> None:
+    job = "name: x\nmodel: m\nfederation: {rule: core, site_optimizer: scaffold}\n"
+    assert load_spec(job).max_grad_norm == 1.0
+    found = problems_of(job + "weight_decay: 0.1\nmax_grad_norm: null\nval_set_size: 2\neval_steps: 1\nearly_stopping_patience: 2")
+    assert set(found) == {"weight_decay", "max_grad_norm", "early_stopping_patience"}

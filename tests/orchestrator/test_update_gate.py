@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from orchestrator.update_gate import Terms, check_update, expected_forms
 from tests.orchestrator.aggregate.federations import a_member, a_state
+from wegeft.contracts.control_variates import ControlTerms, control_of
 from wegeft.contracts.federation import Offer, SignedUpdate, Site, SiteState, TensorForm, Update
 from wegeft.contracts.federation_rules import GeneratorExact
 from wegeft.contracts.signatures import public_key_of, sign
@@ -182,3 +183,48 @@ def test_a_file_of_many_wrong_names_gets_a_short_answer() -> None:
     terms = Terms(offer=offer, site=a_site(), state=STATE, now=NOW)
     problems = check_update(signed(offer), tensors, terms)
     assert 0 < sum(len(problem.model_dump_json()) for problem in problems) < 100_000
+
+
+def a_control_offer(**changes: Any) -> Offer:
+    offer = an_offer(parts=("phi",))
+    forms = {control_of(name): form for name, form in offer.tensors.items()}
+    control = ControlTerms(sites=3, max_norm=2.0, counted=OTHER)
+    return offer.model_copy(update={"version": 2, "tensors": {**offer.tensors, **forms}, "control": control, **changes})
+
+
+def with_control(size: float) -> dict[str, Any]:
+    """An update and a change of control variates that is ``size`` long."""
+    moved = tensors_of(parts=("phi",))
+    entries = sum(array.size for array in moved.values())
+    return {**moved, **{control_of(name): np.full_like(array, size / entries**0.5) for name, array in moved.items()}}
+
+
+@pytest.mark.parametrize(
+    ("size", "change", "expected"),
+    [
+        (1.99, {}, []),
+        (1.99, {"control_from": OTHER}, []),
+        (2.01, {}, ["control"]),
+        (1.0, {"control_from": DIGEST}, ["control_from"]),
+        (1.0, {"version": 1}, ["version"]),
+        (float("nan"), {}, ["down_proj.phi.control", "q_proj.phi.control"]),
+    ],
+)
+def test_change_of_control_variates_is_held_to_its_terms(size: float, change: dict[str, Any], expected: list[str]) -> None:
+    offer = a_control_offer()
+    assert paths(signed(offer, **{"version": 2, **change}), with_control(size), offer) == expected
+
+
+def test_control_variates_come_where_they_are_asked_for_and_nowhere_else() -> None:
+    offer, plain = a_control_offer(), an_offer(parts=("phi",))
+    assert paths(signed(offer, version=2), tensors_of(parts=("phi",)), offer) == ["down_proj.phi.control", "q_proj.phi.control"]
+    assert paths(signed(plain), with_control(1.0), plain) == ["down_proj.phi.control", "q_proj.phi.control"]
+    assert paths(signed(plain, control_from=OTHER), tensors_of(parts=("phi",)), plain) == ["control_from"]
+
+
+def test_messages_without_control_variates_are_written_as_before_there_were_any() -> None:
+    plain = an_offer()
+    assert b"control" not in plain.to_bytes()
+    assert b"control" not in signed(plain).to_bytes()
+    assert b'"control"' in a_control_offer().to_bytes()
+    assert Offer.model_validate_json(a_control_offer().to_bytes()) == a_control_offer()

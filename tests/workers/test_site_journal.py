@@ -11,6 +11,7 @@ import pytest
 
 from tests.contracts.test_federation import an_offer, an_update
 from wegeft.contracts.adapter import digest_of
+from wegeft.contracts.control_variates import ControlTerms
 from wegeft.contracts.errors import InvalidSetting, InvalidTensors, Problem, StorageFull
 from wegeft.contracts.federation import Receipt, SignedReceipt, Update
 from wegeft.contracts.signatures import sign
@@ -183,3 +184,38 @@ def test_rotten_rest_is_told(journal: Journal) -> None:
 def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises((InvalidSetting, StorageFull), match="cannot write"):
         Journal(tmp_path / "absent").open(an_offer())
+
+
+def keep_round(journal: Journal, number: int, counted: str | None) -> Update:
+    """Train a round whose control variate is its number; what counted before it is ``counted``."""
+    offer = an_offer(round=number, version=2, control=ControlTerms(sites=1, max_norm=1.0, counted=counted))
+    entry, update = journal.open(offer), a_trained(round=number, version=2)
+    entry.keep_update(update, TENSORS, control={"q.phi": np.full((2, 1), 1 / number)})
+    entry.keep_receipt(a_receipt())
+    return update
+
+
+def test_control_variate_is_the_one_after_the_update_that_counted(journal: Journal) -> None:
+    first = keep_round(journal, 1, None)
+    second = keep_round(journal, 2, first.digest)
+    for counted, expected in ((first.digest, 1.0), (second.digest, 0.5)):
+        offer = an_offer(round=3, version=2, control=ControlTerms(sites=1, max_norm=1.0, counted=counted))
+        control = journal.read_control(offer)
+        assert control is not None
+        assert control["q.phi"].tolist() == [[expected]] * 2
+    lost = an_offer(round=3, version=2, control=ControlTerms(sites=1, max_norm=1.0, counted="sha256:" + "9" * 64))
+    assert journal.read_control(lost) is None
+    assert journal.read_control(an_offer()) is None
+
+
+def test_control_variates_are_kept_from_the_one_that_counts(journal: Journal) -> None:
+    counted: Update | None = None
+    for number in range(1, 9):
+        update = keep_round(journal, number, counted.digest if counted else None)
+        counted = update if number <= 3 else counted
+        journal.prune()
+    kept = [entry.offer.round for entry in journal.entries() if entry.control_file.exists()]
+    assert kept == [3, 4, 5, 6, 7, 8]
+    (journal.entries()[2].control_file).write_bytes(b"rotten")
+    with pytest.raises(InvalidTensors):
+        journal.read_control(journal.entries()[-1].offer)

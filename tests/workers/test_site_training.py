@@ -54,6 +54,7 @@ def train_once(base: BaseModel, state: FederationState, offer_fields: Mapping[st
 def gate_problems(offer: Offer, state: FederationState, trained: Trained) -> list[str]:
     """What the server's gate says of an update."""
     update = Update(
+        version=offer.version,
         job_id=offer.job_id,
         round=offer.round,
         attempt=offer.attempt,

@@ -20,7 +20,7 @@
     │   ├── IllegalTransition   the job's state does not allow this
     │   ├── AliasMoved          compare-and-set lost
     │   ├── IdempotencyConflict one key, two different requests
-    │   ├── StaleRound · FederationOver   a site answers or asks when a round or its job is over
+    │   ├── StaleRound · TooStale · FederationOver   a site answers or asks when a round or its job is over
     │   └── AlreadyRunning      an embedded service holds this home folder
     ├── Refused
     │   ├── Unauthenticated     no token, or a wrong, expired or revoked one
@@ -230,6 +230,12 @@ class StaleRound(Conflict):
     """The round is over; ask for the next one."""
 
     code = "stale_round"
+
+
+class TooStale(Conflict):
+    """The update started from a version too long ago; ask for the newest one."""
+
+    code = "too_stale"
 
 
 class FederationOver(Conflict):

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
 from wegeft.contracts.adapter import Digest
+from wegeft.contracts.control_variates import ControlTerms
 from wegeft.contracts.errors import Problem
 from wegeft.contracts.federation_rules import Defence, Rule, ServerOptimiser, SiteName
 from wegeft.contracts.wire import Wire, bytes_on
@@ -21,6 +22,8 @@ KeyText = Annotated[str, StringConstraints(pattern=r"^ed25519:[0-9a-f]{64}$")]
 SignatureText = Annotated[str, StringConstraints(pattern=r"^ed25519:[0-9a-f]{128}$")]
 Instant = Annotated[AwareDatetime, AfterValidator(lambda time: time.astimezone(UTC))]
 RoundNumber = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Later = Field(exclude_if=lambda value: value is None)
+"""Of a field that came after a message's first version: where it says nothing, the message is written, and signed, as before."""
 TensorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.+@-]{1,256}$")]
 
 
@@ -86,6 +89,10 @@ class ReasonCode(StrEnum):
     """Its enrolment was revoked while the round was open."""
     NO_WEIGHT = "no_weight"
     """The defence gave its update no weight."""
+    TOO_STALE = "too_stale"
+    """More than max_staleness versions had come out since the one that its update started from."""
+    BUFFERED = "buffered"
+    """Its update waits in the buffer for the next version."""
 
 
 class FailureCode(StrEnum):
@@ -127,8 +134,8 @@ class TensorForm(Message):
 class Offer(Message):
     """What a site is asked to do in a round."""
 
-    version: Literal[1] = 1
-    """Version of this message."""
+    version: Literal[1, 2] = 1
+    """Version of this message, and of the update that answers it; 2 asks for control variates too."""
     job_id: Identifier
     round: RoundNumber
     """Number of the round, from 1."""
@@ -156,13 +163,15 @@ class Offer(Message):
     """Decides the order of rows, with the site's name."""
     deadline_at: Instant
     """When the round closes at the latest."""
+    control: Annotated[ControlTerms | None, Later] = None
+    """With SCAFFOLD, what goes for the control variates among ``tensors``."""
 
 
 class Update(Message):
     """What a site says of the tensors that it sends; the signature is over the canonical bytes of this."""
 
-    version: Literal[1] = 1
-    """Version of this message."""
+    version: Literal[1, 2] = 1
+    """That of the offer."""
     job_id: Identifier
     round: RoundNumber
     attempt: RoundNumber = 1
@@ -184,6 +193,8 @@ class Update(Message):
     """Optimizer steps done."""
     metrics: Annotated[dict[TensorName, Finite], Field(max_length=32)] = Field(default_factory=dict)
     """For example ``train_loss`` and ``eval_loss``."""
+    control_from: Annotated[Digest | None, Later] = None
+    """The update after which the site's control variate was what it went on from; absent where it began at zero."""
 
 
 class SignedUpdate(Message):
@@ -246,6 +257,12 @@ class Member(Message):
     """Cosine of its update with the aggregate of the others."""
     influence: Finite | None = None
     """How far the aggregate moves without it, as a share of the aggregate's norm."""
+    staleness: Annotated[int | None, Later] = None
+    """In buffered mode, the versions that had come out since the one that it started from."""
+    position: Annotated[int | None, Later] = None
+    """In buffered mode, its place in the order in which updates were accepted, from 1."""
+    start: Annotated[Digest | None, Later] = None
+    """State of the federation that it started from, where that is not the round's."""
 
 
 class Exclusion(Message):
@@ -280,6 +297,8 @@ class RoundRecord(Message):
     """Sorted by pseudonym."""
     measures: dict[str, Finite] = Field(default_factory=dict)
     """``aggregation_residual``, ``cut_energy``, ``update_norm``, …"""
+    control_sites: Annotated[int | None, Later] = None
+    """With SCAFFOLD, the sites whose control variates the server's was the mean of."""
     failure: FailureCode | None = None
     published: str | None = None
     """``namespace/name@version``; None where nothing was published."""

@@ -38,6 +38,30 @@ class PoissonSampling(Frozen):
 Sampling = Annotated[FractionSampling | PoissonSampling, Field(discriminator="name"), BeforeValidator(_named)]
 
 
+class Synchronous(Frozen):
+    """Sites start together, and a version is made when the round closes."""
+
+    name: Literal["synchronous"] = "synchronous"
+
+
+class Buffered(Frozen):
+    """Sites start from the newest version when they are ready, and every few updates make the next one (FedBuff: Nguyen et al., 2022)."""
+
+    name: Literal["buffered"] = "buffered"
+    buffer_size: Count
+    """Updates that make a version, each of another site; at most min_sites."""
+    max_staleness: Annotated[int, Field(ge=0, le=10_000)] = 10
+    """Versions that may have come out since the one that an update started from; beyond, it is refused as `too_stale`."""
+
+
+Mode = Annotated[Synchronous | Buffered, Field(discriminator="name"), BeforeValidator(_named)]
+
+
+def staleness_weight(staleness: int) -> float:
+    """Return what an update counts that started so many versions ago: 1/√(1 + staleness), as in FedBuff."""
+    return float((1 + staleness) ** -0.5)
+
+
 class GeneratorExact(Frozen):
     """The exact mean of the generators: the mean of aligned factors, and what it misses as a frozen second generator."""
 
@@ -106,6 +130,20 @@ PRODUCT_RULES = frozenset({"generator_exact", "generator_truncate", "stack"})
 
 def is_linear(rule: Rule) -> bool:
     """Return whether the aggregate is a fixed linear function of what sites send, so that sums of masked or noisy updates would do."""
+    match rule:
+        case FreezePsi() | FreezePhi() | Alternate() | Core():
+            return True
+        case FactorMean():
+            return not rule.align
+        case GeneratorExact() | GeneratorTruncate() | Stack():
+            return False
+
+
+def has_fixed_gauge(rule: Rule) -> bool:
+    """Return whether factors keep their coordinates: a site's start and the next version are in one gauge, and nothing is kept elsewhere.
+
+    Gradients of factors, as control variates are, mean something from round to round only then.
+    """
     match rule:
         case FreezePsi() | FreezePhi() | Alternate() | Core():
             return True

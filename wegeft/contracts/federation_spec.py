@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,11 +10,13 @@ from wegeft.contracts.federation_rules import (
     ENTRYWISE_DEFENCES,
     PRODUCT_RULES,
     RESCALING_DEFENCES,
+    Buffered,
     Count,
     Defence,
     FedAvg,
     FractionSampling,
     GeneratorExact,
+    Mode,
     MultiKrum,
     NoDefence,
     Positive,
@@ -22,6 +24,8 @@ from wegeft.contracts.federation_rules import (
     Sampling,
     ServerOptimiser,
     SiteName,
+    Synchronous,
+    has_fixed_gauge,
     least_sites,
 )
 from wegeft.contracts.job_problems import Clash, refuse_clashes
@@ -45,6 +49,8 @@ class FederationSpec(Frozen):
 
     rounds: Count = 10
     """Rounds to commit; each publishes a version."""
+    mode: Mode = Synchronous()
+    """When a version is made: `synchronous` rounds, or `buffered`, from every few updates, so that slow sites hold nobody up."""
     min_sites: Count = 2
     """Accepted updates without which a round is not closed (quorum)."""
     target_sites: Count | None = None
@@ -69,6 +75,8 @@ class FederationSpec(Frozen):
     """Largest Frobenius norm of a site's update, over all generators; longer ones are refused."""
     proximal_mu: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
     """FedProx: sites add `proximal_mu`/2·‖θ − θ_start‖² over all that they train to their loss; 0 leaves it out."""
+    site_optimizer: Literal["adamw", "scaffold"] = "adamw"
+    """Sites' steps: the job's AdamW, or `scaffold`, plain gradient steps that control variates correct (Karimireddy et al., 2020)."""
     site_ranks: Annotated[dict[SiteName, Annotated[int, Field(ge=1, le=4096)]], Field(max_length=10_000)] = Field(default_factory=dict)
     """Ranks of sites that cannot train the job's rank; at most the job's."""
     wire: Wire = "fp32"
@@ -78,7 +86,9 @@ class FederationSpec(Frozen):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
-        refuse_clashes([*self._site_clashes(), *self._defence_clashes(), *self._rule_clashes()])
+        refuse_clashes(
+            [*self._site_clashes(), *self._defence_clashes(), *self._rule_clashes(), *self._scaffold_clashes(), *self._mode_clashes()]
+        )
         return self
 
     def _site_clashes(self) -> list[Clash]:
@@ -93,9 +103,10 @@ class FederationSpec(Frozen):
             message = f"must be {needed} or more for {self.defence.name}"
             clashes.append(Clash(path="min_sites", message=message, hint="with fewer sites the defence promises nothing"))
         if isinstance(self.defence, MultiKrum) and self.defence.keep is not None:
-            most = self.min_sites - self.defence.malicious - 2
+            least, name = (self.mode.buffer_size, "buffer_size") if isinstance(self.mode, Buffered) else (self.min_sites, "min_sites")
+            most = least - self.defence.malicious - 2
             if self.defence.keep > most >= 1:
-                clashes.append(Clash(path="defence.keep", message=f"must be min_sites − malicious − 2 ({most}) or less"))
+                clashes.append(Clash(path="defence.keep", message=f"must be {name} − malicious − 2 ({most}) or less"))
         return clashes
 
     def _defence_clashes(self) -> list[Clash]:
@@ -116,4 +127,40 @@ class FederationSpec(Frozen):
         if self.site_ranks and self.rule.name not in PRODUCT_RULES:
             message = f"{self.rule.name} averages factors, which must have one rank"
             clashes.append(Clash(path="site_ranks", message=message, hint="rule: generator_exact, generator_truncate or stack"))
+        return clashes
+
+    def _scaffold_clashes(self) -> list[Clash]:
+        if self.site_optimizer != "scaffold":
+            return []
+        clashes = []
+        if not has_fixed_gauge(self.rule):
+            message = f"scaffold's control variates are gradients of factors, whose coordinates {self.rule.name} changes"
+            hint = "rule: {name: factor_mean, align: false}, freeze_psi, freeze_phi, alternate or core"
+            clashes.append(Clash(path="rule", message=message, hint=hint))
+        if self.defence.name != "none":
+            message = f"{self.defence.name} guards updates alone, and scaffold's control variates would go past it"
+            clashes.append(Clash(path="defence", message=message, hint="leave it out, or site_optimizer: adamw"))
+        if self.proximal_mu:
+            message = "the proximal term would be taken for a gradient of the site's rows, which scaffold's control variates are"
+            clashes.append(Clash(path="proximal_mu", message=message, hint="one of the two"))
+        return clashes
+
+    def _mode_clashes(self) -> list[Clash]:
+        if not isinstance(self.mode, Buffered):
+            return []
+        clashes, size, name = [], self.mode.buffer_size, self.defence.name
+        if size > self.min_sites:
+            message = f"must be min_sites ({self.min_sites}) or less, as a site has one update at a time in the buffer"
+            clashes.append(Clash(path="mode.buffer_size", message=message))
+        if size < (needed := least_sites(self.defence)):
+            clashes.append(Clash(path="mode.buffer_size", message=f"must be {needed} or more for {name}"))
+        if self.rule.name == "alternate":
+            message = "sites that started from different versions would send different factors"
+            clashes.append(Clash(path="rule", message=message, hint="freeze_psi, freeze_phi, or another rule"))
+        if name in ENTRYWISE_DEFENCES | {"fltrust"}:
+            why = "needs one site's update in each version" if name == "fltrust" else "gives no weights that staleness could lessen"
+            clashes.append(Clash(path="defence", message=f"{name} {why}", hint="krum, multi_krum, geometric_median or norm_clip"))
+        if self.site_optimizer == "scaffold":
+            message = "scaffold's control variates are of one version for all sites"
+            clashes.append(Clash(path="site_optimizer", message=message, hint="adamw, or mode: synchronous"))
         return clashes

@@ -28,7 +28,7 @@ def federation_clashes(spec: JobSpec) -> list[Clash]:
     """Return the fields that do not go with a federation, or the data that a job without one lacks."""
     if spec.federation is None:
         return _missing_data(spec)
-    return [*_given_data(spec), *_other_kinds(spec), *_given_options(spec)]
+    return [*_given_data(spec), *_other_kinds(spec), *_given_options(spec), *_scaffold_clashes(spec)]
 
 
 def _missing_data(spec: JobSpec) -> list[Clash]:
@@ -60,3 +60,15 @@ def _given_options(spec: JobSpec) -> list[Clash]:
     message = "a federated job has one generator for each of target_modules, all of the job's rank"
     given = [name for name in _ONE_GENERATOR_A_NAME if getattr(spec, name) is not None]
     return [Clash(path=name, message=message, hint="leave it out", involves=frozenset({"federation"})) for name in given]
+
+
+def _scaffold_clashes(spec: JobSpec) -> list[Clash]:
+    if spec.federation is None or spec.federation.site_optimizer != "scaffold":
+        return []
+    found = {
+        "weight_decay": (bool(spec.weight_decay), "would be taken for a gradient of the site's rows, as scaffold's steps are plain", "0"),
+        "max_grad_norm": (spec.max_grad_norm is None, "is what bounds scaffold's control variates", "a number"),
+        "early_stopping_patience": (spec.early_stopping_patience is not None, "would undo steps that scaffold counts", "leave it out"),
+    }
+    involved = frozenset({"federation"})
+    return [Clash(path=path, message=why, hint=hint, involves=involved) for path, (is_wrong, why, hint) in found.items() if is_wrong]
