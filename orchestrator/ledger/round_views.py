@@ -35,12 +35,6 @@ def find_round(connection: Connection, job_id: str, number: int, closing: Closin
     return _view(row, closing.deadline)
 
 
-def count_committed(connection: Connection, job_id: str) -> int:
-    """Return how many rounds are committed."""
-    query = select(func.count()).select_from(ROUNDS).where(ROUNDS.c.job_id == job_id, ROUNDS.c.state == RoundState.COMMITTED.value)
-    return connection.execute(query).scalar_one()
-
-
 def count_joined(connection: Connection, job_id: str) -> dict[str, int]:
     """Return in how many committed rounds each site's update was accepted, by pseudonym."""
     is_same = (ROUNDS.c.job_id == ARRIVALS.c.job_id) & (ROUNDS.c.number == ARRIVALS.c.number) & (ROUNDS.c.attempt == ARRIVALS.c.attempt)

@@ -12,6 +12,7 @@ from pydantic import RootModel
 from wegeft.client.transport import Call, Transport, json_body
 from wegeft.contracts.enrolment import FederationView, Invitation, InvitationRequest, RoundView, SiteView
 from wegeft.contracts.errors import UnexpectedAnswer
+from wegeft.contracts.rollback import Rollback, RollbackRequest
 
 _JSON = {"Content-Type": "application/json"}
 
@@ -62,6 +63,15 @@ class FederationClient:
 
     def _move(self, job_id: str, name: str, verb: str) -> SiteView:
         return self._transport.ask(Call(method="POST", path=f"{_path(job_id)}/sites/{quote(name, safe='')}/{verb}"), SiteView)
+
+    def roll_back(self, job_id: str, request: RollbackRequest) -> Rollback:
+        """Go on from an earlier round, or let an ended job's aliases point back; the same again changes nothing.
+
+        Raises :class:`NotFound` for a round or version that is not the federation's, and :class:`Conflict` where it cannot be done now.
+        """
+        return self._transport.ask(
+            Call(method="POST", path=f"{_path(job_id)}/rollbacks", headers=_JSON, content=json_body(request)), Rollback
+        )
 
     def rounds(self, job_id: str) -> Iterator[RoundView]:
         """Yield every try at every round, newest first, reading page after page."""

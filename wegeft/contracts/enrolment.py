@@ -19,6 +19,7 @@ from wegeft.contracts.federation import (
 )
 from wegeft.contracts.federation_rules import SiteName
 from wegeft.contracts.job import JobSpec
+from wegeft.contracts.rollback import Rollback
 from wegeft.contracts.training import JobState
 
 InvitationToken = Annotated[str, StringConstraints(pattern=r"^wgi_[0-9a-f]{12}_[0-9a-f]{64}$")]
@@ -101,6 +102,8 @@ class RoundView(Message):
     """When its present wait began: for sites to ask, or for their updates."""
     closes_at: Instant | None
     """When that wait ends at the latest; None where it does not wait."""
+    is_undone: bool = False
+    """Whether the round was committed, and the federation has gone back to one before it."""
 
 
 class FederationView(Message):
@@ -110,9 +113,12 @@ class FederationView(Message):
     state: JobState
     rounds_total: Annotated[int, Field(ge=1)]
     rounds_committed: Annotated[int, Field(ge=0)]
+    """Without those that were undone."""
     sites: tuple[SiteView, ...]
     """By name."""
     current: RoundView | None
     """The newest try at the newest round; None before the first."""
     published: str | None
     """The last version that a round published, ``namespace/name@version``."""
+    rollbacks: tuple[Rollback, ...] = ()
+    """Each time that the federation went back to an earlier round, oldest first."""
