@@ -13,6 +13,7 @@ from cli.options import example, json_option, parse_duration
 from cli.output import note, print_fields, print_json, print_json_line, print_table, say, show_age, show_time
 from wegeft.contracts.enrolment import FederationView, InvitationRequest, RoundView, SiteView
 from wegeft.contracts.rollback import Rollback, RollbackRequest
+from wegeft.contracts.rotation import RotationOrder
 
 if TYPE_CHECKING:
     from wegeft.client.federation import FederationClient
@@ -111,6 +112,9 @@ def _print_sites(sites: tuple[SiteView, ...]) -> None:
         for view in sites
     ]
     print_table(["site", "state", "#rounds", "#examples", "seen", "last problem", "pseudonym"], rows)
+    for view in sites:
+        for problem in view.problems:
+            say(f"{view.site.name} ({view.last_problem}): {problem}")
 
 
 @federation.command("approve", epilog=example("wgctl federation approve JOB_ID site-a"))
@@ -139,6 +143,35 @@ def revoke(job_id: str, name: str, is_json: bool) -> None:
         except NotFound:
             client.withdraw(job_id, name)
             print_json({"withdrawn": name}) if is_json else say(f"the invitation of {name} is withdrawn")
+
+
+@federation.command("rotate", epilog=example("wgctl federation rotate JOB_ID --site site-a"))
+@click.argument("job_id")
+@click.option("--site", "name", required=True, help="The site that is to have a new key.")
+@click.option("--expires", metavar="DURATION", default="24h", show_default=True, help="How long the token can be used: 1h, 7d.")
+@json_option
+def rotate(job_id: str, name: str, expires: str, is_json: bool) -> None:
+    """Let a site make a new key, and print the command that does; its token is never shown again.
+
+    The old key is refused from the moment the new one is bound. What the site has a receipt for stays accepted; what it has trained and not
+    sent yet, it signs with the new key.
+    """
+    from pydantic import ValidationError
+
+    from wegeft.contracts.errors import InvalidSetting
+
+    seconds = int(parse_duration(expires, "--expires").total_seconds())
+    try:
+        order = RotationOrder(expires_in_seconds=seconds)
+    except ValidationError as error:
+        raise InvalidSetting("not a time that a token may last", path="--expires", value=expires, hint="1 minute to 90 days") from error
+    with _connected() as (client, _):
+        made = client.rotate(job_id, name, order)
+    if is_json:
+        print_json(made)
+        return
+    note(f"{name} stops its `wgctl site run`, makes its new key with this command until {show_time(made.expires_at)}, and runs again:")
+    say(f"wgctl site rotate --token {made.token}")
 
 
 @federation.command(

@@ -11,7 +11,7 @@ from infra.auth import Guard, Principal, Role
 from infra.database import reading, writing
 from orchestrator.federation_round import closing_of
 from orchestrator.ids import check_job_id
-from orchestrator.ledger import federations, rollbacks, round_views, sites
+from orchestrator.ledger import federations, rollbacks, round_views, site_keys, sites
 from orchestrator.ledger.federations import FederatedJob
 from orchestrator.rollbacks import roll_back
 from orchestrator.services import OrchestratorServices
@@ -20,6 +20,7 @@ from wegeft.contracts.errors import FederationOver
 from wegeft.contracts.federation import RoundState, Site, SiteState
 from wegeft.contracts.federation_rules import SiteName
 from wegeft.contracts.rollback import Rollback, RollbackRequest
+from wegeft.contracts.rotation import Rotation, RotationOrder
 
 MAX_PAGE = 200
 
@@ -32,6 +33,7 @@ def make_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
     """Return the routes under ``/jobs/{job_id}``."""
     router = APIRouter(prefix="/jobs/{job_id}", tags=["federation"])
     router.include_router(_member_router(services), dependencies=[Depends(guard.require(Role.WRITE))])
+    router.include_router(_rotation_router(services, guard))
     router.include_router(_rollback_router(services, guard))
     router.include_router(_view_router(services), dependencies=[Depends(guard.require(Role.READ))])
     return router
@@ -62,6 +64,25 @@ def _member_router(services: OrchestratorServices) -> APIRouter:
     @router.post("/sites/{name}/revoke", summary="Never ask the site again, and leave its work out of the open round")
     def revoke_site(job_id: JobId, name: Name) -> SiteView:
         return _move(services, job_id, name, SiteState.REVOKED)
+
+    return router
+
+
+def _rotation_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
+    router = APIRouter()
+    Writer = Annotated[Principal, Depends(guard.require(Role.WRITE))]
+
+    @router.post("/sites/{name}/rotate", status_code=201, summary="Let a site bind a new key once; the token is shown this one time")
+    def rotate_site(job_id: JobId, name: Name, body: RotationOrder, caller: Writer) -> Rotation:
+        now = services.clock()
+        expires_at = now + timedelta(seconds=body.expires_in_seconds)
+        token = f"wgr_{secrets.token_hex(6)}_{secrets.token_hex(32)}"
+        with writing(services.engine) as connection:
+            job = _find_going_on(connection, job_id)
+            site = sites.find_site_named(connection, job.id, name)
+            site_keys.order_rotation(connection, site, token, caller.name, expires_at)
+            federations.tell(connection, job.id, f"{caller.name} lets {name} make a new key", now)
+        return Rotation(job_id=job.id, name=name, token=token, expires_at=expires_at)
 
     return router
 
@@ -148,13 +169,14 @@ def _view(connection: Connection, job: FederatedJob) -> FederationView:
 
 def _site_views(connection: Connection, job_id: str, members: tuple[Site, ...]) -> tuple[SiteView, ...]:
     joined, seen = round_views.count_joined(connection, job_id), sites.list_seen(connection, job_id)
-    problems = round_views.last_problems(round_views.list_records(connection, job_id))
+    left_out = round_views.last_exclusions(connection, job_id)
     return tuple(
         SiteView(
             site=site,
             rounds_joined=joined.get(site.pseudonym, 0),
             last_seen_at=seen.get(site.pseudonym),
-            last_problem=problems.get(site.pseudonym),
+            last_problem=why.reason if (why := left_out.get(site.pseudonym)) else None,
+            problems=why.problems if why else (),
         )
         for site in members
     )

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from hub import catalog
 from orchestrator.federation_round import closing_of, record_failure
-from orchestrator.ledger import federations, rollbacks, round_views, rounds, sites
+from orchestrator.ledger import federations, rollbacks, round_views, rounds, sites, troubles
 from orchestrator.ledger.federations import FederatedJob
 from orchestrator.ledger.rounds import RoundKey
 from orchestrator.round_steps import federation_of
@@ -66,6 +66,7 @@ def roll_back(connection: Connection, job_id: str, request: RollbackRequest, per
         at=now,
     )
     rollbacks.add_rollback(connection, job_id, done)
+    troubles.forget_trouble(connection, job_id)
     federations.tell(connection, job_id, _describe(done), now)
     return done, True
 

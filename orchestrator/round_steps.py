@@ -112,7 +112,8 @@ class Steps:
                 rounds.hold_round(connection, newest[0])
                 kept = rounds.load_round(connection, newest[0], closing_of(self.job.section))
                 self._write_failure(connection, kept, Fail(code=FailureCode.CANCELLED), now)
-            ledger.end_attempt(connection, self.lease, error.body(), now)
+            # Whatever the error, the rounds were the tries: the job is never queued again.
+            ledger.end_attempt(connection, self.lease, error.body(), now, is_last=True)
         self.services.bells.asked.ring()
 
     @contextmanager

@@ -13,18 +13,19 @@ from infra.database import reading, writing
 from orchestrator.aggregate import FederationState
 from orchestrator.federation_files import read_state
 from orchestrator.federation_round import closing_of
-from orchestrator.ledger import federations, rounds
+from orchestrator.ledger import federations, rounds, site_keys
 from orchestrator.ledger.rounds import RoundKey
 from orchestrator.rounds import Arrival, Closing
 from orchestrator.services import OrchestratorServices
 from orchestrator.update_gate import Terms, check_update
-from wegeft.contracts.errors import InvalidRequest, InvalidTensors, NotFound, Problem, StaleRound
+from wegeft.contracts.errors import InvalidRequest, InvalidTensors, NotFound, Problem, StaleRound, shorten
 from wegeft.contracts.federation import Decline, Offer, Receipt, RoundState, SignedReceipt, SignedUpdate, Site
 from wegeft.contracts.signatures import sign
 from wegeft.contracts.wire import bytes_on, read_update
 
 _HEADER_BYTES, _TENSOR_HEADER_BYTES = 4096, 512
 _KEPT_STATES = 2
+_TOLD_PROBLEMS, _TOLD_CHARACTERS = 20, 300
 _MAX_STATE_BYTES = 8 << 30
 
 
@@ -81,7 +82,7 @@ class UpdateIntake:
         key = self._key_of(caller, update.job_id, update.site, (update.round, update.attempt))
         with reading(self._services.engine) as connection:
             known = rounds.find_arrival(connection, key, update.site, update.digest)
-        arrival = known or self._judge(caller, key, signed)
+        arrival = self._judge(caller, key, signed) if known is None or rounds.is_open_again(known) else known
         if arrival.problems:
             count = len(arrival.problems)
             raise InvalidRequest(f"{count} problem{'s' if count != 1 else ''} with the update", problems=arrival.problems)
@@ -103,7 +104,7 @@ class UpdateIntake:
             if rounds.find_arrival(connection, key, decline.site, decline.digest) is not None:
                 return
         _, closing = self._find_offer(caller, key)
-        self._receive(key, decline, [], closing)
+        self._receive(caller, key, (decline, kept_problems(decline)), closing)
 
     def _key_of(self, caller: Caller, job_id: str, site: str, which: tuple[int, int]) -> RoundKey:
         expected = {"job_id": (job_id, caller.job_id), "site": (site, caller.site.pseudonym)}
@@ -135,7 +136,7 @@ class UpdateIntake:
             message = "the site did not send these bytes in this round"
             raise InvalidRequest(message, path="tensors", value=signed.update.tensors, hint="PUT them first")
         terms = Terms(offer=offer, site=caller.site, state=self._states.read(start), now=self._services.clock())
-        return self._receive(key, signed, self._problems(signed, terms), closing)
+        return self._receive(caller, key, (signed, self._problems(signed, terms)), closing)
 
     def _problems(self, signed: SignedUpdate, terms: Terms) -> list[Problem]:
         content = read_verified(self._services.store, signed.update.tensors, longest_upload(terms.offer))
@@ -148,15 +149,29 @@ class UpdateIntake:
             return problems + [problem.model_copy(update={"path": problem.path or "tensors"}) for problem in error.problems]
         return problems + check_update(signed, tensors, terms)
 
-    def _receive(self, key: RoundKey, message: SignedUpdate | Decline, problems: list[Problem], closing: Closing) -> Arrival:
+    def _receive(self, caller: Caller, key: RoundKey, answer: tuple[SignedUpdate | Decline, list[Problem]], closing: Closing) -> Arrival:
         try:
             with writing(self._services.engine) as connection:
-                arrival = rounds.receive(connection, key, message, problems, closing, self._services.clock())
+                site_keys.check_current(connection, caller.site)
+                arrival = rounds.receive(connection, key, *answer, closing, self._services.clock())
         except StaleRound as error:
             with reading(self._services.engine) as connection:
                 raise _stale(connection, key) from error
         self._services.bells.arrived.set()
         return arrival
+
+
+def kept_problems(decline: Decline) -> list[Problem]:
+    """Return why a site declines as it stands in the record: some problems, on a line each, however much the site says."""
+    return [
+        Problem(
+            path=shorten(problem.path),
+            message=shorten(problem.message, _TOLD_CHARACTERS),
+            value=None if problem.value is None else shorten(problem.value),
+            hint=None if problem.hint is None else shorten(problem.hint, _TOLD_CHARACTERS),
+        )
+        for problem in decline.problems[:_TOLD_PROBLEMS]
+    ]
 
 
 def _check_open(connection: Connection, key: RoundKey) -> None:

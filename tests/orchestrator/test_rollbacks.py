@@ -150,7 +150,7 @@ def test_the_same_again_changes_nothing_until_a_round_is_committed(engines: Iter
     assert any("ada went back to round 0: from the beginning; round 7 starts from it" in text for text in texts)
 
 
-@pytest.mark.parametrize("stride", [41, pytest.param(3, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("stride", [61, pytest.param(3, marks=pytest.mark.soak)])
 def test_a_server_that_dies_at_any_step_around_it_comes_to_the_same_bytes(engines: Iterator[Engine], stride: int) -> None:
     quiet = tell(next(engines), dies_at=-1)
     expected, steps = quiet.server.results(quiet.job_id), quiet.fate.steps

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
+from wegeft.contracts.errors import Problem
 from wegeft.contracts.federation import (
     Identifier,
     Instant,
@@ -51,6 +52,26 @@ class Invitation(Message):
     expires_at: Instant
 
 
+class InvitationLook(Message):
+    """A token whose invitation is to be read before it is taken up."""
+
+    token: InvitationToken = Field(repr=False)
+
+
+class Terms(Message):
+    """What a site that takes up an invitation agrees to."""
+
+    job_id: Identifier
+    name: SiteName
+    """What the federation's members will call it."""
+    approve: bool
+    """Whether it is asked as soon as it has enrolled."""
+    server_key: KeyText
+    """With which the server will sign its receipts."""
+    spec: JobSpec
+    """The job: base model, rule, steps and everything else."""
+
+
 class EnrolmentRequest(Message):
     """A site that takes up its invitation with a key of its own."""
 
@@ -83,7 +104,9 @@ class SiteView(Message):
     last_seen_at: Instant | None
     """When its last signed request came."""
     last_problem: ReasonCode | None
-    """Why it was left out of the last closed round that left it out."""
+    """Why it has no part in the open round, or was left out of the last closed one that left it out."""
+    problems: tuple[Problem, ...] = ()
+    """What stood in the way then, as the site or the gate has told it."""
 
 
 class RoundView(Message):
