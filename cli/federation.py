@@ -13,6 +13,8 @@ from cli.options import example, json_option, parse_duration
 from cli.output import note, print_fields, print_json, print_json_line, print_table, say, show_age, show_time
 from cli.simulate import simulate
 from wegeft.contracts.enrolment import FederationView, InvitationRequest, RoundView, SiteView
+from wegeft.contracts.rollback import Rollback, RollbackRequest
+from wegeft.contracts.rotation import RotationOrder
 
 if TYPE_CHECKING:
     from wegeft.client.federation import FederationClient
@@ -111,6 +113,9 @@ def _print_sites(sites: tuple[SiteView, ...]) -> None:
         for view in sites
     ]
     print_table(["site", "state", "#rounds", "#examples", "seen", "last problem", "pseudonym"], rows)
+    for view in sites:
+        for problem in view.problems:
+            say(f"{view.site.name} ({view.last_problem}): {problem}")
 
 
 @federation.command("approve", epilog=example("wgctl federation approve JOB_ID site-a"))
@@ -139,6 +144,83 @@ def revoke(job_id: str, name: str, is_json: bool) -> None:
         except NotFound:
             client.withdraw(job_id, name)
             print_json({"withdrawn": name}) if is_json else say(f"the invitation of {name} is withdrawn")
+
+
+@federation.command("rotate", epilog=example("wgctl federation rotate JOB_ID --site site-a"))
+@click.argument("job_id")
+@click.option("--site", "name", required=True, help="The site that is to have a new key.")
+@click.option("--expires", metavar="DURATION", default="24h", show_default=True, help="How long the token can be used: 1h, 7d.")
+@json_option
+def rotate(job_id: str, name: str, expires: str, is_json: bool) -> None:
+    """Let a site make a new key, and print the command that does; its token is never shown again.
+
+    The old key is refused from the moment the new one is bound. What the site has a receipt for stays accepted; what it has trained and not
+    sent yet, it signs with the new key.
+    """
+    from pydantic import ValidationError
+
+    from wegeft.contracts.errors import InvalidSetting
+
+    seconds = int(parse_duration(expires, "--expires").total_seconds())
+    try:
+        order = RotationOrder(expires_in_seconds=seconds)
+    except ValidationError as error:
+        raise InvalidSetting("not a time that a token may last", path="--expires", value=expires, hint="1 minute to 90 days") from error
+    with _connected() as (client, _):
+        made = client.rotate(job_id, name, order)
+    if is_json:
+        print_json(made)
+        return
+    note(f"{name} stops its `wgctl site run`, makes its new key with this command until {show_time(made.expires_at)}, and runs again:")
+    say(f"wgctl site rotate --token {made.token}")
+
+
+@federation.command(
+    "rollback",
+    epilog=example(
+        'wgctl federation rollback JOB_ID --to 3 --reason "site-b sent nonsense"\n'
+        'wgctl federation rollback JOB_ID --to team/sums@3 --reason "worse on our test rows"'
+    ),
+)
+@click.argument("job_id")
+@click.option(
+    "--to", "target", required=True, metavar="ROUND|VERSION", help="A committed round, 0 for the beginning, or what it published."
+)
+@click.option("--reason", required=True, help="Why; it stands in the federation's record, with your token's name.")
+@json_option
+def rollback(job_id: str, target: str, reason: str, is_json: bool) -> None:
+    """Go back to an earlier round: what is in flight is cancelled, and the next round starts from there.
+
+    Rounds and versions after it stay in the record, and their numbers are not used again. Of a federation that has ended, the job's aliases
+    point to the earlier version again. The same command again changes nothing until another round has been committed.
+    """
+    request = _rollback_request(target, reason)
+    with _connected() as (client, _):
+        done = client.roll_back(job_id, request)
+    print_json(done) if is_json else say(_describe_rollback(done))
+
+
+def _rollback_request(target: str, reason: str) -> RollbackRequest:
+    from pydantic import ValidationError
+
+    from wegeft.contracts.errors import InvalidSetting, Problem
+
+    try:
+        return RollbackRequest.model_validate({"to": target, "reason": reason})
+    except ValidationError as error:
+        given = {"to": ("--to", target), "reason": ("--reason", reason)}
+        found = {str(item["loc"][0]): item["msg"] for item in error.errors()}
+        hints = {"to": "a round's number, or namespace/name@version", "reason": "1 to 500 characters on one line"}
+        problems = [Problem(path=given[name][0], message=told, value=given[name][1], hint=hints[name]) for name, told in found.items()]
+        raise InvalidSetting("the federation cannot go back as asked", problems=problems) from error
+
+
+def _describe_rollback(done: Rollback) -> str:
+    if done.opened_round is None:
+        moved = ", ".join(f"{one.alias} from version {one.before} to {one.after}" for one in done.aliases)
+        return f"back to round {done.to_round}: {moved}"
+    cancelled = f"; round {done.cancelled.round}, try {done.cancelled.attempt} was cancelled" if done.cancelled else ""
+    return f"back to round {done.to_round}: round {done.opened_round} starts from it{cancelled}"
 
 
 def _show_site(view: SiteView, *, is_json: bool) -> None:
@@ -171,6 +253,10 @@ def _print_federation(view: FederationView) -> None:
     print_fields([*_state_fields(view), ("", "")])
     if view.sites:
         _print_sites(view.sites)
+    if view.rollbacks:
+        say("")
+        rows = [(show_time(one.at) or "-", one.person, one.reason, _describe_rollback(one)) for one in view.rollbacks]
+        print_table(["went back", "who", "why", "what"], rows)
 
 
 def _state_fields(view: FederationView) -> list[tuple[str, str | None]]:
@@ -181,6 +267,7 @@ def _state_fields(view: FederationView) -> list[tuple[str, str | None]]:
         ("rounds", f"{view.rounds_committed} of {view.rounds_total} committed"),
         ("now", None if now is None else _describe_round(now)),
         ("published", view.published),
+        ("went back", f"{_describe_rollback(view.rollbacks[-1])}, by {view.rollbacks[-1].person}" if view.rollbacks else None),
     ]
 
 
@@ -192,14 +279,13 @@ def _describe_round(view: RoundView) -> str:
 
 def _print_round(view: RoundView, names: dict[str, str]) -> None:
     record = view.record
-    print_fields([("round", str(view.round)), ("try", str(view.attempt)), ("state", str(view.state))])
+    print_fields([("round", str(view.round)), ("try", str(view.attempt)), ("state", _name_state(view))])
     if record is None:
         print_fields([("now", _describe_round(view))])
         return
     print_fields(
         [
             ("rule", f"{record.rule.name}, {record.server_optimizer.name}, defence {record.defence.name}"),
-            ("failure", str(record.failure) if record.failure else None),
             ("published", record.published),
             ("start", record.start),
             ("result", record.result),
@@ -257,9 +343,14 @@ def _round_row(view: RoundView, names: dict[str, str]) -> tuple[str, ...]:
         return (number, str(view.state), f"{view.accepted}/{view.asked}", "-", "-", "-")
     left_out = ", ".join(f"{names.get(one.site, one.site)} ({one.reason})" for one in record.left_out) or "-"
     residual = record.measures.get("aggregation_residual")
-    state = f"{record.state} ({record.failure})" if record.failure else str(record.state)
     sent = f"{view.accepted}/{view.asked}"
-    return (number, state, sent, "-" if residual is None else f"{residual:.2%}", left_out, record.published or "-")
+    return (number, _name_state(view), sent, "-" if residual is None else f"{residual:.2%}", left_out, record.published or "-")
+
+
+def _name_state(view: RoundView) -> str:
+    failure = view.record.failure if view.record else None
+    why = "undone" if view.is_undone else failure
+    return f"{view.state} ({why})" if why else str(view.state)
 
 
 @federation.command("status", epilog=example("wgctl federation status JOB_ID --watch"))

@@ -15,7 +15,7 @@ import rich_click as click
 
 from cli.options import example, json_option, parse_duration
 from cli.output import note, print_fields, print_json, print_json_line, say
-from wegeft.contracts.enrolment import Enrolment
+from wegeft.contracts.enrolment import Enrolment, Terms
 from wegeft.contracts.errors import InvalidSetting, JobCancelled, JobFailed
 from wegeft.contracts.job import DatasetSpec, DatasetType, JobSpec
 from wegeft.contracts.training import EventRecord, JobState, WorkerEvent
@@ -66,21 +66,25 @@ def _data_options(command: Command) -> Command:
 @click.option("-y", "--yes", "is_agreed", is_flag=True, help="Agree without being asked.")
 @json_option
 def enrol(server: str, token: str, max_examples: int, home: Path | None, is_agreed: bool, is_json: bool) -> None:
-    """Take up an invitation: make this site's own key, show what is asked of it, and agree to it.
+    """Show what an invitation asks of this site, and once it is agreed to, make the site's own key and enrol.
 
-    The same command with the same token can be given again after an interruption.
+    Until then nothing is made and the invitation stays unused. The same command with the same token can be given again after an
+    interruption.
     """
     from wegeft.client import site as site_client
     from workers.site_home import SiteRecord, agreed_policy
 
+    secret = _read_token(token)
+    terms = site_client.read_invitation(server, secret)
+    if not is_agreed:
+        _show_terms(terms, server, max_examples)
+        if not click.confirm("Agree, and take part?", err=True):
+            raise JobCancelled("not agreed: nothing was made and nothing was sent, and the invitation can still be used")
     folder = _home(home)
     folder.prepare()
     with folder.locked():
-        enrolment = site_client.enrol(server, _read_token(token), folder.ensure_key(), max_examples)
-        if not is_agreed:
-            _show_terms(enrolment, server)
-            if not click.confirm("Agree, and take part?", err=True):
-                raise JobCancelled("not agreed: nothing is kept but the key, and this site will not train")
+        enrolment = site_client.enrol(server, secret, folder.ensure_key(), max_examples)
+        _check_agreed(terms, enrolment)
         folder.keep_record(SiteRecord(server=server, enrolment=enrolment))
         folder.keep_policy(agreed_policy(enrolment.spec))
     if is_json:
@@ -89,6 +93,38 @@ def enrol(server: str, token: str, max_examples: int, home: Path | None, is_agre
     say(f"{enrolment.site.name} of {enrolment.job_id}: {enrolment.site.state}")
     note(f"what it lets itself be asked is in {folder.policy_file}")
     note(f"next: wgctl site preflight --home {folder.folder} --data FILE, then the same with run")
+
+
+def _check_agreed(terms: Terms, enrolment: Enrolment) -> None:
+    """Raise where the server has enrolled the site in something else than what was shown."""
+    from wegeft.contracts.errors import UnexpectedAnswer
+
+    shown, got = (terms.job_id, terms.server_key, terms.spec), (enrolment.job_id, enrolment.server_key, enrolment.spec)
+    if shown != got:
+        raise UnexpectedAnswer("the server enrols for something else than it has shown", path="--server", hint="ask who runs it")
+
+
+@site.command("rotate", epilog=example("wgctl site rotate --token wgr_0123456789ab_…"))
+@click.option("--token", required=True, metavar="TOKEN", help="From `wgctl federation rotate`; `-` reads it from standard input.")
+@_home_option
+@json_option
+def rotate(token: str, home: Path | None, is_json: bool) -> None:
+    """Make a new key for this site in place of the old one, which the server refuses from then on.
+
+    Stop `wgctl site run` first. The same command with the same token can be given again after an interruption.
+    """
+    from wegeft.client import site as site_client
+
+    folder = _home(home)
+    record = folder.read_record()
+    with folder.locked():
+        enrolment = site_client.bind_key(record.server, _read_token(token), folder.ensure_new_key())
+        folder.take_new_key(enrolment)
+    if is_json:
+        print_json(enrolment)
+        return
+    say(f"{enrolment.site.name} of {enrolment.job_id} has a new key: {enrolment.site.public_key}")
+    note("what it has trained and not sent yet is signed with the new key; go on with wgctl site run")
 
 
 def _home(folder: Path | None) -> SiteHome:
@@ -102,16 +138,16 @@ def _read_token(given: str) -> str:
     return sys.stdin.readline().strip() if given == "-" else given
 
 
-def _show_terms(enrolment: Enrolment, server: str) -> None:
-    spec = enrolment.spec
+def _show_terms(terms: Terms, server: str, max_examples: int) -> None:
+    spec = terms.spec
     federation = spec.federation
-    assert federation is not None  # noqa: S101 - an enrolment is in a federated job
+    assert federation is not None  # noqa: S101 - an invitation is to a federated job
     note("The federation asks this site to train, again and again, and to send how far the generators have moved:")
     print_fields(
         [
             ("server", server),
-            ("its key", enrolment.server_key),
-            ("job", f"{enrolment.job_id} ({spec.name})"),
+            ("its key", terms.server_key),
+            ("job", f"{terms.job_id} ({spec.name})"),
             ("publishes", str(spec.adapter)),
             ("base model", f"{spec.base_model}{f' at {spec.base_model_revision}' if spec.base_model_revision else ''}"),
             ("generators", f"rank {spec.effective_rank}, {_targets(spec)}"),
@@ -119,8 +155,8 @@ def _show_terms(enrolment: Enrolment, server: str) -> None:
             ("steps a round", f"{spec.max_steps:,} at most" if spec.max_steps else f"{spec.num_epochs:g} passes over this site's rows"),
             ("rule", f"{federation.rule.name}, {federation.server_optimizer.name}, defence {federation.defence.name}"),
             ("update's norm", f"{federation.max_update_norm:g} at most"),
-            ("this site", f"{enrolment.site.name}, in records {enrolment.site.pseudonym}"),
-            ("rows", f"{enrolment.site.max_examples:,} at most"),
+            ("this site", f"{terms.name}, {'asked at once' if terms.approve else 'asked once somebody has approved it'}"),
+            ("rows", f"{max_examples:,} at most"),
         ]
     )
 

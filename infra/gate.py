@@ -24,7 +24,8 @@ _HINT = "send Authorization: Bearer wgt_…; `wgctl up` prints where it is"
 _WRITING = frozenset({"POST", "PUT", "PATCH"})
 SITES_PREFIX = f"{PREFIX}/federation/"
 """Under it, sites sign what they send; they have no token."""
-_ENROLMENTS = f"{SITES_PREFIX}enrolments"
+_ENTRANCES = frozenset(f"{SITES_PREFIX}{name}" for name in ("enrolments", "invitations", "rotations"))
+"""Where a site is known by the token that its body brings."""
 _SIGNATURE = re.compile(r"ed25519:[0-9a-f]{128}\Z")
 
 
@@ -47,7 +48,7 @@ class Gate:
             return
         if not path.startswith(SITES_PREFIX):
             await self._check_token(_values(scope, b"authorization"), path)
-        elif path != _ENROLMENTS:
+        elif path not in _ENTRANCES:
             _check_signature(_values(scope, b"wegeft-signature"))
 
     async def _check_token(self, given: list[str], path: str) -> None:

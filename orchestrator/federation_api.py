@@ -4,20 +4,23 @@ import secrets
 from datetime import timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Depends, Path, Query, Response
 from sqlalchemy import Connection
 
-from infra.auth import Guard, Role
+from infra.auth import Guard, Principal, Role
 from infra.database import reading, writing
 from orchestrator.federation_round import closing_of
 from orchestrator.ids import check_job_id
-from orchestrator.ledger import federations, round_views, sites
+from orchestrator.ledger import federations, rollbacks, round_views, site_keys, sites
 from orchestrator.ledger.federations import FederatedJob
+from orchestrator.rollbacks import roll_back
 from orchestrator.services import OrchestratorServices
 from wegeft.contracts.enrolment import FederationView, Invitation, InvitationRequest, RoundView, SiteView
 from wegeft.contracts.errors import FederationOver
-from wegeft.contracts.federation import Site, SiteState
+from wegeft.contracts.federation import RoundState, Site, SiteState
 from wegeft.contracts.federation_rules import SiteName
+from wegeft.contracts.rollback import Rollback, RollbackRequest
+from wegeft.contracts.rotation import Rotation, RotationOrder
 
 MAX_PAGE = 200
 
@@ -30,6 +33,8 @@ def make_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
     """Return the routes under ``/jobs/{job_id}``."""
     router = APIRouter(prefix="/jobs/{job_id}", tags=["federation"])
     router.include_router(_member_router(services), dependencies=[Depends(guard.require(Role.WRITE))])
+    router.include_router(_rotation_router(services, guard))
+    router.include_router(_rollback_router(services, guard))
     router.include_router(_view_router(services), dependencies=[Depends(guard.require(Role.READ))])
     return router
 
@@ -63,6 +68,40 @@ def _member_router(services: OrchestratorServices) -> APIRouter:
     return router
 
 
+def _rotation_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
+    router = APIRouter()
+    Writer = Annotated[Principal, Depends(guard.require(Role.WRITE))]
+
+    @router.post("/sites/{name}/rotate", status_code=201, summary="Let a site bind a new key once; the token is shown this one time")
+    def rotate_site(job_id: JobId, name: Name, body: RotationOrder, caller: Writer) -> Rotation:
+        now = services.clock()
+        expires_at = now + timedelta(seconds=body.expires_in_seconds)
+        token = f"wgr_{secrets.token_hex(6)}_{secrets.token_hex(32)}"
+        with writing(services.engine) as connection:
+            job = _find_going_on(connection, job_id)
+            site = sites.find_site_named(connection, job.id, name)
+            site_keys.order_rotation(connection, site, token, caller.name, expires_at)
+            federations.tell(connection, job.id, f"{caller.name} lets {name} make a new key", now)
+        return Rotation(job_id=job.id, name=name, token=token, expires_at=expires_at)
+
+    return router
+
+
+def _rollback_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
+    router = APIRouter()
+    Writer = Annotated[Principal, Depends(guard.require(Role.WRITE))]
+
+    @router.post("/rollbacks", status_code=201, summary="Go on from an earlier round; 200 where that was done before")
+    def post_rollback(job_id: JobId, body: RollbackRequest, caller: Writer, response: Response) -> Rollback:
+        with writing(services.engine) as connection:
+            done, is_new = roll_back(connection, check_job_id(job_id), body, caller.name, services.clock())
+        services.bells.arrived.set()
+        response.status_code = 201 if is_new else 200
+        return done
+
+    return router
+
+
 def _view_router(services: OrchestratorServices) -> APIRouter:
     router = APIRouter()
 
@@ -79,15 +118,22 @@ def _view_router(services: OrchestratorServices) -> APIRouter:
     ) -> list[RoundView]:
         with reading(services.engine) as connection:
             job = federations.find_federated(connection, check_job_id(job_id))
-            return list(round_views.list_rounds(connection, job.id, closing_of(job.section), before, limit))
+            found = round_views.list_rounds(connection, job.id, closing_of(job.section), before, limit)
+            return list(_mark_undone(connection, job.id, found))
 
     @router.get("/rounds/{number}", summary="The newest try at a round")
     def get_round(job_id: JobId, number: Number) -> RoundView:
         with reading(services.engine) as connection:
             job = federations.find_federated(connection, check_job_id(job_id))
-            return round_views.find_round(connection, job.id, number, closing_of(job.section))
+            found = round_views.find_round(connection, job.id, number, closing_of(job.section))
+            return _mark_undone(connection, job.id, (found,))[0]
 
     return router
+
+
+def _mark_undone(connection: Connection, job_id: str, views: tuple[RoundView, ...]) -> tuple[RoundView, ...]:
+    counting = rollbacks.list_counting(connection, job_id)
+    return tuple(view.model_copy(update={"is_undone": view.state is RoundState.COMMITTED and view.round not in counting}) for view in views)
 
 
 def _find_going_on(connection: Connection, job_id: str) -> FederatedJob:
@@ -113,22 +159,24 @@ def _view(connection: Connection, job: FederatedJob) -> FederationView:
         job_id=job.id,
         state=job.state,
         rounds_total=job.section.rounds,
-        rounds_committed=round_views.count_committed(connection, job.id),
+        rounds_committed=len(rollbacks.list_counting(connection, job.id)),
         sites=_site_views(connection, job.id, tuple(members)),
         current=newest[0] if newest else None,
         published=round_views.last_published(connection, job.id),
+        rollbacks=rollbacks.list_rollbacks(connection, job.id),
     )
 
 
 def _site_views(connection: Connection, job_id: str, members: tuple[Site, ...]) -> tuple[SiteView, ...]:
     joined, seen = round_views.count_joined(connection, job_id), sites.list_seen(connection, job_id)
-    problems = round_views.last_problems(round_views.list_records(connection, job_id))
+    left_out = round_views.last_exclusions(connection, job_id)
     return tuple(
         SiteView(
             site=site,
             rounds_joined=joined.get(site.pseudonym, 0),
             last_seen_at=seen.get(site.pseudonym),
-            last_problem=problems.get(site.pseudonym),
+            last_problem=why.reason if (why := left_out.get(site.pseudonym)) else None,
+            problems=why.problems if why else (),
         )
         for site in members
     )

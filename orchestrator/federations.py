@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -14,9 +15,11 @@ import structlog
 
 from infra.database import reading, writing
 from orchestrator import ledger
-from orchestrator.ledger import federations, sites
+from orchestrator.ledger import federations, rounds, sites, troubles
 from orchestrator.ledger.federations import FederatedJob
+from orchestrator.ledger.troubles import Trouble
 from orchestrator.round_steps import Steps
+from orchestrator.rounds import may_try_again
 from orchestrator.services import OrchestratorServices
 from wegeft.contracts.errors import (
     Conflict,
@@ -33,6 +36,8 @@ from wegeft.contracts.job import seconds_of
 from wegeft.contracts.training import JobState
 
 _LOG = structlog.get_logger("federations")
+LONGEST_OUTAGE = timedelta(hours=24)
+"""How long the same step of a federation may fail because something does not answer."""
 _MOST_STEPS = 16
 """Of one job before the others have their turn."""
 
@@ -80,27 +85,55 @@ class Federations:
             _LOG.debug("a step was done already", job=job.id, reason=error.message)
         except WegeftError as error:
             _LOG.warning("federation cannot go on", job=job.id, code=error.code, reason=error.message)
-            self._say(job, shorten(f"{error.code}: {error.message}", 500))
-        except Exception:  # noqa: BLE001 - whatever is wrong with one federation, the others go on
+            self._count(job, error)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one federation, the others go on
             _LOG.exception("error with one federation", job=job.id)
+            self._count(job, WegeftError(f"an unexpected error: {type(error).__name__}", hint="the service's log has it whole"))
+
+    def _count(self, job: FederatedJob, error: WegeftError) -> None:
+        """Say what the federation waits for, and end it where the same step has failed with this error too often."""
+        now = self._services.clock()
+        with writing(self._services.engine) as connection:
+            newest = rounds.last_round(connection, job.id)
+            place = f"round {newest[0].number}, try {newest[0].attempt}: {newest[1]}" if newest else "its start"
+            trouble = troubles.note_trouble(connection, job.id, place, error.code, now)
+            federations.note_wait(connection, job.id, shorten(f"{error.code}: {error.message} ({trouble.tries} times at {place})", 500))
+        if job.id in self._held and is_hopeless(trouble, error, job.section.max_failed_rounds, now):
+            with suppress(StaleLease):
+                self._steps(job).end(error, now)
+
+    def _steps(self, job: FederatedJob) -> Steps:
+        return Steps(services=self._services, job=job, lease=self._held[job.id].lease, renew=lambda: self._renew(job.id))
 
     def _drive(self, job: FederatedJob, now: datetime) -> None:
         if job.state is JobState.QUEUED and not self._has_sites(job):
             return
         if not self._holds(job, now):
             return
-        steps = Steps(services=self._services, job=job, lease=self._held[job.id].lease, renew=lambda: self._renew(job.id))
+        steps = self._steps(job)
         if job.state is JobState.CANCELLING:
             steps.end(JobCancelled(), now)
             return
         if self._is_too_long(job, now):
             steps.end(DurationExceeded(f"the federation ran longer than {job.spec.max_duration}", path="max_duration"), now)
             return
+        with reading(self._services.engine) as connection:
+            trouble = troubles.find_trouble(connection, job.id)
+        if trouble is not None and now < trouble.next_at:
+            return
         for _ in range(_MOST_STEPS):
             moment = max(now, self._services.clock())
-            if steps.advance(moment) is not None or not self._goes_on(job.id):
+            until = steps.advance(moment)
+            if trouble is not None:
+                trouble = self._forget(job)
+            if until is not None or not self._goes_on(job.id):
                 return
         self._services.bells.arrived.set()
+
+    def _forget(self, job: FederatedJob) -> None:
+        with writing(self._services.engine) as connection:
+            troubles.forget_trouble(connection, job.id)
+            federations.note_wait(connection, job.id, None)
 
     def _goes_on(self, job_id: str) -> bool:
         with reading(self._services.engine) as connection:
@@ -147,6 +180,14 @@ class Federations:
         if job.spec.max_duration is None or job.started_at is None:
             return False
         return now >= job.started_at + timedelta(seconds=seconds_of(job.spec.max_duration))
+
+
+def is_hopeless(trouble: Trouble, error: WegeftError, max_failed_rounds: int, now: datetime) -> bool:
+    """Return whether a step that fails with ``error`` is not tried again.
+
+    What nobody mends by waiting is tried as often as a round may fail; an outage is waited out, for a day.
+    """
+    return now - trouble.since >= LONGEST_OUTAGE if error.is_retryable else not may_try_again(trouble.tries, max_failed_rounds)
 
 
 class FederationsThread:

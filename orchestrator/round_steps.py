@@ -40,12 +40,15 @@ from orchestrator.rounds import Aggregate, Arrival, Ask, Fail, Round, Wait, deci
 from orchestrator.services import OrchestratorServices
 from wegeft.contracts.adapter import AliasMove
 from wegeft.contracts.base_model_name import pinned_name
-from wegeft.contracts.errors import IllegalTransition, JobFailure, RoundsFailed
+from wegeft.contracts.errors import Conflict, IllegalTransition, RoundsFailed, WegeftError
 from wegeft.contracts.federation import FailureCode, Offer, RoundState, Site, SiteState, Update
 from wegeft.contracts.federation_rules import Buffered
 from wegeft.contracts.training import JobState
 
 MAX_STATE_BYTES = 8 << 30
+
+Newest = tuple[RoundKey, RoundState]
+"""The newest try at the newest round, and where it is."""
 
 
 def federation_of(job: federations.FederatedJob, members: tuple[Site, ...]) -> Federation:
@@ -81,7 +84,7 @@ class Steps:
         with reading(self.services.engine) as connection:
             newest = rounds.last_round(connection, self.job.id)
         if newest is None:
-            self._open(RoundKey(job_id=self.job.id, number=1), self._first_state(), now)
+            self._open(RoundKey(job_id=self.job.id, number=1), self._first_state(), newest, now)
             return None
         key, state = newest
         match state:
@@ -92,23 +95,30 @@ class Steps:
             case RoundState.AGGREGATING:
                 self._combine(key, now)
             case RoundState.COMMITTED:
-                self._open(RoundKey(job_id=self.job.id, number=key.number + 1), self._load(key).result_digest or "", now)
+                following = RoundKey(job_id=self.job.id, number=key.number + 1)
+                self._open(following, self._load(key).result_digest or "", newest, now)
             case RoundState.FAILED:
                 self._try_again(key, now)
             case _:
                 assert_never(state)
         return None
 
-    def end(self, error: JobFailure, now: datetime) -> None:
-        """End the job, and the round that is open, without a result; a job that is being cancelled is then cancelled."""
-        with reading(self.services.engine) as connection:
-            newest = rounds.last_round(connection, self.job.id)
-        kept = None if newest is None or newest[1].is_final else self._load(newest[0])
+    def end(self, error: WegeftError, now: datetime, seen: Newest | None = None) -> None:
+        """End the job, and the round that is open, without a result; a job that is being cancelled is then cancelled.
+
+        ``seen``: the round that the caller decides from; raises :class:`Conflict` where it is not the newest any more.
+        """
         with writing(self.services.engine) as connection:
             ledger.hold(connection, self.lease)
-            if kept is not None:
+            newest = rounds.last_round(connection, self.job.id)
+            if seen is not None and newest != seen:
+                raise Conflict("the federation has gone on meanwhile", path="round", value=str(seen[0].number))
+            if newest is not None and not newest[1].is_final:
+                rounds.hold_round(connection, newest[0])
+                kept = rounds.load_round(connection, newest[0], closing_of(self.job.section))
                 self._write_failure(connection, kept, Fail(code=FailureCode.CANCELLED), now)
-            ledger.end_attempt(connection, self.lease, error.body(), now)
+            # Whatever the error, the rounds were the tries: the job is never queued again.
+            ledger.end_attempt(connection, self.lease, error.body(), now, is_last=True)
         self.services.bells.asked.ring()
 
     @contextmanager
@@ -137,8 +147,11 @@ class Steps:
     def _first_state(self) -> str:
         return self._put(write_state(read_start(self.job.spec, self.services.store).state))
 
-    def _open(self, key: RoundKey, start: str, now: datetime) -> None:
+    def _open(self, key: RoundKey, start: str, seen: Newest | None, now: datetime) -> None:
+        """Open a round; ``seen``: the newest one that the caller decides from, before which somebody may have gone back."""
         with self._fenced() as connection:
+            if rounds.last_round(connection, self.job.id) != seen:
+                raise Conflict("the federation has gone on meanwhile", path="round", value=str(key.number))
             rounds.open_round(connection, key, start, now)
 
     def _select(self, key: RoundKey, now: datetime) -> datetime | None:
@@ -249,13 +262,14 @@ class Steps:
         """Publish the round's version and write its record in one transaction; the last round ends the job."""
         start = read_start(self.job.spec, self.services.store)
         publication = prepare_version(self.services, self.job, start.config, result)
-        is_last = key.number >= self.job.section.rounds
+        done = result.state.rounds  # without those that were undone
+        is_last = done >= self.job.section.rounds
         with self._fenced() as connection:
             published = catalog.publish(connection, publication, now)
             rounds.commit_round(connection, key, result.record.model_copy(update={"published": published.ref}))
             text = f"round {key.number} committed as {published.ref}, from {len(result.sent)} sites"
             federations.tell(connection, self.job.id, text, now)
-            federations.note_round(connection, self.lease, key.number)
+            federations.note_round(connection, self.lease, done)
             if is_last:
                 for alias in self.job.spec.output.aliases:
                     catalog.set_alias(connection, publication.adapter, alias, AliasMove(version=published.version), now)
@@ -276,10 +290,11 @@ class Steps:
     def _try_again(self, key: RoundKey, now: datetime) -> None:
         kept = self._load(key)
         if may_try_again(key.attempt, self.job.section.max_failed_rounds):
-            self._open(replace(key, attempt=key.attempt + 1), kept.start_digest, now)
+            self._open(replace(key, attempt=key.attempt + 1), kept.start_digest, (key, RoundState.FAILED), now)
             return
         code = kept.record.failure if kept.record else None
-        self.end(RoundsFailed(f"round {key.number} failed {key.attempt} times, the last time for {code}", path=f"round {key.number}"), now)
+        error = RoundsFailed(f"round {key.number} failed {key.attempt} times, the last time for {code}", path=f"round {key.number}")
+        self.end(error, now, (key, RoundState.FAILED))
 
 
 def sent_of(kept: KeptRound, before: FederationState) -> list[Sent]:

@@ -17,12 +17,12 @@ from infra.bodies import SENDER, streams_body
 from infra.database import reading, writing
 from infra.gate import SITES_PREFIX
 from orchestrator import ledger
-from orchestrator.ledger import buffers, federations, rounds, sites
+from orchestrator.ledger import buffers, federations, rounds, site_keys, sites
 from orchestrator.ledger.rounds import RoundKey
 from orchestrator.services import OrchestratorServices
 from orchestrator.update_intake import Caller, UpdateIntake, longest_upload
 from wegeft.contracts.adapter import check_digest
-from wegeft.contracts.enrolment import Enrolment, EnrolmentRequest, enrolment_content
+from wegeft.contracts.enrolment import Enrolment, EnrolmentRequest, InvitationLook, Terms, enrolment_content
 from wegeft.contracts.errors import (
     BlobNotFound,
     FederationOver,
@@ -33,6 +33,7 @@ from wegeft.contracts.errors import (
 )
 from wegeft.contracts.federation import Decline, Offer, SignedReceipt, SignedUpdate, Site, SiteState
 from wegeft.contracts.federation_rules import Buffered
+from wegeft.contracts.rotation import RotationRequest, rotation_content
 from wegeft.contracts.signatures import check_freshness, is_signed, public_key_of, upload_content
 from wegeft.contracts.training import BlobView, JobState
 
@@ -126,6 +127,28 @@ class _Desk:
         self.services.bells.arrived.set()
         return self.enrolment(found, site)
 
+    def look(self, token: str, now: datetime) -> Terms:
+        """Return what an invitation asks for; nothing is changed."""
+        with reading(self.services.engine) as connection:
+            job_id, name, is_approval = sites.find_invitation(connection, token, now)
+            job = federations.find_federated(connection, job_id)
+        _check_going_on(job.id, job.state)
+        return Terms(job_id=job.id, name=name, approve=is_approval, server_key=self._server_key, spec=job.spec)
+
+    def rotate(self, body: RotationRequest) -> Enrolment:
+        """Let a site have a new key; the same token and key again get the same answer."""
+        if not is_signed(body.public_key, rotation_content(body.token, body.public_key), body.proof):
+            raise Unauthenticated("the proof is not a signature by this key", path="proof", hint="sign token and key with it")
+        with writing(self.services.engine) as connection:
+            pseudonym = site_keys.hold_ordered(connection, body.token, body.public_key)
+            # Only now that nothing of the old key can come in between: what came before this moment was signed with it.
+            now = self.services.clock()
+            is_new = site_keys.bind_key(connection, pseudonym, body.public_key, now)
+            job_id, site = sites.find_job_of(connection, pseudonym), sites.find_site(connection, pseudonym)
+            if is_new:
+                federations.tell(connection, job_id, f"{site.name} has a new key", now)
+        return self.enrolment(job_id, site)
+
     def find_offer(self, caller: Caller) -> Offer | None:
         """Return what a site is asked now, if anything; raise :class:`FederationOver` where it never will be again."""
         with reading(self.services.engine) as connection:
@@ -161,6 +184,14 @@ def _enrolment_router(desk: _Desk) -> APIRouter:
     @router.post("/enrolments", status_code=201, summary="Enrol with an invitation and a new key")
     def post_enrolment(body: EnrolmentRequest) -> Enrolment:
         return desk.enrol(body, desk.services.clock())
+
+    @router.post("/invitations", summary="Read an invitation without taking it up")
+    def look_at_invitation(body: InvitationLook) -> Terms:
+        return desk.look(body.token, desk.services.clock())
+
+    @router.post("/rotations", status_code=201, summary="Bind a new key with a token for it; the old one is refused from then on")
+    def post_rotation(body: RotationRequest) -> Enrolment:
+        return desk.rotate(body)
 
     @router.get("/site", summary="What the site has agreed to, and where it stands")
     def get_site(caller: Annotated[Caller, Depends(desk.caller)]) -> Enrolment:

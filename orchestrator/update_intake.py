@@ -13,12 +13,12 @@ from infra.database import reading, writing
 from orchestrator.aggregate import FederationState
 from orchestrator.federation_files import read_state
 from orchestrator.federation_round import closing_of
-from orchestrator.ledger import buffers, federations, rounds
+from orchestrator.ledger import buffers, federations, rounds, site_keys
 from orchestrator.ledger.rounds import RoundKey
 from orchestrator.rounds import Arrival
 from orchestrator.services import OrchestratorServices
 from orchestrator.update_gate import Terms, check_content
-from wegeft.contracts.errors import FederationOver, InvalidRequest, NotFound, Problem, StaleRound, TooStale
+from wegeft.contracts.errors import FederationOver, InvalidRequest, NotFound, Problem, StaleRound, TooStale, shorten
 from wegeft.contracts.federation import Decline, Offer, ReasonCode, Receipt, RoundState, SignedReceipt, SignedUpdate, Site
 from wegeft.contracts.federation_rules import Buffered
 from wegeft.contracts.federation_spec import FederationSpec
@@ -27,6 +27,7 @@ from wegeft.contracts.wire import bytes_on
 
 _HEADER_BYTES, _TENSOR_HEADER_BYTES = 4096, 512
 _KEPT_STATES = 2
+_TOLD_PROBLEMS, _TOLD_CHARACTERS = 20, 300
 _MAX_STATE_BYTES = 8 << 30
 
 
@@ -83,7 +84,7 @@ class UpdateIntake:
         key = self._key_of(caller, update.job_id, update.site, (update.round, update.attempt))
         with reading(self._services.engine) as connection:
             known = rounds.find_arrival(connection, key, update.site, update.digest)
-        arrival = known or self._judge(caller, key, signed)
+        arrival = self._judge(caller, key, signed) if known is None or rounds.is_open_again(known) else known
         if arrival.reason is ReasonCode.TOO_STALE:
             text = f"the update started from round {key.number}, and too many versions have come out since"
             raise TooStale(text, path="round", value=str(key.number), hint="ask for the newest offer")
@@ -108,7 +109,7 @@ class UpdateIntake:
             if rounds.find_arrival(connection, key, decline.site, decline.digest) is not None:
                 return
         _, section = self._find_offer(caller, key)
-        self._receive(key, decline, [], section)
+        self._receive(caller, key, (decline, kept_problems(decline)), section)
 
     def _key_of(self, caller: Caller, job_id: str, site: str, which: tuple[int, int]) -> RoundKey:
         expected = {"job_id": (job_id, caller.job_id), "site": (site, caller.site.pseudonym)}
@@ -146,25 +147,41 @@ class UpdateIntake:
             message = "the site did not send these bytes in this round"
             raise InvalidRequest(message, path="tensors", value=signed.update.tensors, hint="PUT them first")
         terms = Terms(offer=offer, site=caller.site, state=self._states.read(start), now=self._services.clock())
-        return self._receive(key, signed, self._problems(signed, terms), section)
+        return self._receive(caller, key, (signed, self._problems(signed, terms)), section)
 
     def _problems(self, signed: SignedUpdate, terms: Terms) -> list[Problem]:
         content = read_verified(self._services.store, signed.update.tensors, longest_upload(terms.offer))
         return check_content(signed, content, terms)
 
-    def _receive(self, key: RoundKey, message: SignedUpdate | Decline, problems: list[Problem], section: FederationSpec) -> Arrival:
+    def _receive(
+        self, caller: Caller, key: RoundKey, answer: tuple[SignedUpdate | Decline, list[Problem]], section: FederationSpec
+    ) -> Arrival:
         now = self._services.clock()
         try:
             with writing(self._services.engine) as connection:
+                site_keys.check_current(connection, caller.site)
                 if isinstance(section.mode, Buffered):
-                    arrival = buffers.receive(connection, key, message, problems, section.mode, now)
+                    arrival = buffers.receive(connection, key, *answer, section.mode, now)
                 else:
-                    arrival = rounds.receive(connection, key, message, problems, closing_of(section), now)
+                    arrival = rounds.receive(connection, key, *answer, closing_of(section), now)
         except StaleRound as error:
             with reading(self._services.engine) as connection:
                 raise _stale(connection, key) from error
         self._services.bells.arrived.set()
         return arrival
+
+
+def kept_problems(decline: Decline) -> list[Problem]:
+    """Return why a site declines as it stands in the record: some problems, on a line each, however much the site says."""
+    return [
+        Problem(
+            path=shorten(problem.path),
+            message=shorten(problem.message, _TOLD_CHARACTERS),
+            value=None if problem.value is None else shorten(problem.value),
+            hint=None if problem.hint is None else shorten(problem.hint, _TOLD_CHARACTERS),
+        )
+        for problem in decline.problems[:_TOLD_PROBLEMS]
+    ]
 
 
 def _check_open(connection: Connection, key: RoundKey) -> None:

@@ -23,6 +23,7 @@ from wegeft.contracts.errors import (
     NotFound,
     Problem,
     UnexpectedAnswer,
+    WegeftError,
     title_of,
 )
 from wegeft.contracts.federation import Decline, Offer, ReasonCode, SignedReceipt, SiteState, Update
@@ -32,7 +33,7 @@ from workers.site_home import SiteHome, pinned_name
 from workers.site_inputs import SiteOptions, model_request, read_site_rows
 from workers.site_journal import Ending, Entry, Journal
 from workers.site_patience import Around, Patience
-from workers.site_training import Trained, Work, train_round
+from workers.site_training import Trained, Work, planned_steps, train_round, update_of
 from workers.train import Callbacks, TrainingStopped
 
 _REPEATED_OFFER_SECONDS = 1.0
@@ -101,7 +102,11 @@ class SiteRunner:
         if entry.is_over:
             self.around.sleep(_REPEATED_OFFER_SECONDS)
             return False
-        problems = self._problems_with(offer)
+        try:
+            problems = self._problems_with(offer)
+        except (JobFailure, InvalidInput) as error:
+            self._tell_failure(entry, error)
+            return True
         if problems:
             self._decline(entry, ReasonCode.DECLINED, problems)
             return True
@@ -111,8 +116,7 @@ class SiteRunner:
         return True
 
     def _problems_with(self, offer: Offer) -> list[Problem]:
-        steps = offer.max_steps or self._spec.max_steps
-        problems = self._policy.problems_with(offer.model_copy(update={"max_steps": steps}))
+        problems = self._policy.problems_with(offer.model_copy(update={"max_steps": self._steps_of(offer)}))
         if offer.base_model != pinned_name(self._spec):
             agreed = pinned_name(self._spec)
             problems.append(Problem(path="base_model", message="is not what the site agreed to", value=offer.base_model, hint=agreed))
@@ -120,6 +124,18 @@ class SiteRunner:
         if has_controls != (offer.control is not None):
             problems.append(Problem(path="control", message="is not what the site agreed to: see federation.site_optimizer of the job"))
         return problems
+
+    def _steps_of(self, offer: Offer) -> int | None:
+        """Return how many steps are asked; counted where the job names epochs and the policy a limit, None where nobody asks."""
+        named = offer.max_steps or self._spec.max_steps
+        if named is not None or self._policy.max_steps is None:
+            return named
+        return planned_steps(self._spec, offer, self._base, self._rows)
+
+    def _tell_failure(self, entry: Entry, error: WegeftError) -> None:
+        self.around.say(f"round {entry.offer.round}: {error}", is_warning=True)
+        # What exactly was wrong may quote the site's own rows, so only its kind is told.
+        self._decline(entry, ReasonCode.TRAINING_FAILED, [Problem(path=error.code, message=title_of(type(error)))])
 
     def _decline(self, entry: Entry, reason: ReasonCode, problems: Sequence[Problem]) -> None:
         offer = entry.offer
@@ -160,13 +176,11 @@ class SiteRunner:
             entry.end(Ending.LATE)
             return False
         except (JobFailure, InvalidInput) as error:
-            self.around.say(f"round {offer.round}: {error}", is_warning=True)
-            # What exactly was wrong may quote the site's own rows, so only its kind is told.
-            self._decline(entry, ReasonCode.TRAINING_FAILED, [Problem(path=error.code, message=title_of(type(error)))])
+            self._tell_failure(entry, error)
             return False
         if trained.is_shortened:
             self.around.say(f"round {offer.round}: the update's norm {trained.norm:.3g} was shortened to {self._max_norm(offer):.3g}")
-        entry.keep_update(_update_of(offer, trained, control_from), trained.tensors, trained.carried, trained.control)
+        entry.keep_update(update_of(offer, trained, control_from), trained.tensors, trained.carried, trained.control)
         return True
 
     def _fetch_start(self, offer: Offer) -> bytes:
@@ -271,25 +285,6 @@ class SiteRunner:
     def _store(self, entry: Entry) -> None:
         self.client.store_blob(entry.read_tensors())
         entry.mark_stored()
-
-
-def _update_of(offer: Offer, trained: Trained, control_from: str | None) -> Update:
-    return Update(
-        version=offer.version,
-        job_id=offer.job_id,
-        round=offer.round,
-        attempt=offer.attempt,
-        site=offer.site,
-        offer=offer.digest,
-        base_model=offer.base_model,
-        start=offer.start,
-        tensors=digest_of(trained.tensors),
-        size=len(trained.tensors),
-        examples=trained.examples,
-        steps=trained.steps,
-        metrics=dict(trained.metrics),
-        control_from=control_from,
-    )
 
 
 def _final_state(over: FederationOver) -> JobState:

@@ -20,7 +20,7 @@ from wegeft.contracts.errors import AlreadyRunning, Conflict, InvalidSetting, No
 from wegeft.contracts.federation import Message, SitePolicy
 from wegeft.contracts.job import JobSpec
 from wegeft.contracts.yaml_source import parse_yaml
-from workers.durable_files import write_durably
+from workers.durable_files import sync_folder, write_durably
 
 _KEY_BYTES = 32
 _OTHERS = 0o077
@@ -47,6 +47,11 @@ class SiteHome:
     def key_file(self) -> Path:
         """The private key, as 64 hex digits."""
         return self.folder / "site.key"
+
+    @property
+    def new_key_file(self) -> Path:
+        """A private key that the server is about to bind, or has bound just now."""
+        return self.folder / "site.key.new"
 
     @property
     def record_file(self) -> Path:
@@ -90,39 +95,43 @@ class SiteHome:
 
     def ensure_key(self) -> bytes:
         """Return the private key, made now where there is none; it is stored before it is used anywhere."""
-        with suppress(NotFound):
-            return self.read_key()
-        key = secrets.token_bytes(_KEY_BYTES)
-        write_durably(self.key_file, key.hex().encode() + b"\n")
-        return key
+        return _ensure_key(self.key_file)
+
+    def ensure_new_key(self) -> bytes:
+        """Return the private key that is to replace the site's, made now where there is none; stored before it is used anywhere."""
+        return _ensure_key(self.new_key_file)
+
+    def take_new_key(self, enrolment: Enrolment) -> None:
+        """Work with the new key, which the server has bound, from now on; harmless to repeat, whatever ends this half way.
+
+        Raises :class:`Conflict` where ``enrolment`` is not this site's, or in the name of another server.
+        """
+        record = self.read_record()
+        if enrolment.server_key != record.enrolment.server_key:
+            hint = "ask who runs it; if it was set up anew, enrol again"
+            raise Conflict("the server's key is not the one of the enrolment", path="server_key", value=enrolment.server_key, hint=hint)
+        self.check_own(enrolment)
+        write_durably(self.key_file, _read_key(self.new_key_file).hex().encode() + b"\n")
+        self.keep_record(record.model_copy(update={"enrolment": enrolment}))
+        self.new_key_file.unlink()
+        sync_folder(self.folder)
 
     def read_key(self) -> bytes:
         """Return the private key; raise :class:`NotFound`, or :class:`InvalidSetting` where others may read it or it is none."""
-        try:
-            mode = self.key_file.stat().st_mode
-            text = self.key_file.read_text(encoding="ascii").strip()
-        except FileNotFoundError as error:
-            raise NotFound("the site has no key", path=str(self.key_file), hint="wgctl site enrol makes one") from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidSetting("the site's key cannot be read", path=str(self.key_file)) from error
-        if mode & _OTHERS:
-            raise InvalidSetting("others may read the site's key", path=str(self.key_file), hint=f"chmod 600 {self.key_file}")
-        try:
-            key = bytes.fromhex(text)
-        except ValueError:
-            key = b""
-        if len(key) != _KEY_BYTES:
-            raise InvalidSetting("the file does not hold a key", path=str(self.key_file), hint="64 hex digits")
-        return key
+        return _read_key(self.key_file)
 
     def keep_record(self, record: SiteRecord) -> None:
         """Keep what the site has enrolled in; raise :class:`Conflict` where that is another federation or site."""
+        self.check_own(record.enrolment)
+        write_durably(self.record_file, record.to_bytes())
+
+    def check_own(self, enrolment: Enrolment) -> None:
+        """Raise :class:`Conflict` where the site has enrolled in another federation, or as another site."""
         with suppress(NotFound):
             held = self.read_record().enrolment
-            if (held.job_id, held.site.pseudonym) != (record.enrolment.job_id, record.enrolment.site.pseudonym):
+            if (held.job_id, held.site.pseudonym) != (enrolment.job_id, enrolment.site.pseudonym):
                 message = f"this folder belongs to {held.site.name} of {held.job_id}"
                 raise Conflict(message, path="--home", value=str(self.folder), hint="give each site its own folder")
-        write_durably(self.record_file, record.to_bytes())
 
     def read_record(self) -> SiteRecord:
         """Return what the site has enrolled in; raise :class:`NotFound`, or :class:`InvalidSetting` where the file is not ours."""
@@ -159,6 +168,33 @@ class SiteHome:
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidSetting("the policy cannot be read", path=str(self.policy_file)) from error
         return _parse_policy(text, str(self.policy_file))
+
+
+def _ensure_key(path: Path) -> bytes:
+    with suppress(NotFound):
+        return _read_key(path)
+    key = secrets.token_bytes(_KEY_BYTES)
+    write_durably(path, key.hex().encode() + b"\n")
+    return key
+
+
+def _read_key(path: Path) -> bytes:
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text(encoding="ascii").strip()
+    except FileNotFoundError as error:
+        raise NotFound("the site has no key", path=str(path), hint="wgctl site enrol makes one") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSetting("the site's key cannot be read", path=str(path)) from error
+    if mode & _OTHERS:
+        raise InvalidSetting("others may read the site's key", path=str(path), hint=f"chmod 600 {path}")
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) != _KEY_BYTES:
+        raise InvalidSetting("the file does not hold a key", path=str(path), hint="64 hex digits")
+    return key
 
 
 _POLICY_HEAD = """\

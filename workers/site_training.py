@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wegeft.algebra import Generator, difference, norm
+from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.control_variates import control_of, trained_names
 from wegeft.contracts.errors import InvalidTensors, Problem
-from wegeft.contracts.federation import Offer, TensorForm
+from wegeft.contracts.federation import Offer, TensorForm, Update
 from wegeft.contracts.job import JobSpec
 from wegeft.contracts.training import TrainingTask, WorkerEvent
 from wegeft.contracts.wire import Wire, as_received, write_update
@@ -26,6 +27,7 @@ from workers.generator_start import Start, moved_from, read_start
 from workers.rows import AnyRow
 from workers.scaffold import advance_control, change_of_control, fit_change, shift_of
 from workers.schedule import schedule_of
+from workers.tasks import prepare_task
 from workers.train import Callbacks, Outcome, TrainingInputs, train
 
 _BISECTIONS = 60
@@ -124,6 +126,26 @@ def _control_change(work: Work, start: Start, trained: Moved, outcome: Outcome) 
     return fit_change(change_of_control(trained, start.controls, rates), work.offer.control.max_norm, work.offer.wire)
 
 
+def update_of(offer: Offer, trained: Trained, control_from: str | None = None) -> Update:
+    """Return what a site says of what it has trained for an offer."""
+    return Update(
+        version=offer.version,
+        job_id=offer.job_id,
+        round=offer.round,
+        attempt=offer.attempt,
+        site=offer.site,
+        offer=offer.digest,
+        base_model=offer.base_model,
+        start=offer.start,
+        tensors=digest_of(trained.tensors),
+        size=len(trained.tensors),
+        examples=trained.examples,
+        steps=trained.steps,
+        metrics=dict(trained.metrics),
+        control_from=control_from,
+    )
+
+
 def add_carried(moved: Moved, carried: Moved) -> Moved:
     """Return an update with what was cut off earlier ones; a tensor whose shape has changed since goes without."""
     fitting = {name for name, array in moved.items() if name in carried and carried[name].shape == array.shape}
@@ -167,6 +189,12 @@ def round_spec(spec: JobSpec, offer: Offer, scale: float) -> JobSpec:
         "val_set_size": 0,
     }
     return spec.model_copy(update=change)
+
+
+def planned_steps(spec: JobSpec, offer: Offer, base: BaseModel, rows: Sequence[AnyRow]) -> int:
+    """Return how many optimizer steps an offer asks of these rows; raises what reading them does. Nothing is trained."""
+    change = {"seed": seed_of(offer), "max_steps": offer.max_steps or spec.max_steps, "val_set_size": 0}
+    return prepare_task(spec.model_copy(update=change), base, *split_rows(spec, rows)).total_steps
 
 
 def seed_of(offer: Offer) -> int:

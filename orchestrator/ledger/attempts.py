@@ -200,10 +200,11 @@ def record_failure(connection: Connection, lease: Lease, error: ErrorBody, now: 
         end_attempt(connection, lease, error, now)
 
 
-def end_attempt(connection: Connection, lease: Lease, error: ErrorBody, now: datetime) -> JobState:
+def end_attempt(connection: Connection, lease: Lease, error: ErrorBody, now: datetime, *, is_last: bool = False) -> JobState:
     """End the attempt with ``error`` and return what becomes of the job; raise :class:`StaleLease` where it is over already.
 
-    A job that is being cancelled is cancelled; the others are queued again or fail, as :func:`decide_retry` says.
+    A job that is being cancelled is cancelled; the others are queued again or fail, as :func:`decide_retry` says, or fail in any case where
+    this was the last try (``is_last``).
     """
     row = hold(connection, lease)
     state = JobState(row.state)
@@ -212,7 +213,8 @@ def end_attempt(connection: Connection, lease: Lease, error: ErrorBody, now: dat
     if state is JobState.CANCELLING:
         after, values, text = move(state, Move.STOP), {}, ""
     else:
-        decision = decide_retry(error, counters, JobSpec.model_validate_json(row.spec).job_recovery)
+        recovery = JobSpec.model_validate_json(row.spec).job_recovery
+        decision = Fail() if is_last else decide_retry(error, counters, recovery)
         match decision:
             case Requeue():
                 after, text = move(state, Move.REQUEUE), f"{reason}; tried again in {decision.after_seconds:g} s"

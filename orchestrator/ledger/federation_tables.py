@@ -113,3 +113,48 @@ BLOBS = Table(
         ],
     ),
 )
+
+ROLLBACKS = Table(
+    "federation_rollbacks",
+    METADATA,
+    Column("job_id", String(30), ForeignKey("jobs.id"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("to_round", Integer, nullable=False),  # 0: where the federation began
+    Column("start_digest", String(71), nullable=False),
+    Column("opened_round", Integer, nullable=True),  # None where the job had ended
+    Column("cancelled", Text, nullable=True),  # JSON: number and try of the round that was in flight
+    Column("aliases", Text, nullable=False),  # JSON list of the aliases that were moved
+    Column("person", String(200), nullable=False),
+    Column("reason", String(500), nullable=False),
+    Column("rolled_back_at", UtcTime, nullable=False),
+)
+
+FORMER_KEYS = Table(
+    "federation_former_keys",
+    METADATA,
+    Column("public_key", String(72), primary_key=True),  # never a site's key again
+    Column("pseudonym", String(128), ForeignKey("federation_sites.pseudonym"), nullable=False),
+    Column("replaced_at", UtcTime, nullable=False),
+    Index(None, "pseudonym"),
+)
+
+ROTATIONS = Table(
+    "federation_rotations",
+    METADATA,
+    Column("pseudonym", String(128), ForeignKey("federation_sites.pseudonym"), primary_key=True),
+    Column("token_hash", String(64), nullable=False, unique=True),
+    Column("person", String(200), nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    Column("used_at", UtcTime, nullable=True),
+)
+
+TROUBLES = Table(
+    "federation_troubles",
+    METADATA,
+    Column("job_id", String(30), ForeignKey("jobs.id"), primary_key=True),
+    Column("place", String(64), nullable=False),  # which step of which round
+    Column("code", String(64), nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("since", UtcTime, nullable=False),
+    Column("next_at", UtcTime, nullable=False),
+)

@@ -50,6 +50,12 @@ def find_federated(connection: Connection, job_id: str) -> FederatedJob:
     return _job(row)
 
 
+def hold_federated(connection: Connection, job_id: str) -> FederatedJob:
+    """Return a federated job as :func:`find_federated` does, held until the transaction ends: nobody moves it or its rounds meanwhile."""
+    connection.execute(select(JOBS.c.id).where(JOBS.c.id == job_id).with_for_update())
+    return find_federated(connection, job_id)
+
+
 def begin(connection: Connection, job: FederatedJob, now: datetime, lease_seconds: float) -> Lease | None:
     """Let a queued federation run, driven by the caller; None where another server was faster."""
     after = move(move(JobState.QUEUED, Move.CLAIM), Move.CONTACT)
@@ -79,7 +85,7 @@ def note_wait(connection: Connection, job_id: str, text: str | None) -> None:
 
 
 def note_round(connection: Connection, lease: Lease, number: int) -> None:
-    """Count a committed round as the job's progress."""
+    """Count committed rounds as the job's progress."""
     is_ours = (JOBS.c.id == lease.job_id, JOBS.c.lease_token == lease.token)
     connection.execute(update(JOBS).where(*is_ours).values(step=number))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -11,8 +12,8 @@ from sqlalchemy import Connection, Row, Select, func, select
 from orchestrator.ledger.federation_tables import ARRIVALS, OFFERS, ROUNDS
 from orchestrator.rounds import Closing
 from wegeft.contracts.enrolment import RoundView
-from wegeft.contracts.errors import NotFound
-from wegeft.contracts.federation import ReasonCode, RoundRecord, RoundState
+from wegeft.contracts.errors import NotFound, Problem
+from wegeft.contracts.federation import Exclusion, ReasonCode, RoundRecord, RoundState
 
 _WAITING = frozenset({RoundState.SELECTING, RoundState.COLLECTING})
 _RECORDS_LOOKED_AT = 20
@@ -34,12 +35,6 @@ def find_round(connection: Connection, job_id: str, number: int, closing: Closin
     if row is None:
         raise NotFound("there is no such round yet", path="round", value=str(number))
     return _view(row, closing.deadline)
-
-
-def count_committed(connection: Connection, job_id: str) -> int:
-    """Return how many rounds are committed."""
-    query = select(func.count()).select_from(ROUNDS).where(ROUNDS.c.job_id == job_id, ROUNDS.c.state == RoundState.COMMITTED.value)
-    return connection.execute(query).scalar_one()
 
 
 def count_joined(connection: Connection, job_id: str) -> dict[str, int]:
@@ -68,13 +63,26 @@ def last_published(connection: Connection, job_id: str) -> str | None:
     return None if text is None else RoundRecord.model_validate_json(text).published
 
 
-def last_problems(records: tuple[RoundRecord, ...]) -> dict[str, ReasonCode]:
-    """Return why each site was left out of the newest of ``records`` that left it out, by pseudonym."""
-    found: dict[str, ReasonCode] = {}
-    for record in records:
+def last_exclusions(connection: Connection, job_id: str) -> dict[str, Exclusion]:
+    """Return why each site has no part in the open round, or was left out of the newest closed one that left it out, by pseudonym."""
+    found = {exclusion.site: exclusion for exclusion in _open_exclusions(connection, job_id)}
+    for record in list_records(connection, job_id):
         for exclusion in record.left_out:
-            found.setdefault(exclusion.site, exclusion.reason)
+            found.setdefault(exclusion.site, exclusion)
     return found
+
+
+def _open_exclusions(connection: Connection, job_id: str) -> Iterator[Exclusion]:
+    """Yield who has declined or was refused in the round that collects, the last answer of each last."""
+    newest = connection.execute(_newest_first(job_id).limit(1)).one_or_none()
+    if newest is None or newest.state != RoundState.COLLECTING.value:
+        return
+    is_of_it = (ARRIVALS.c.job_id == job_id) & (ARRIVALS.c.number == newest.number) & (ARRIVALS.c.attempt == newest.attempt)
+    answered = select(ARRIVALS.c.pseudonym).where(is_of_it, ARRIVALS.c.reason.is_(None))
+    query = select(ARRIVALS).where(is_of_it, ARRIVALS.c.reason.is_not(None), ARRIVALS.c.pseudonym.not_in(answered))
+    for row in connection.execute(query.order_by(ARRIVALS.c.received_at)):
+        problems = tuple(Problem.model_validate(problem) for problem in json.loads(row.problems))
+        yield Exclusion(site=row.pseudonym, reason=ReasonCode(row.reason), problems=problems)
 
 
 def _newest_first(job_id: str) -> Select[Any]:

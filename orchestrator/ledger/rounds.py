@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, Row, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, delete, insert, select, update
 
 from orchestrator.ledger.federation_tables import ARRIVALS, BLOBS, OFFERS, ROUNDS
 from orchestrator.rounds import Arrival, Closing, Move, Round, Wait, decide, move
@@ -84,7 +84,9 @@ def receive(
     arrivals = _arrivals(connection, key)
     for arrival in arrivals:
         if (arrival.site, arrival.digest) == (site, digest):
-            return arrival
+            if problems or not is_open_again(arrival):
+                return arrival
+            connection.execute(delete(ARRIVALS).where(_is(key, ARRIVALS), ARRIVALS.c.pseudonym == site, ARRIVALS.c.digest == digest))
     if any(arrival.site == site and arrival.reason is not ReasonCode.REFUSED for arrival in arrivals):
         raise Conflict("another answer of this site was taken before", path="site", value=site)
     kept = _round(row, _asked(connection, key), closing)
@@ -95,6 +97,11 @@ def receive(
         return arrival
     connection.execute(insert(ARRIVALS).values(**arrival_row(key, arrival, message)))
     return arrival
+
+
+def is_open_again(arrival: Arrival) -> bool:
+    """Return whether an update was refused for its signature, which is no part of its digest: the same one may come rightly signed."""
+    return arrival.reason is ReasonCode.REFUSED and any(problem.path == "signature" for problem in arrival.problems)
 
 
 def load_round(connection: Connection, key: RoundKey, closing: Closing) -> KeptRound:

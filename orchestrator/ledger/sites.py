@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from infra.auth import hash_secret
 from orchestrator.ledger.federation_tables import INVITATIONS, NONCES, SITES
+from orchestrator.ledger.site_keys import check_never_replaced
 from wegeft.contracts.errors import Conflict, NotFound, Unauthenticated
 from wegeft.contracts.federation import Site, SiteState
 from wegeft.contracts.signatures import CLOCK_TOLERANCE
@@ -57,6 +58,14 @@ def find_invited_job(connection: Connection, token: str) -> str | None:
     return connection.execute(query).scalar_one_or_none()
 
 
+def find_invitation(connection: Connection, token: str, now: datetime) -> tuple[str, str, bool]:
+    """Return job, name and whether taking it up is approval enough; raise :class:`Unauthenticated` where it cannot be taken up."""
+    row = connection.execute(select(INVITATIONS).where(INVITATIONS.c.token_hash == hash_secret(token))).one_or_none()
+    if row is None or (row.used_at is None and now >= row.expires_at):
+        raise Unauthenticated("the invitation is unknown or has expired", hint="ask for a new one")
+    return row.job_id, row.name, row.is_approval
+
+
 def enrol(connection: Connection, token: str, candidate: tuple[str, str, int], now: datetime) -> tuple[str, Site]:
     """Return the job and the new site, which waits for approval unless its invitation was one.
 
@@ -70,6 +79,7 @@ def enrol(connection: Connection, token: str, candidate: tuple[str, str, int], n
         raise Unauthenticated("the invitation is unknown or has expired", hint="ask for a new one")
     if row.used_at is not None:
         return row.job_id, _same_site(connection, row, public_key)
+    check_never_replaced(connection, public_key)
     used = update(INVITATIONS).where(INVITATIONS.c.token_hash == row.token_hash, INVITATIONS.c.used_at.is_(None)).values(used_at=now)
     if connection.execute(used).rowcount != 1:
         raise Unauthenticated("the invitation was used a moment ago")
@@ -98,6 +108,14 @@ def find_site(connection: Connection, pseudonym: str) -> Site:
     if row is None:
         raise NotFound("there is no such site", path="site", value=pseudonym)
     return _site(row)
+
+
+def find_job_of(connection: Connection, pseudonym: str) -> str:
+    """Return the job whose federation a site is in; raise :class:`NotFound`."""
+    job_id: str | None = connection.execute(select(SITES.c.job_id).where(SITES.c.pseudonym == pseudonym)).scalar_one_or_none()
+    if job_id is None:
+        raise NotFound("there is no such site", path="site", value=pseudonym)
+    return job_id
 
 
 def find_member(connection: Connection, job_id: str, pseudonym: str) -> Site | None:

@@ -109,7 +109,8 @@ def test_site_that_does_not_agree_keeps_nothing(world: World, wgctl: Shell, tmp_
     terms = wgctl(*enrol, status=3)
     for part in (world.url, "generator_exact", "rounds", "2 at most", str(world.model), "demo/sums"):
         assert part in terms
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["lock", "rounds", "site.key"]
+    assert not (tmp_path / "a").exists()
+    assert wgctl.json("federation", "ls", job_id) == []
     error = wgctl.error("site", "run", "--home", str(tmp_path / "a"), "--data", "x.jsonl", status=4)
     assert "not enrolled" in error["detail"]
     monkeypatch.setattr("sys.stdin", _Lines([f"{token}\n"]))

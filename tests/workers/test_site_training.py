@@ -15,15 +15,14 @@ from orchestrator.aggregate import FederationState
 from orchestrator.update_gate import Terms, check_update
 from tests.workers.site_rounds import make_state, offer_of, site_spec, tiny_base
 from tests.workers.tiny_runs import Recorder, make_rows
-from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.errors import InvalidData, InvalidTensors
-from wegeft.contracts.federation import Offer, SignedUpdate, Site, SiteState, Update
+from wegeft.contracts.federation import Offer, SignedUpdate, Site, SiteState
 from wegeft.contracts.federation_rules import Alternate, FreezePsi, Stack
 from wegeft.contracts.signatures import public_key_of, sign
 from wegeft.contracts.wire import as_received, read_update
 from wegeft.method import WeGeFTLinear
 from workers.base_model import BaseModel
-from workers.site_training import Trained, Work, dry_step, seed_of, split_rows, train_round
+from workers.site_training import Trained, Work, dry_step, seed_of, split_rows, train_round, update_of
 from workers.train import TrainingStopped
 
 KEY = bytes(range(32))
@@ -53,21 +52,7 @@ def train_once(base: BaseModel, state: FederationState, offer_fields: Mapping[st
 
 def gate_problems(offer: Offer, state: FederationState, trained: Trained) -> list[str]:
     """What the server's gate says of an update."""
-    update = Update(
-        version=offer.version,
-        job_id=offer.job_id,
-        round=offer.round,
-        attempt=offer.attempt,
-        site=offer.site,
-        offer=offer.digest,
-        base_model=offer.base_model,
-        start=offer.start,
-        tensors=digest_of(trained.tensors),
-        size=len(trained.tensors),
-        examples=trained.examples,
-        steps=trained.steps,
-        metrics=dict(trained.metrics),
-    )
+    update = update_of(offer, trained)
     now = datetime(2026, 1, 1, tzinfo=UTC)
     site = Site(name="a", pseudonym=offer.site, public_key=public_key_of(KEY), state=SiteState.APPROVED, max_examples=100, enrolled_at=now)
     signed = SignedUpdate(update=update, signature=sign(KEY, update.to_bytes()))

@@ -12,6 +12,8 @@ from pydantic import RootModel
 from wegeft.client.transport import Call, Transport, json_body
 from wegeft.contracts.enrolment import FederationView, Invitation, InvitationRequest, RoundView, SiteView
 from wegeft.contracts.errors import UnexpectedAnswer
+from wegeft.contracts.rollback import Rollback, RollbackRequest
+from wegeft.contracts.rotation import Rotation, RotationOrder
 
 _JSON = {"Content-Type": "application/json"}
 
@@ -62,6 +64,23 @@ class FederationClient:
 
     def _move(self, job_id: str, name: str, verb: str) -> SiteView:
         return self._transport.ask(Call(method="POST", path=f"{_path(job_id)}/sites/{quote(name, safe='')}/{verb}"), SiteView)
+
+    def rotate(self, job_id: str, name: str, order: RotationOrder) -> Rotation:
+        """Let a site bind a new key and return the token for it, which is told this once, so the call is not repeated by itself.
+
+        It replaces an earlier one. Raises :class:`NotFound` for an unknown site, and :class:`Conflict` for a revoked one.
+        """
+        path = f"{_path(job_id)}/sites/{quote(name, safe='')}/rotate"
+        return self._transport.ask(Call(method="POST", path=path, headers=_JSON, content=json_body(order)), Rotation, patience_seconds=0)
+
+    def roll_back(self, job_id: str, request: RollbackRequest) -> Rollback:
+        """Go on from an earlier round, or let an ended job's aliases point back; the same again changes nothing.
+
+        Raises :class:`NotFound` for a round or version that is not the federation's, and :class:`Conflict` where it cannot be done now.
+        """
+        return self._transport.ask(
+            Call(method="POST", path=f"{_path(job_id)}/rollbacks", headers=_JSON, content=json_body(request)), Rollback
+        )
 
     def rounds(self, job_id: str) -> Iterator[RoundView]:
         """Yield every try at every round, newest first, reading page after page."""

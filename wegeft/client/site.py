@@ -15,11 +15,12 @@ from urllib.parse import quote
 from pydantic import ValidationError
 
 from wegeft.client.blobs import STORE_SECONDS, fetch_resumable
-from wegeft.client.transport import Call, Transport, json_body
+from wegeft.client.transport import Answer, Call, Transport, json_body
 from wegeft.contracts.adapter import digest_of
-from wegeft.contracts.enrolment import Enrolment, EnrolmentRequest, enrolment_content
+from wegeft.contracts.enrolment import Enrolment, EnrolmentRequest, InvitationLook, Terms, enrolment_content
 from wegeft.contracts.errors import InvalidSetting, UnexpectedAnswer
-from wegeft.contracts.federation import Decline, Offer, SignedReceipt, SignedUpdate, Update
+from wegeft.contracts.federation import Decline, Message, Offer, SignedReceipt, SignedUpdate, Update
+from wegeft.contracts.rotation import RotationRequest, rotation_content
 from wegeft.contracts.signatures import is_signed, public_key_of, request_content, sign
 
 OFFER_SECONDS = 25
@@ -58,12 +59,42 @@ def enrol(server: str, token: str, private_key: bytes, max_examples: int) -> Enr
         field_name = str(error.errors()[0]["loc"][0])
         hint = "copy it whole: wgi_…" if field_name == "token" else None
         raise InvalidSetting("not an invitation's token" if hint else "not acceptable", path=f"--{field_name}", hint=hint) from error
+    return _own_enrolment(_enter(server, "enrolments", request, Enrolment), public_key)
+
+
+def read_invitation(server: str, token: str) -> Terms:
+    """Return what an invitation asks for, without taking it up; raises as :func:`enrol` does."""
+    try:
+        request = InvitationLook(token=token)
+    except ValidationError as error:
+        raise InvalidSetting("not an invitation's token", path="--token", hint="copy it whole: wgi_…") from error
+    return _enter(server, "invitations", request, Terms)
+
+
+def bind_key(server: str, token: str, private_key: bytes) -> Enrolment:
+    """Let the site that a token is for have this key from now on; the same token and key again give the same answer.
+
+    Raises :class:`Unauthenticated` for a token that is unknown, expired or used, and :class:`InvalidSetting` for one that is none.
+    """
+    public_key = public_key_of(private_key)
+    proof = sign(private_key, rotation_content(token, public_key))
+    try:
+        request = RotationRequest(token=token, public_key=public_key, proof=proof)
+    except ValidationError as error:
+        raise InvalidSetting("not a token for a new key", path="--token", hint="copy it whole: wgr_…") from error
+    return _own_enrolment(_enter(server, "rotations", request, Enrolment), public_key)
+
+
+def _enter(server: str, where: str, request: Message, answer: type[Answer]) -> Answer:
+    """Ask where a site is known by the token in the body alone."""
     transport = Transport(server, None, timeout_seconds=30.0, patience_seconds=5.0)
     try:
-        call = Call(method="POST", path="/federation/enrolments", headers=_JSON, content=json_body(request))
-        enrolment = transport.ask(call, Enrolment)
+        return transport.ask(Call(method="POST", path=f"/federation/{where}", headers=_JSON, content=json_body(request)), answer)
     finally:
         transport.close()
+
+
+def _own_enrolment(enrolment: Enrolment, public_key: str) -> Enrolment:
     if enrolment.site.public_key != public_key:
         raise UnexpectedAnswer("the server enrolled another key than ours", path="public_key", value=enrolment.site.public_key)
     return enrolment

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
+from wegeft.contracts.errors import Problem
 from wegeft.contracts.federation import (
     Identifier,
     Instant,
@@ -19,6 +20,7 @@ from wegeft.contracts.federation import (
 )
 from wegeft.contracts.federation_rules import SiteName
 from wegeft.contracts.job import JobSpec
+from wegeft.contracts.rollback import Rollback
 from wegeft.contracts.training import JobState
 
 InvitationToken = Annotated[str, StringConstraints(pattern=r"^wgi_[0-9a-f]{12}_[0-9a-f]{64}$")]
@@ -48,6 +50,26 @@ class Invitation(Message):
     name: SiteName
     token: InvitationToken = Field(repr=False)
     expires_at: Instant
+
+
+class InvitationLook(Message):
+    """A token whose invitation is to be read before it is taken up."""
+
+    token: InvitationToken = Field(repr=False)
+
+
+class Terms(Message):
+    """What a site that takes up an invitation agrees to."""
+
+    job_id: Identifier
+    name: SiteName
+    """What the federation's members will call it."""
+    approve: bool
+    """Whether it is asked as soon as it has enrolled."""
+    server_key: KeyText
+    """With which the server will sign its receipts."""
+    spec: JobSpec
+    """The job: base model, rule, steps and everything else."""
 
 
 class EnrolmentRequest(Message):
@@ -82,7 +104,9 @@ class SiteView(Message):
     last_seen_at: Instant | None
     """When its last signed request came."""
     last_problem: ReasonCode | None
-    """Why it was left out of the last closed round that left it out."""
+    """Why it has no part in the open round, or was left out of the last closed one that left it out."""
+    problems: tuple[Problem, ...] = ()
+    """What stood in the way then, as the site or the gate has told it."""
 
 
 class RoundView(Message):
@@ -101,6 +125,8 @@ class RoundView(Message):
     """When its present wait began: for sites to ask, or for their updates."""
     closes_at: Instant | None
     """When that wait ends at the latest; None where it does not wait."""
+    is_undone: bool = False
+    """Whether the round was committed, and the federation has gone back to one before it."""
 
 
 class FederationView(Message):
@@ -110,9 +136,12 @@ class FederationView(Message):
     state: JobState
     rounds_total: Annotated[int, Field(ge=1)]
     rounds_committed: Annotated[int, Field(ge=0)]
+    """Without those that were undone."""
     sites: tuple[SiteView, ...]
     """By name."""
     current: RoundView | None
     """The newest try at the newest round; None before the first."""
     published: str | None
     """The last version that a round published, ``namespace/name@version``."""
+    rollbacks: tuple[Rollback, ...] = ()
+    """Each time that the federation went back to an earlier round, oldest first."""

@@ -108,6 +108,8 @@ class FailureCode(StrEnum):
     """The aggregate holds a number that is not finite."""
     CANCELLED = "cancelled"
     """The job ended while the round was open."""
+    ROLLED_BACK = "rolled_back"
+    """The federation went back to an earlier round while this one was open."""
 
 
 class Site(Message):
