@@ -33,6 +33,7 @@ COMMANDS: dict[str, Entry] = {
     "serve": Entry("cli.serve:serve", "Run the service as the settings say, in the foreground."),
     "hub": Entry("cli.collection:hub", "Look after the bytes that the hub keeps; for an administrator."),
     "tokens": Entry("cli.tokens:tokens", "Make, list and revoke the service's tokens."),
+    "orgs": Entry("cli.organisations:orgs", "Share namespaces: organisations and their members."),
     "gateway": Entry("cli.serve:gateway", "Drive Ray for the service that started it.", is_hidden=True),
 }
 
@@ -42,6 +43,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Train together": ("federation", "site"),
     "On this machine": ("up", "down", "status"),
     "Run it for others": ("serve", "hub", "tokens"),
+    "Share": ("orgs",),
 }
 
 

@@ -1,4 +1,4 @@
-"""Who is calling: bearer tokens, hashed at rest, and the three roles."""
+"""Who is calling: bearer tokens, hashed at rest, and the guard at every door."""
 
 from __future__ import annotations
 
@@ -6,18 +6,42 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Annotated
 
-from fastapi import Depends
+from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from sqlalchemy import Column, Connection, Engine, Row, String, Table, insert, select, update
+from sqlalchemy import Column, Connection, Engine, Row, String, Table, func, insert, select, update
 
+from infra.calling import current_call
 from infra.database import METADATA, UtcTime, reading
+from infra.principals import Principal, Role, parse_role
 from wegeft.contracts.errors import Forbidden, InvalidRequest, NotFound, Unauthenticated
+
+__all__ = [  # roles and callers for who guards a door, and all that is below
+    "BEARER",
+    "TOKENS",
+    "Check",
+    "Credentials",
+    "Guard",
+    "Principal",
+    "Role",
+    "TokenInfo",
+    "authenticate",
+    "bearer_of",
+    "create_token",
+    "hash_secret",
+    "is_account",
+    "is_attempt_token",
+    "is_same_secret",
+    "is_token",
+    "list_tokens",
+    "make_attempt_token",
+    "parse_role",
+    "revoke_token",
+]
 
 TOKENS = Table(
     "tokens",
@@ -42,28 +66,6 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._@-]{0,62}[A-Za-z0-9])?\Z")
 _USER_TOKEN = re.compile(r"wgt_([0-9a-f]{12})_([0-9a-f]{64})\Z")
 _ATTEMPT_TOKEN = re.compile(r"wga_[0-9a-f]{64}\Z")
 _NO_HASH = "0" * 64
-
-
-class Role(StrEnum):
-    """What a token may do; each role may do what the ones before it may."""
-
-    READ = "read"
-    WRITE = "write"
-    ADMIN = "admin"
-
-    def covers(self, needed: Role) -> bool:
-        """Return whether this role may do what ``needed`` may."""
-        order = list(Role)
-        return order.index(self) >= order.index(needed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Principal:
-    """The caller of a request."""
-
-    name: str
-    role: Role
-    token_id: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,14 +131,6 @@ def _check_expiry(expires_at: datetime, now: datetime) -> None:
         raise InvalidRequest("a moment after the last year", path="expires_at", value=expires_at.isoformat(), hint=hint) from None
 
 
-def parse_role(text: str) -> Role:
-    """Return the role called ``text``; raise :class:`InvalidRequest` where there is none."""
-    try:
-        return Role(text)
-    except ValueError:
-        raise InvalidRequest("not a role", path="role", value=text, hint="read, write or admin") from None
-
-
 def list_tokens(connection: Connection) -> tuple[TokenInfo, ...]:
     """Return every token, oldest first, the revoked and expired ones too."""
     rows = connection.execute(select(TOKENS).order_by(TOKENS.c.created_at, TOKENS.c.id))
@@ -152,6 +146,11 @@ def _info(row: Row[tuple[object, ...]]) -> TokenInfo:
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
     )
+
+
+def is_account(connection: Connection, name: str) -> bool:
+    """Return whether any token, good or not, speaks for the account, whatever the case of its name."""
+    return connection.execute(select(TOKENS.c.id).where(func.lower(TOKENS.c.name) == name.lower()).limit(1)).first() is not None
 
 
 def revoke_token(connection: Connection, token_id: str, now: datetime) -> None:
@@ -181,22 +180,45 @@ def _refuse() -> Unauthenticated:
     )
 
 
+Check = Callable[[Connection, Principal, Mapping[str, str], Role], None]
+"""Takes a connection, the caller, the parameters of the request's path and what the caller must be allowed to do with what they name.
+
+Raises where the caller may not do it, and where the caller may not even know of it, exactly as if it were not there.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Guard:
     """Makes the dependencies that let a request in or refuse it."""
 
     engine: Engine
     clock: Callable[[], datetime]
+    checks: tuple[Check, ...] = ()
+    """Asked about every request, so that a new route cannot forget to."""
 
-    def require(self, role: Role | str) -> Callable[..., Principal]:
-        """Return a FastAPI dependency that answers who calls, and refuses a caller whose role does not cover ``role``."""
+    def checking(self, check: Check) -> Guard:
+        """Return a guard that asks ``check``, too."""
+        return self if check in self.checks else replace(self, checks=(*self.checks, check))
+
+    def require(self, role: Role | str, *, of_target: Role | None = None) -> Callable[..., Principal]:
+        """Return a FastAPI dependency that answers who calls, and refuses a caller whose role does not cover ``role``.
+
+        ``of_target`` is what the caller must be allowed to do with the adapter or job that the path names; ``role`` by default.
+        """
         needed = parse_role(role)
 
-        def principal(credentials: Credentials) -> Principal:
+        def principal(request: Request, credentials: Credentials) -> Principal:
+            now = self.clock()
             with reading(self.engine) as connection:
-                caller = authenticate(connection, bearer_of(credentials), self.clock())
-            if not caller.role.covers(needed):
-                raise Forbidden(f"this needs the role {needed}", path="role", value=str(caller.role), hint="ask an admin for another token")
+                caller = authenticate(connection, bearer_of(credentials), now)
+                if not caller.role.covers(needed):
+                    raise Forbidden(
+                        f"this needs the role {needed}", path="role", value=str(caller.role), hint="ask an admin for another token"
+                    )
+                for check in self.checks:
+                    check(connection, caller, request.path_params, of_target or needed)
+            call = current_call()
+            call.actor, call.token_id, call.at = caller.name, caller.token_id, now
             return caller
 
         return principal

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.bodies import LimitedBody
+from infra.calling import calling
 from infra.gate import Gate
 from wegeft.contracts.errors import Broken, ErrorBody, InvalidRequest, WegeftError, shorten
 
@@ -91,7 +92,7 @@ class Envelope:
             return
         request_id = scope[REQUEST_ID] = _request_id(scope)
         started = perf_counter()
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        with structlog.contextvars.bound_contextvars(request_id=request_id), calling(request_id):
             body = LimitedBody(scope, receive, self._gate.body_seconds)
             status = await _Exchange(scope, send, request_id).run(self._app, body, self._gate)
             seconds = perf_counter() - started

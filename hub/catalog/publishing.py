@@ -9,9 +9,10 @@ from sqlalchemy import Connection, Row, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from hub.catalog.holds import hold, version_of
+from hub.catalog.namespaces import starts_private
 from hub.catalog.tables import ADAPTERS, VERSIONS, key_of, upsert
 from hub.publication import Publication
-from wegeft.contracts.adapter import AdapterName, digest_of
+from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.errors import Conflict, InvalidRequest, Problem
 from wegeft.contracts.training import PublishedVersion
 
@@ -22,7 +23,7 @@ def publish(connection: Connection, publication: Publication, now: datetime) -> 
     Creates the adapter where need be, and keeps the version's bytes for ever. Raises :class:`Conflict` where the source has published
     to another adapter, and :class:`InvalidRequest` where bytes have been collected that were stored before.
     """
-    adapter = _lock_adapter(connection, publication.adapter, now)
+    adapter = _lock_adapter(connection, publication, now)
     name = f"{adapter.namespace}/{adapter.name}"
     made = connection.execute(select(VERSIONS.c.adapter_id, VERSIONS.c.number).where(VERSIONS.c.source == publication.source)).one_or_none()
     if made is not None and made.adapter_id != adapter.id:
@@ -51,10 +52,12 @@ def _hold_files(connection: Connection, publication: Publication) -> None:
         raise InvalidRequest("the files are not all stored", problems=problems)
 
 
-def _lock_adapter(connection: Connection, adapter: AdapterName, now: datetime) -> Row[Any]:
+def _lock_adapter(connection: Connection, publication: Publication, now: datetime) -> Row[Any]:
     """Return the adapter's row, made where need be, and hold it until the transaction ends."""
+    adapter = publication.adapter
     row = {"key": key_of(adapter), "namespace": adapter.namespace, "name": adapter.name, "latest_number": 0, "next_number": 1}
-    added = upsert(connection, ADAPTERS).values({**row, "created_at": now, "updated_at": now})
+    is_private = starts_private(connection, adapter.namespace, publication.visibility)
+    added = upsert(connection, ADAPTERS).values({**row, "is_private": is_private, "created_at": now, "updated_at": now})
     locked = added.on_conflict_do_update(index_elements=[ADAPTERS.c.key], set_={"key": ADAPTERS.c.key})
     return connection.execute(locked.returning(*ADAPTERS.c)).one()
 

@@ -85,7 +85,7 @@ def _insert_old_rows(connection: Connection) -> None:
     spec = json.dumps({"datasets": [{"path": b}], "test_datasets": [{"path": "left.jsonl"}]})
     moment = "'2026-01-01 00:00:00+00:00'" if connection.dialect.name == "postgresql" else "'2026-01-01 00:00:00'"
     statements = [
-        f"INSERT INTO adapters VALUES (1, 'a/b', 'a', 'b', 1, 2, {moment}, {moment})",
+        f"INSERT INTO adapters (id, key, namespace, name, latest_number, next_number, created_at, updated_at) VALUES (1, 'a/b', 'a', 'b', 1, 2, {moment}, {moment})",
         f"INSERT INTO versions VALUES (1, 1, 1, 'job:1', '{manifest}', '{a}', 'm', 'wegeft', 1, 3, '{{}}', {moment}, 'ada')",
         "INSERT INTO jobs (id, name, owner, token_id, state, priority, queue_rank, spec, request_digest, created_at, run_after, attempt,"
         " restarts, preemptions, lease_token, step, last_sequence, resume_from) VALUES ('1', 'n', 'o', 't', 'running', 1, -1,"

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, RootModel
 
 from wegeft.client import downloads
+from wegeft.client.access import AccessCalls
 from wegeft.client.blobs import Progress, upload
 from wegeft.client.transport import Answer, Call, Params, Transport, json_body
 from wegeft.contracts.accounts import Identity, NewToken, RoleName, TokenRequest, TokenView
@@ -44,7 +45,7 @@ class _Health(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
-class Client:
+class Client(AccessCalls):
     """A WeGeFT service; safe to use from several threads, and a context manager that closes its connections.
 
     Calls that fail in a way that may pass are tried again for ``patience_seconds``; submitting is safe to repeat.
