@@ -5,12 +5,14 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path
 
 from hub import catalog
-from hub.catalog import organisations
+from hub.catalog import organisations, quotas
 from hub.services import HubServices
 from infra.auth import Guard, Principal, Role
 from infra.database import reading, writing
 from wegeft.contracts.adapter import AdapterName, AdapterView, VisibilityChange, check_segment
+from wegeft.contracts.errors import NotFound
 from wegeft.contracts.organisations import MemberRole, OrganisationRequest, OrganisationView
+from wegeft.contracts.quotas import QuotaLimits, QuotaView
 
 
 def _adapter_name(namespace: str, name: str) -> AdapterName:
@@ -27,6 +29,7 @@ def make_router(services: HubServices, guard: Guard) -> APIRouter:
     router = APIRouter()
     router.include_router(_visibility_router(services, guard))
     router.include_router(_organisation_router(services, guard))
+    router.include_router(_quota_router(services, guard))
     return router
 
 
@@ -74,5 +77,28 @@ def _organisation_router(services: HubServices, guard: Guard) -> APIRouter:
     def delete_member(organisation: Organisation, account: Account, caller: Writer) -> None:
         with writing(services.engine) as connection:
             organisations.remove_member(connection, organisation, account, caller)
+
+    return router
+
+
+def _quota_router(services: HubServices, guard: Guard) -> APIRouter:
+    router = APIRouter(prefix="/namespaces/{namespace}/quota", tags=["quotas"])
+    Reader = Annotated[Principal, Depends(guard.require(Role.READ))]
+
+    @router.get("", summary="What a namespace of yours may hold, and what it holds")
+    def get_quota(namespace: str, caller: Reader) -> QuotaView:
+        key = check_segment(namespace, "namespace").lower()
+        with reading(services.engine) as connection:
+            if not caller.is_operator and (
+                key not in catalog.namespaces_of(connection, caller.account) or caller.limit_on(key, None) is None
+            ):
+                raise NotFound("there is no such namespace, or it is not yours", path="namespace", value=namespace)
+            return quotas.find_quota(connection, key)
+
+    @router.put("", summary="Limit what a namespace may hold; for an administrator", dependencies=[Depends(guard.require(Role.ADMIN))])
+    def put_quota(namespace: str, body: QuotaLimits) -> QuotaView:
+        with writing(services.engine) as connection:
+            quotas.set_quota(connection, namespace, body)
+            return quotas.find_quota(connection, namespace.lower())
 
     return router

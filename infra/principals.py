@@ -81,6 +81,8 @@ class Principal:
     scopes: tuple[Scope, ...] = ()
     """What the token is limited to; empty where it may do all that its account may."""
     expires_at: datetime | None = None
+    last_used_at: datetime | None = None
+    """To the hour."""
 
     @property
     def account(self) -> str:

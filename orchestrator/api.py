@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from sqlalchemy import Connection
 
 from hub import catalog
+from infra import audit
 from infra.auth import Guard, Principal, Role
 from infra.database import reading, writing
 from infra.http import API_PREFIX
@@ -101,6 +102,7 @@ def _jobs_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
     @router.post("/jobs/{job_id}/cancel", dependencies=[Depends(writer)], summary="Ask a job to stop")
     def cancel_job(job_id: JobId) -> JobView:
         with writing(services.engine) as connection:
+            audit.note(connection, "job.cancel", job_id)
             return ledger.cancel(connection, check_job_id(job_id), services.clock())
 
     return router
@@ -113,6 +115,7 @@ def _queue(services: OrchestratorServices, job: ledger.NewJob, caller: Principal
         had = catalog.find_had(connection, catalog.upload_of(job.token_id), ledger.data_of(job.spec), caller)
         if known is None:
             catalog.check_publisher(connection, caller, job.spec.adapter)
+            catalog.check_room(connection, job.spec.adapter)
     if known is not None:
         return known, False
     # What others have sent is told apart from nothing by nobody who knows its digest alone.
@@ -124,6 +127,8 @@ def _queue(services: OrchestratorServices, job: ledger.NewJob, caller: Principal
         missing = ledger.hold_data(connection, view.id, job.spec) if is_new else frozenset()
         if missing:
             raise explain_missing(job.spec, missing)
+        if is_new:
+            audit.note(connection, "job.submit", view.id, now, adapter=str(job.spec.adapter))
     return view, is_new
 
 

@@ -24,8 +24,9 @@ from hub.catalog.holds import (
 from hub.catalog.lookup import find_adapter, list_adapters, list_versions, resolve, resolve_commit
 from hub.catalog.namespaces import SHARED, claim, is_owned, namespaces_of, starts_private
 from hub.catalog.publishing import publish
+from hub.catalog.quotas import check_room
 from hub.catalog.search import AdapterFilter, Order
-from hub.catalog.tables import ADAPTERS, ALIASES, BLOBS, HOLDS, MEMBERS, NAMESPACES, VERSIONS
+from hub.catalog.tables import ADAPTERS, ALIASES, BLOBS, HOLDS, MEMBERS, NAMESPACES, QUOTAS, VERSIONS
 from hub.catalog.visibility import check_path, check_publisher, require_right, right_of, seen_by, set_visibility
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "HOLDS",
     "MEMBERS",
     "NAMESPACES",
+    "QUOTAS",
     "SHARED",
     "VERSIONS",
     "AdapterFilter",
@@ -43,6 +45,7 @@ __all__ = [
     "arrive",
     "check_path",
     "check_publisher",
+    "check_room",
     "choose_leaving",
     "claim",
     "delete_alias",

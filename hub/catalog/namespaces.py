@@ -12,6 +12,7 @@ from typing import Literal
 from sqlalchemy import Connection, insert, select
 
 from hub.catalog.tables import ADAPTERS, MEMBERS, NAMESPACES, upsert
+from infra import audit
 from infra.principals import Principal, Role
 from wegeft.contracts.adapter import Visibility
 from wegeft.contracts.errors import Conflict
@@ -58,6 +59,7 @@ def add_namespace(connection: Connection, namespace: str, kind: Kind, admin: str
             raise Conflict("the name looks like that of another namespace", path="namespace", value=namespace, hint="choose another name")
         return False
     connection.execute(insert(MEMBERS).values(namespace=key, account=admin, role=Role.ADMIN.value, added_at=now))
+    audit.note(connection, "namespace.create", key, now, kind=kind, admin=admin, is_private_by_default=is_private_by_default)
     return True
 
 

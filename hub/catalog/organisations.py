@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Row, delete, func, select
 
 from hub.catalog.namespaces import SHARED, add_namespace, has_adapters, namespaces_of, role_in
 from hub.catalog.tables import MEMBERS, NAMESPACES, upsert
+from infra import audit
 from infra.auth import is_account
 from infra.principals import Principal, Role, parse_role, weaker
 from wegeft.contracts.adapter import check_segment
@@ -88,6 +89,7 @@ def set_member(connection: Connection, name: str, account: str, role: str, calle
     row = {"namespace": key, "account": member, "role": wanted.value, "added_at": now}
     added = upsert(connection, MEMBERS).values(row)
     connection.execute(added.on_conflict_do_update(index_elements=list(MEMBERS.primary_key), set_={"role": wanted.value}))
+    audit.note(connection, "member.set", key, now, account=member, role=wanted.value)
 
 
 def remove_member(connection: Connection, name: str, account: str, caller: Principal) -> None:
@@ -101,6 +103,7 @@ def remove_member(connection: Connection, name: str, account: str, caller: Princ
     _keep_an_admin(connection, key, member)
     if not connection.execute(delete(MEMBERS).where(MEMBERS.c.namespace == key, MEMBERS.c.account == member)).rowcount:
         raise NotFound("the account is not a member", path="account", value=account)
+    audit.note(connection, "member.remove", key, account=member)
 
 
 def _administered(connection: Connection, name: str, caller: Principal) -> str:

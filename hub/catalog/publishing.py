@@ -10,8 +10,10 @@ from sqlalchemy.exc import IntegrityError
 
 from hub.catalog.holds import hold, version_of
 from hub.catalog.namespaces import starts_private
+from hub.catalog.quotas import enforce
 from hub.catalog.tables import ADAPTERS, VERSIONS, key_of, upsert
 from hub.publication import Publication
+from infra import audit
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.errors import Conflict, InvalidRequest, Problem
 from wegeft.contracts.training import PublishedVersion
@@ -21,7 +23,8 @@ def publish(connection: Connection, publication: Publication, now: datetime) -> 
     """Add a version under the next number, in the caller's transaction; publishing a source again returns the version it made.
 
     Creates the adapter where need be, and keeps the version's bytes for ever. Raises :class:`Conflict` where the source has published
-    to another adapter, and :class:`InvalidRequest` where bytes have been collected that were stored before.
+    to another adapter, :class:`InvalidRequest` where bytes have been collected that were stored before, and :class:`QuotaExceeded` where
+    the namespace has no room.
     """
     adapter = _lock_adapter(connection, publication, now)
     name = f"{adapter.namespace}/{adapter.name}"
@@ -38,6 +41,9 @@ def publish(connection: Connection, publication: Publication, now: datetime) -> 
         raise Conflict("this source is being published to another adapter", path="source", value=publication.source) from error
     grown = {"latest_number": number, "next_number": number + 1, "updated_at": now}
     connection.execute(update(ADAPTERS).where(ADAPTERS.c.id == adapter.id).values(grown))
+    enforce(connection, adapter.namespace)
+    facts = {"source": publication.source, "created_by": publication.created_by, "is_private": adapter.is_private}
+    audit.note(connection, "version.publish", f"{name}@{number}", now, **facts)
     return PublishedVersion(adapter=name, version=number)
 
 

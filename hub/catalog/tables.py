@@ -109,6 +109,15 @@ MEMBERS = Table(
     Index(None, "account"),
 )
 
+QUOTAS = Table(
+    "quotas",
+    METADATA,
+    Column("namespace", String(96), primary_key=True),  # in lower case, whether or not anybody owns it
+    Column("max_bytes", BigInteger, nullable=True),  # none is no limit
+    Column("max_adapters", Integer, nullable=True),
+    Column("max_versions", Integer, nullable=True),
+)
+
 
 def key_of(adapter: AdapterName) -> str:
     """Return the key that an adapter is found by, whatever the case of its name."""

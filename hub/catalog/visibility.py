@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Connection, and_, false, func, or_, select
 
 from hub.catalog.namespaces import is_owned, namespaces_of, unowned
 from hub.catalog.tables import ADAPTERS, MEMBERS, NAMESPACES, key_of
+from infra import audit
 from infra.principals import Principal, Role, weaker
 from wegeft.contracts.adapter import AdapterName, check_segment
 from wegeft.contracts.errors import AdapterNotFound, Forbidden, InvalidReference
@@ -121,3 +122,4 @@ def set_visibility(connection: Connection, adapter: AdapterName, now: datetime, 
     changed = update(ADAPTERS).where(ADAPTERS.c.key == key_of(adapter)).values(is_private=is_private, updated_at=now)
     if not connection.execute(changed).rowcount:
         raise AdapterNotFound(path="adapter", value=str(adapter))
+    audit.note(connection, "adapter.visibility", str(adapter), now, is_private=is_private)

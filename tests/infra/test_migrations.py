@@ -10,11 +10,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, Table, inspect, select
 
 from hub import catalog
-from infra import auth
+from infra import audit, auth
 from infra.database import METADATA, make_engine, migration_config, upgrade
 from orchestrator.ledger import federation_tables, tables
 
-MODULES = (auth, catalog, tables, federation_tables)
+MODULES = (audit, auth, catalog, tables, federation_tables)
 TABLES = {table.name for module in MODULES for table in vars(module).values() if isinstance(table, Table)}
 
 
