@@ -13,6 +13,7 @@ from cli.base_models import unpin
 from cli.connection import connect
 from cli.options import example, json_option
 from cli.output import note, print_fields, print_json, print_table, say, show_age, show_bytes, show_time
+from cli.visibility import SEEN_BY, visibility
 from wegeft.contracts.adapter import AdapterRef, AdapterView, VersionView
 from wegeft.contracts.errors import InvalidSetting
 from wegeft.contracts.methods import Method
@@ -97,6 +98,7 @@ def _adapter_fields(view: AdapterView) -> list[tuple[str, str | None]]:
     return [
         ("adapter", view.adapter),
         ("latest", str(view.latest_version)),
+        ("seen by", SEEN_BY[view.visibility]),
         ("aliases", ", ".join(f"{alias}={number}" for alias, number in sorted(view.aliases.items()))),
         ("base model", view.base_model),
         ("method", _method(view)),
@@ -188,6 +190,9 @@ def _download_lora(client: Client, ref: str, folder: Path, base_model: str | Non
 
 adapters.add_command(export)
 adapters.add_command(import_checkpoint)
+
+
+adapters.add_command(visibility)
 
 
 @adapters.group("alias", no_args_is_help=True)

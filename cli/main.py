@@ -33,6 +33,9 @@ COMMANDS: dict[str, Entry] = {
     "serve": Entry("cli.serve:serve", "Run the service as the settings say, in the foreground."),
     "hub": Entry("cli.collection:hub", "Look after the bytes that the hub keeps; for an administrator."),
     "tokens": Entry("cli.tokens:tokens", "Make, list and revoke the service's tokens."),
+    "orgs": Entry("cli.organisations:orgs", "Share namespaces: organisations and their members."),
+    "audit": Entry("cli.audit:audit", "Export the log of every change, and check that nobody touched it."),
+    "quotas": Entry("cli.quotas:quotas", "See and set how much a namespace may hold."),
     "gateway": Entry("cli.serve:gateway", "Drive Ray for the service that started it.", is_hidden=True),
 }
 
@@ -41,7 +44,8 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Use adapters": ("adapters",),
     "Train together": ("federation", "site"),
     "On this machine": ("up", "down", "status"),
-    "Run it for others": ("serve", "hub", "tokens"),
+    "Run it for others": ("serve", "hub", "tokens", "audit", "quotas"),
+    "Share": ("orgs",),
 }
 
 

@@ -237,6 +237,7 @@ def _policy(settings: Settings) -> Policy:
         allow_local_models=settings.allow_local_models,
         allow_remote_code=settings.allow_remote_code,
         max_blob_bytes=settings.max_upload_bytes,
+        is_private_by_default=settings.new_adapters == "private",
     )
 
 
@@ -343,6 +344,7 @@ def _routers(parts: _Parts, only: Part | None) -> list[APIRouter]:
             clock=now,
             max_blob_bytes=parts.settings.max_upload_bytes,
             keep_seconds=parts.settings.keep_seconds,
+            is_private_by_default=parts.settings.new_adapters == "private",
         )
         routers.append(hub.api.make_router(services, parts.guard))
     if parts.jobs is not None:

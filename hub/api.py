@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from hub import catalog, hf_api
+from hub import access_api, catalog, hf_api
 from hub.collection import Collector
 from hub.intake import check_kept
 from hub.services import HubServices
@@ -38,6 +38,7 @@ _BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", 
 
 def make_router(services: HubServices, guard: Guard) -> APIRouter:
     """Return the hub's routes: ours under ``/api/v1``, and those that Hugging Face's clients ask for."""
+    guard = guard.checking(catalog.check_path)
     router = APIRouter()
     router.include_router(_own_router(services, guard), prefix=API_PREFIX)
     router.include_router(hf_api.make_router(services, guard))
@@ -47,9 +48,10 @@ def make_router(services: HubServices, guard: Guard) -> APIRouter:
 def _own_router(services: HubServices, guard: Guard) -> APIRouter:
     router = APIRouter()
     router.include_router(_blob_router(services, guard))
-    router.include_router(_adapter_router(services), dependencies=[Depends(guard.require(Role.READ))])
+    router.include_router(_adapter_router(services, guard))
     router.include_router(_file_router(services), dependencies=[Depends(guard.require(Role.READ))])
     router.include_router(_alias_router(services), dependencies=[Depends(guard.require(Role.WRITE))])
+    router.include_router(access_api.make_router(services, guard))
     router.include_router(_collection_router(services), dependencies=[Depends(guard.require(Role.ADMIN))])
     return router
 
@@ -109,18 +111,22 @@ def _find(services: HubServices, caller: Principal, digest: str) -> int | None:
     """Return the size of a blob that is stored and that the caller may know of, and let it stay long enough to be named."""
     holder = catalog.upload_of(caller.token_id)
     with writing(services.engine) as connection:
-        may_know = digest in catalog.find_had(connection, holder, [digest])
+        may_know = digest in catalog.find_had(connection, holder, [digest], caller)
         is_kept = may_know and not catalog.hold(connection, holder, [digest], services.intake.keep_until)
     return services.store.has(digest) if is_kept else None
 
 
-def _adapter_router(services: HubServices) -> APIRouter:
-    router = APIRouter(prefix="/adapters", tags=["adapters"])
+def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
+    reads = guard.require(Role.READ)
+    router = APIRouter(prefix="/adapters", tags=["adapters"], dependencies=[Depends(reads)])
+    Reader = Annotated[Principal, Depends(reads)]
 
     @router.get("", summary="Adapters, by name or the last published to first")
-    def list_adapters(wanted: Wanted, limit: Limit = 50, after: Cursor = None, order: catalog.Order = "name") -> AdapterPage:
+    def list_adapters(
+        caller: Reader, wanted: Wanted, limit: Limit = 50, after: Cursor = None, order: catalog.Order = "name"
+    ) -> AdapterPage:
         with reading(services.engine) as connection:
-            return catalog.list_adapters(connection, limit, after, wanted=wanted, order=order)
+            return catalog.list_adapters(connection, limit, after, wanted=wanted, order=order, reader=caller)
 
     @router.get("/{namespace}/{name}", summary="An adapter")
     def get_adapter(adapter: Name) -> AdapterView:

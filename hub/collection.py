@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 
 from hub import catalog
 from hub.objects import ObjectStore
+from infra import audit
 from infra.database import reading, writing
 from wegeft.contracts.collection import Collected, CollectionPlan, UnheldBlob
 
@@ -49,6 +50,9 @@ class Collector:
         with writing(self.engine) as connection:
             chosen = catalog.choose_leaving(connection, now, limit)
         sizes = [size for digest in chosen if (size := self._delete(digest)) is not None]
+        if sizes:
+            with writing(self.engine) as connection:
+                audit.note(connection, "blobs.collect", "", now, blobs=len(sizes), bytes=sum(sizes))
         return Collected(blobs=len(sizes), bytes=sum(sizes), is_done=len(chosen) < limit)
 
     def _delete(self, digest: str) -> int | None:

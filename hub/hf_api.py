@@ -93,7 +93,8 @@ def make_router(services: HubServices, guard: Guard) -> APIRouter:
     reader = guard.require(Role.READ)
     router = APIRouter(route_class=_HfRoute, include_in_schema=False)
     router.include_router(_account_router(reader))
-    for part in (_model_router, _tree_router, _file_router):
+    router.include_router(_model_router(services, reader), dependencies=[Depends(reader)])
+    for part in (_tree_router, _file_router):
         router.include_router(part(services), dependencies=[Depends(reader)])
     return router
 
@@ -111,24 +112,25 @@ def _account_router(reader: Callable[..., Principal]) -> APIRouter:
     return router
 
 
-def _model_router(services: HubServices) -> APIRouter:
+def _model_router(services: HubServices, reader: Callable[..., Principal]) -> APIRouter:
     router = APIRouter(route_class=_HfRoute)
 
     @router.get("/api/models")
     def list_models(
         request: Request,
         response: Response,
+        caller: Annotated[Principal, Depends(reader)],
         wanted: Annotated[catalog.AdapterFilter | None, Depends(_model_filter)],
+        page_of: Annotated[tuple[int, str | None], Depends(_page_of)],
         sort: str | None = None,
-        limit: Annotated[int, Query(ge=1)] = _PAGE,
-        cursor: str | None = None,
     ) -> list[dict[str, Any]]:
         if sort is not None and sort not in _SORTS:
             raise InvalidRequest("models are not sorted so", path="sort", value=sort, hint=", ".join(sorted(_SORTS)))
         if wanted is None:
             return []
         with reading(services.engine) as connection:
-            page = catalog.list_adapters(connection, min(limit, _PAGE), cursor, wanted=wanted, order=_SORTS.get(sort or "", "name"))
+            order = _SORTS.get(sort or "", "name")
+            page = catalog.list_adapters(connection, *page_of, wanted=wanted, order=order, reader=caller)
         if page.next_cursor:
             response.headers["Link"] = f'<{request.url.include_query_params(cursor=page.next_cursor)}>; rel="next"'
         return [listed_model(view) for view in page.adapters]
@@ -236,6 +238,10 @@ def _find(connection: Connection, adapter: AdapterName, revision: str) -> Versio
         catalog.find_adapter(connection, adapter)
         raise VersionNotFound(path=str(adapter), value=revision, hint="main, a version's number, an alias, or a commit") from None
     return catalog.resolve(connection, AdapterRef(adapter=adapter, selector=selector))
+
+
+def _page_of(limit: Annotated[int, Query(ge=1)] = _PAGE, cursor: str | None = None) -> tuple[int, str | None]:
+    return min(limit, _PAGE), cursor
 
 
 def _model_filter(

@@ -73,7 +73,7 @@ def _model(view: AdapterView | VersionView) -> View:
         "id": view.adapter,
         "modelId": view.adapter,
         "author": view.adapter.partition("/")[0],
-        "private": True,
+        "private": view.visibility == "private",
         "gated": False,
         "library_name": "peft",
         "tags": tags_of(view),

@@ -7,7 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from wegeft.contracts.adapter import CONFIG_FILE, PUBLISHABLE_FILES, WEIGHTS_FILE, AdapterName, FileEntry, Manifest, make_manifest
+from wegeft.contracts.adapter import (
+    CONFIG_FILE,
+    PUBLISHABLE_FILES,
+    WEIGHTS_FILE,
+    AdapterName,
+    FileEntry,
+    Manifest,
+    Visibility,
+    make_manifest,
+)
 from wegeft.contracts.errors import InvalidInput, Problem, shorten
 
 _MAX_TEXT = {"base_model": 4200, "method": 40, "source": 200, "created_by": 200}
@@ -30,6 +39,8 @@ class Publication:
     """0 where the method has none."""
     created_by: str
     metrics: dict[str, float] = field(default_factory=dict)
+    visibility: Visibility | None = None
+    """Of an adapter that is new; None: as its namespace has it."""
 
     def __post_init__(self) -> None:
         if problems := list(_problems(self)):

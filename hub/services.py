@@ -23,6 +23,8 @@ class HubServices:
     """Longer uploads are refused."""
     keep_seconds: float = KEEP_SECONDS
     """How long an upload stays that nothing names."""
+    is_private_by_default: bool = True
+    """Whether new adapters of an organisation that is made now are private."""
 
     @property
     def intake(self) -> Intake:

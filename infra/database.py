@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,8 @@ METADATA = MetaData(
     }
 )
 """Every table of ours registers here; the migrations must produce the same."""
+
+Act = Callable[[Connection], None]
 
 BUSY_SECONDS = 30
 _MIGRATION_LOCK = 7_318_349_394_477_056
@@ -88,8 +90,20 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
     Raises :class:`DatabaseUnavailable` where the database does not answer and :class:`StorageFull` where its disk is full.
     """
-    with _named_errors(), engine.connect().execution_options(writer=True) as connection, connection.begin():
+    last_acts: list[Act] = []
+    with _named_errors(), engine.connect().execution_options(writer=True, last_acts=last_acts) as connection, connection.begin():
         yield connection
+        for act in last_acts:
+            act(connection)
+
+
+def before_commit(connection: Connection, act: Act) -> None:
+    """Do something as the last thing of a transaction of :func:`writing`, in the order of asking; in any other transaction at once."""
+    last_acts: list[Act] | None = connection.get_execution_options().get("last_acts")
+    if last_acts is None:
+        act(connection)
+    else:
+        last_acts.append(act)
 
 
 @contextmanager

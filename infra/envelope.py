@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.bodies import LimitedBody
+from infra.calling import calling
 from infra.gate import Gate
 from wegeft.contracts.errors import Broken, ErrorBody, InvalidRequest, WegeftError, shorten
 from wegeft.contracts.trace import HEADER, TraceContext, parse_trace
@@ -93,7 +94,8 @@ class Envelope:
         request_id = scope[REQUEST_ID] = _request_id(scope)
         started = perf_counter()
         trace = _trace(scope)
-        with structlog.contextvars.bound_contextvars(request_id=request_id, trace_id=trace.trace_id, span_id=trace.span_id):
+        bound = structlog.contextvars.bound_contextvars(request_id=request_id, trace_id=trace.trace_id, span_id=trace.span_id)
+        with bound, calling(request_id):
             body = LimitedBody(scope, receive, self._gate.body_seconds)
             status = await _Exchange(scope, send, request_id).run(self._app, body, self._gate)
             seconds = perf_counter() - started

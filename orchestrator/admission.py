@@ -21,6 +21,8 @@ class Policy:
     """Whether a job may run code that comes with its base model."""
     max_blob_bytes: int = 4 << 30
     """The longest blob that a worker may store."""
+    is_private_by_default: bool = True
+    """Whether new adapters are private in a namespace that somebody gets now."""
 
 
 def check_submission(spec: JobSpec, policy: Policy, size_of: Callable[[str], int | None], known: Sequence[Problem] = ()) -> None:

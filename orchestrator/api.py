@@ -8,8 +8,10 @@ import anyio
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ConfigDict, JsonValue
+from sqlalchemy import Connection
 
 from hub import catalog
+from infra import audit
 from infra.auth import Guard, Principal, Role
 from infra.database import reading, writing
 from infra.http import API_PREFIX
@@ -47,6 +49,7 @@ class Submission(BaseModel):
 
 def make_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
     """Return the orchestrator's routes, each under its full path."""
+    guard = guard.checking(ledger.check_path)
     router = APIRouter(prefix=API_PREFIX)
     router.include_router(_jobs_router(services, guard))
     router.include_router(_log_router(services, guard))
@@ -61,7 +64,7 @@ def make_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
 
 def _jobs_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
     router = APIRouter(tags=["jobs"])
-    reader = [Depends(guard.require(Role.READ))]
+    reader = guard.require(Role.READ)
     writer = guard.require(Role.WRITE)
 
     @router.post("/jobs", status_code=201, summary="Queue a job; 200 where the key was used for it before")
@@ -74,23 +77,24 @@ def _jobs_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
             spec=parse_spec({**body.spec}),
             idempotency_key=key,
         )
-        view, is_new = _queue(services, job, now)
+        view, is_new = _queue(services, job, caller, now)
         response.status_code = 201 if is_new else 200
         response.headers["Location"] = f"{API_PREFIX}/jobs/{view.id}"
         return view
 
-    @router.get("/jobs", dependencies=reader, summary="Jobs, newest first")
+    @router.get("/jobs", summary="Jobs, newest first")
     def get_jobs(
+        caller: Annotated[Principal, Depends(reader)],
         state: JobState | None = None,
         label: Annotated[list[str] | None, Query(description="key=value; a job must have all that are given")] = None,
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
         after: Annotated[str | None, Query(description="next_cursor of the page before")] = None,
     ) -> JobPage:
-        wanted = ledger.JobFilter(state=state, labels=tuple(_parse_label(text) for text in label or []))
+        wanted = ledger.JobFilter(state=state, labels=tuple(_parse_label(text) for text in label or []), reader=caller)
         with reading(services.engine) as connection:
             return ledger.list_jobs(connection, wanted, limit, _check_cursor(after), services.clock())
 
-    @router.get("/jobs/{job_id}", dependencies=reader, summary="A job")
+    @router.get("/jobs/{job_id}", dependencies=[Depends(reader)], summary="A job")
     def get_job(job_id: JobId) -> JobView:
         with reading(services.engine) as connection:
             return ledger.find(connection, check_job_id(job_id), services.clock())
@@ -98,27 +102,42 @@ def _jobs_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
     @router.post("/jobs/{job_id}/cancel", dependencies=[Depends(writer)], summary="Ask a job to stop")
     def cancel_job(job_id: JobId) -> JobView:
         with writing(services.engine) as connection:
+            audit.note(connection, "job.cancel", job_id)
             return ledger.cancel(connection, check_job_id(job_id), services.clock())
 
     return router
 
 
-def _queue(services: OrchestratorServices, job: ledger.NewJob, now: datetime) -> tuple[JobView, bool]:
+def _queue(services: OrchestratorServices, job: ledger.NewJob, caller: Principal, now: datetime) -> tuple[JobView, bool]:
     """Return the job, and whether it is new; a repeated request gets its job even where the policy has changed since."""
     with reading(services.engine) as connection:
         known = ledger.find_same(connection, job, now)
-        had = catalog.find_had(connection, catalog.upload_of(job.token_id), ledger.data_of(job.spec))
+        had = catalog.find_had(connection, catalog.upload_of(job.token_id), ledger.data_of(job.spec), caller)
+        if known is None:
+            catalog.check_publisher(connection, caller, job.spec.adapter)
+            catalog.check_room(connection, job.spec.adapter)
     if known is not None:
         return known, False
     # What others have sent is told apart from nothing by nobody who knows its digest alone.
     wrong_start = start_problems(job.spec, services.store, had) if job.spec.federation is not None else ()
     check_submission(job.spec, services.policy, lambda digest: services.store.has(digest) if digest in had else None, wrong_start)
     with writing(services.engine) as connection:
+        _take_place(connection, services, job, caller, now)
         view, is_new = ledger.add(connection, job, now)
         missing = ledger.hold_data(connection, view.id, job.spec) if is_new else frozenset()
         if missing:
             raise explain_missing(job.spec, missing)
+        if is_new:
+            audit.note(connection, "job.submit", view.id, now, adapter=str(job.spec.adapter))
     return view, is_new
+
+
+def _take_place(connection: Connection, services: OrchestratorServices, job: ledger.NewJob, caller: Principal, now: datetime) -> None:
+    """Give the job's namespace to its author where nobody has it; refuse the job where somebody else has got it meanwhile."""
+    adapter = job.spec.adapter
+    catalog.claim(connection, adapter.namespace, caller, now, is_private_by_default=services.policy.is_private_by_default)
+    catalog.check_publisher(connection, caller, adapter)
+    catalog.starts_private(connection, adapter.namespace, job.spec.output.visibility)
 
 
 def _parse_label(text: str) -> tuple[str, str]:

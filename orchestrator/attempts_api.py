@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import Connection, Row
 
+from hub import catalog
 from hub.intake import check_kept
 from hub.objects import stream_verified
 from infra.auth import Credentials, bearer_of
@@ -155,8 +156,9 @@ def _blob_router(desk: _Desk) -> APIRouter:
     @router.put("/blobs/{digest}", status_code=201, summary="Store bytes; 200 where the job has delivered them before")
     @streams_body
     def put_blob(digest: str, request: Request, response: Response, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> BlobView:
-        with desk.heard(lease):
-            pass
+        with desk.heard(lease) as (connection, row):
+            # Of a full namespace no version is ever published, so its bytes are not taken in either.
+            catalog.check_room(connection, JobSpec.model_validate_json(row.spec).adapter)
         size = services.intake.receive(digest, request)
         with desk.heard(lease) as (connection, _):
             is_kept = services.intake.own(connection, digest, size, ledger.delivery_of(lease.job_id))

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query, Response
 from sqlalchemy import Connection
 
+from infra import audit
 from infra.auth import Guard, Principal, Role
 from infra.database import reading, writing
 from orchestrator.federation_round import closing_of
@@ -50,12 +51,14 @@ def _member_router(services: OrchestratorServices) -> APIRouter:
         with writing(services.engine) as connection:
             job = _find_going_on(connection, job_id)
             sites.invite(connection, job.id, body.name, token, (now, expires_at), is_approval=body.approve)
+            audit.note(connection, "site.invite", f"{job.id}/{body.name}", now, approve=body.approve)
         return Invitation(job_id=job.id, name=body.name, token=token, expires_at=expires_at)
 
     @router.delete("/invitations/{name}", status_code=204, summary="Make an unused invitation worthless")
     def delete_invitation(job_id: JobId, name: Name) -> None:
         with writing(services.engine) as connection:
             sites.withdraw(connection, federations.find_federated(connection, check_job_id(job_id)).id, name)
+            audit.note(connection, "site.withdraw", f"{job_id}/{name}")
 
     @router.post("/sites/{name}/approve", summary="Ask the site in rounds from now on")
     def approve_site(job_id: JobId, name: Name) -> SiteView:
@@ -147,6 +150,7 @@ def _move(services: OrchestratorServices, job_id: str, name: str, state: SiteSta
     with writing(services.engine) as connection:
         job = federations.find_federated(connection, check_job_id(job_id))
         site = sites.move_site(connection, sites.find_site_named(connection, job.id, name).pseudonym, state)
+        audit.note(connection, f"site.{state}", f"{job.id}/{name}")
     services.bells.arrived.set()
     with reading(services.engine) as connection:
         return _site_views(connection, job.id, (site,))[0]

@@ -70,6 +70,7 @@ def prepare_version(services: OrchestratorServices, job: FederatedJob, config: M
         rank=facts.rank,
         created_by=job.owner,
         metrics=metrics,
+        visibility=job.spec.output.visibility,
     )
 
 

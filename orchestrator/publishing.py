@@ -63,6 +63,7 @@ def publish_result(services: OrchestratorServices, lease: ledger.Lease, result: 
         rank=facts.rank,
         created_by=row.owner,
         metrics=result.metrics,
+        visibility=spec.output.visibility,
     )
     with writing(services.engine) as connection:
         try:

@@ -22,7 +22,7 @@ ALLOWED_IN = {
 }
 """Which files may import what; design: torch and ray stay out of the services, the object store's SDK in one file, no pickle at all."""
 
-SQL_FILES = ("hub/catalog", "orchestrator/ledger", "infra/auth.py", "infra/database.py", "infra/migrations/")
+SQL_FILES = ("hub/catalog", "orchestrator/ledger", "infra/audit.py", "infra/auth.py", "infra/database.py", "infra/migrations/")
 """Where statements are built; other modules only open transactions and pass connections on."""
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Connection, delete, select, update
 
 from hub.catalog.lookup import resolve
 from hub.catalog.tables import ADAPTERS, ALIASES, key_of, upsert
+from infra import audit
 from wegeft.contracts.adapter import LATEST, AdapterName, AdapterRef, AliasMove, check_alias
 from wegeft.contracts.errors import AdapterNotFound, AliasMoved, AliasNotFound, InvalidRequest
 
@@ -32,6 +33,8 @@ def set_alias(connection: Connection, adapter: AdapterName, alias: str, move: Al
             change = update(ALIASES).where(is_ours, ALIASES.c.number == expected).values(row)
     if connection.execute(change.returning(ALIASES.c.number)).one_or_none() is None:
         _check_already(connection, is_ours, move)
+    else:
+        audit.note(connection, "alias.set", f"{adapter}@{alias}", now, version=move.version, expected=move.expected)
 
 
 def _check_already(connection: Connection, is_ours: ColumnElement[bool], move: AliasMove) -> None:
@@ -49,6 +52,7 @@ def delete_alias(connection: Connection, adapter: AdapterName, alias: str) -> No
     gone = delete(ALIASES).where(ALIASES.c.adapter_id == adapter_id, ALIASES.c.alias == alias)
     if not connection.execute(gone).rowcount:
         raise AliasNotFound(path=str(adapter), value=alias)
+    audit.note(connection, "alias.delete", f"{adapter}@{alias}")
 
 
 def _settable(connection: Connection, adapter: AdapterName, alias: str) -> int:

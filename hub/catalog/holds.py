@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, delete, exists, func, literal, or_, select, union, update
 
-from hub.catalog.tables import BLOBS, HOLDS, upsert
+from hub.catalog.tables import ADAPTERS, BLOBS, HOLDS, VERSIONS, upsert
+from hub.catalog.visibility import seen_by
+from infra.principals import Principal
 
 _ARRIVAL = "arrival"
 _VERSION = "version:"
@@ -82,11 +84,16 @@ def let_go(connection: Connection, holder: str, until: datetime, *, but: Iterabl
     connection.execute(gone.values(until=until))
 
 
-def find_had(connection: Connection, holder: str, digests: Iterable[str]) -> frozenset[str]:
-    """Return those blobs whose bytes the holder has had, and that everybody may read because they are published."""
-    is_theirs = or_(HOLDS.c.holder == holder, HOLDS.c.holder.startswith(_VERSION))
-    query = select(HOLDS.c.digest).join(BLOBS, BLOBS.c.digest == HOLDS.c.digest)
-    return frozenset(connection.execute(query.where(is_theirs, HOLDS.c.digest.in_(set(digests)), ~BLOBS.c.is_leaving)).scalars())
+def find_had(connection: Connection, holder: str, digests: Iterable[str], reader: Principal | None = None) -> frozenset[str]:
+    """Return those blobs whose bytes the holder has had, and those of published versions that ``reader`` may see; None sees the public."""
+    asked = set(digests)
+    theirs = select(HOLDS.c.digest).join(BLOBS, BLOBS.c.digest == HOLDS.c.digest).where(HOLDS.c.digest.in_(asked), ~BLOBS.c.is_leaving)
+    published = (
+        theirs.join(VERSIONS, HOLDS.c.holder == literal(_VERSION) + VERSIONS.c.source)
+        .join(ADAPTERS, ADAPTERS.c.id == VERSIONS.c.adapter_id)
+        .where(seen_by(connection, reader))
+    )
+    return frozenset(connection.execute(union(theirs.where(HOLDS.c.holder == holder), published)).scalars())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,8 @@ from sqlalchemy import Connection, Row, Select, select
 from hub.catalog.cursors import make_cursor, read_cursor
 from hub.catalog.search import AdapterFilter, Order, behind, conditions, cursor_at, ordering
 from hub.catalog.tables import ADAPTERS, ALIASES, VERSIONS, key_of
+from hub.catalog.visibility import seen_by
+from infra.principals import Principal
 from wegeft.contracts.adapter import LATEST, AdapterName, AdapterPage, AdapterRef, AdapterView, Manifest, VersionPage, VersionView
 from wegeft.contracts.errors import AdapterNotFound, AliasNotFound, VersionNotFound
 
@@ -26,10 +28,20 @@ def find_adapter(connection: Connection, adapter: AdapterName) -> AdapterView:
 
 
 def list_adapters(
-    connection: Connection, limit: int, after: str | None = None, *, wanted: AdapterFilter | None = None, order: Order = "name"
+    connection: Connection,
+    limit: int,
+    after: str | None = None,
+    *,
+    wanted: AdapterFilter | None = None,
+    order: Order = "name",
+    reader: Principal | None = None,
 ) -> AdapterPage:
-    """Return up to ``limit`` adapters, from the cursor ``after`` on; raise :class:`InvalidRequest` for a foreign cursor."""
-    query = _adapters().where(*conditions(wanted or AdapterFilter())).order_by(*ordering(order)).limit(limit + 1)
+    """Return up to ``limit`` adapters that ``reader`` may see, from the cursor ``after`` on; None sees what is public.
+
+    Raises :class:`InvalidRequest` for a foreign cursor.
+    """
+    seen = (seen_by(connection, reader), *conditions(wanted or AdapterFilter()))
+    query = _adapters().where(*seen).order_by(*ordering(order)).limit(limit + 1)
     if after is not None:
         query = query.where(behind(order, after))
     rows = connection.execute(query).all()
@@ -54,6 +66,7 @@ def _adapter_view(row: Row[Any], aliases: dict[int, dict[str, int]]) -> AdapterV
         created_at=row.created_at,
         updated_at=row.updated_at,
         size=row.size,
+        visibility="private" if row.is_private else "public",
     )
 
 
@@ -108,7 +121,7 @@ def list_versions(connection: Connection, adapter: AdapterName, limit: int, afte
 
 
 def _versions() -> Select[Any]:
-    named = (ADAPTERS.c.namespace, ADAPTERS.c.name, ADAPTERS.c.latest_number)
+    named = (ADAPTERS.c.namespace, ADAPTERS.c.name, ADAPTERS.c.latest_number, ADAPTERS.c.is_private)
     return select(*VERSIONS.c, *named).join(ADAPTERS, ADAPTERS.c.id == VERSIONS.c.adapter_id)
 
 
@@ -127,6 +140,7 @@ def _version_view(row: Row[Any], aliases: dict[int, dict[str, int]]) -> VersionV
         metrics=row.metrics,
         created_at=row.created_at,
         size=row.size,
+        visibility="private" if row.is_private else "public",
     )
 
 

@@ -9,9 +9,12 @@ from sqlalchemy import Connection, Row, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from hub.catalog.holds import hold, version_of
+from hub.catalog.namespaces import starts_private
+from hub.catalog.quotas import enforce
 from hub.catalog.tables import ADAPTERS, VERSIONS, key_of, upsert
 from hub.publication import Publication
-from wegeft.contracts.adapter import AdapterName, digest_of
+from infra import audit
+from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.errors import Conflict, InvalidRequest, Problem
 from wegeft.contracts.training import PublishedVersion
 
@@ -20,9 +23,10 @@ def publish(connection: Connection, publication: Publication, now: datetime) -> 
     """Add a version under the next number, in the caller's transaction; publishing a source again returns the version it made.
 
     Creates the adapter where need be, and keeps the version's bytes for ever. Raises :class:`Conflict` where the source has published
-    to another adapter, and :class:`InvalidRequest` where bytes have been collected that were stored before.
+    to another adapter, :class:`InvalidRequest` where bytes have been collected that were stored before, and :class:`QuotaExceeded` where
+    the namespace has no room.
     """
-    adapter = _lock_adapter(connection, publication.adapter, now)
+    adapter = _lock_adapter(connection, publication, now)
     name = f"{adapter.namespace}/{adapter.name}"
     made = connection.execute(select(VERSIONS.c.adapter_id, VERSIONS.c.number).where(VERSIONS.c.source == publication.source)).one_or_none()
     if made is not None and made.adapter_id != adapter.id:
@@ -37,6 +41,9 @@ def publish(connection: Connection, publication: Publication, now: datetime) -> 
         raise Conflict("this source is being published to another adapter", path="source", value=publication.source) from error
     grown = {"latest_number": number, "next_number": number + 1, "updated_at": now}
     connection.execute(update(ADAPTERS).where(ADAPTERS.c.id == adapter.id).values(grown))
+    enforce(connection, adapter.namespace)
+    facts = {"source": publication.source, "created_by": publication.created_by, "is_private": adapter.is_private}
+    audit.note(connection, "version.publish", f"{name}@{number}", now, **facts)
     return PublishedVersion(adapter=name, version=number)
 
 
@@ -51,10 +58,12 @@ def _hold_files(connection: Connection, publication: Publication) -> None:
         raise InvalidRequest("the files are not all stored", problems=problems)
 
 
-def _lock_adapter(connection: Connection, adapter: AdapterName, now: datetime) -> Row[Any]:
+def _lock_adapter(connection: Connection, publication: Publication, now: datetime) -> Row[Any]:
     """Return the adapter's row, made where need be, and hold it until the transaction ends."""
+    adapter = publication.adapter
     row = {"key": key_of(adapter), "namespace": adapter.namespace, "name": adapter.name, "latest_number": 0, "next_number": 1}
-    added = upsert(connection, ADAPTERS).values({**row, "created_at": now, "updated_at": now})
+    is_private = starts_private(connection, adapter.namespace, publication.visibility)
+    added = upsert(connection, ADAPTERS).values({**row, "is_private": is_private, "created_at": now, "updated_at": now})
     locked = added.on_conflict_do_update(index_elements=[ADAPTERS.c.key], set_={"key": ADAPTERS.c.key})
     return connection.execute(locked.returning(*ADAPTERS.c)).one()
 

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -36,6 +37,7 @@ ADAPTERS = Table(
     Column("next_number", Integer, nullable=False),  # only grows, whatever happens to versions
     Column("created_at", UtcTime, nullable=False),
     Column("updated_at", UtcTime, nullable=False),
+    Column("is_private", Boolean, nullable=False, server_default=false()),  # only where somebody owns the namespace
     Index(None, "updated_at", "id"),
 )
 
@@ -83,6 +85,37 @@ HOLDS = Table(
     Column("holder", String(220), primary_key=True),
     Column("until", UtcTime, nullable=True),  # none is for ever
     Index(None, "holder"),
+)
+
+
+NAMESPACES = Table(
+    "namespaces",
+    METADATA,
+    Column("key", String(96), primary_key=True),  # in lower case; a namespace without a row belongs to nobody
+    Column("name", String(96), nullable=False),
+    Column("skeleton", String(96), nullable=False, unique=True),  # equal for names that look alike
+    Column("kind", String(16), nullable=False),  # account or organisation
+    Column("is_private_by_default", Boolean, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+MEMBERS = Table(
+    "members",
+    METADATA,
+    Column("namespace", String(96), ForeignKey("namespaces.key"), primary_key=True),
+    Column("account", String(64), primary_key=True),  # in lower case
+    Column("role", String(16), nullable=False),
+    Column("added_at", UtcTime, nullable=False),
+    Index(None, "account"),
+)
+
+QUOTAS = Table(
+    "quotas",
+    METADATA,
+    Column("namespace", String(96), primary_key=True),  # in lower case, whether or not anybody owns it
+    Column("max_bytes", BigInteger, nullable=True),  # none is no limit
+    Column("max_adapters", Integer, nullable=True),
+    Column("max_versions", Integer, nullable=True),
 )
 
 

@@ -4,6 +4,7 @@ Every function works inside the caller's transaction and takes the time as an ar
 its lease token, which only grows: a stale worker changes nothing.
 """
 
+from orchestrator.ledger.access import check_path
 from orchestrator.ledger.attempts import (
     Claimed,
     Lease,
@@ -44,6 +45,7 @@ __all__ = [
     "add",
     "authenticate",
     "cancel",
+    "check_path",
     "claim",
     "contact",
     "count_by_state",

@@ -11,7 +11,9 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, exists, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from infra.principals import Principal
 from orchestrator.jobs import LIVE_STATES, Move, move
+from orchestrator.ledger.access import seen_by
 from orchestrator.ledger.log import note_state
 from orchestrator.ledger.tables import JOB_LABELS, JOBS
 from wegeft.contracts.adapter import digest_of
@@ -56,6 +58,8 @@ def add(connection: Connection, job: NewJob, now: datetime) -> tuple[JobView, bo
         "idempotency_key": job.idempotency_key,
         "request_digest": job.request_digest,
         "is_federated": job.spec.federation is not None,
+        "adapter_key": str(job.spec.adapter).lower(),
+        "namespace_key": job.spec.adapter.namespace.lower(),
     }
     zeros = dict.fromkeys(("attempt", "restarts", "preemptions", "lost_in_a_row", "lease_token", "step", "last_sequence"), 0)
     table: Any = postgresql.insert(JOBS) if connection.dialect.name == "postgresql" else sqlite.insert(JOBS)
@@ -106,11 +110,13 @@ class JobFilter:
     state: JobState | None = None
     labels: tuple[tuple[str, str], ...] = field(default=())
     """All of which a job must have."""
+    reader: Principal | None = None
+    """Who asks; None sees the jobs of adapters that are public or whose namespaces are nobody's."""
 
 
 def list_jobs(connection: Connection, wanted: JobFilter, limit: int, after: str | None, now: datetime) -> JobPage:
     """Return up to ``limit`` jobs, newest first, older than the job ``after``."""
-    query = select(JOBS).order_by(JOBS.c.id.desc()).limit(limit + 1)
+    query = select(JOBS).where(seen_by(connection, wanted.reader)).order_by(JOBS.c.id.desc()).limit(limit + 1)
     if wanted.state is not None:
         query = query.where(JOBS.c.state == wanted.state.value)
     for key, value in wanted.labels:

@@ -56,6 +56,8 @@ JOBS = Table(
     Column("result_adapter", String(193), nullable=True),
     Column("result_version", Integer, nullable=True),
     Column("is_federated", Boolean, nullable=False, server_default=false()),  # driven round by round, and never given to a worker
+    Column("adapter_key", String(193), nullable=True),  # of the adapter that it makes, in lower case: who may see that may see the job
+    Column("namespace_key", String(96), nullable=True),
     UniqueConstraint("token_id", "idempotency_key"),
     Index(None, "state", "queue_rank", "id"),
 )

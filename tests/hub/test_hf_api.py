@@ -118,7 +118,7 @@ answer = dict(
     repo=api.repo_exists("demo/words"), no_repo=api.repo_exists("demo/unknown"), no_revision=api.revision_exists("demo/words", "9"),
 )
 """)
-    assert (found["id"], found["author"], found["private"], found["library"], found["year"]) == ("demo/words", "demo", True, "peft", 2026)
+    assert (found["id"], found["author"], found["private"], found["library"], found["year"]) == ("demo/words", "demo", False, "peft", 2026)
     assert found["tags"] == ["peft", "wegeft", "rank:16", "base_model:org/other", "base_model:adapter:org/other"]
     assert found["config"] == {"peft": {"base_model_name_or_path": "org/other@abc"}}
     assert found["files"] == found["tree"]

@@ -10,11 +10,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, Table, inspect, select
 
 from hub import catalog
-from infra import auth
+from infra import audit, auth
 from infra.database import METADATA, make_engine, migration_config, upgrade
 from orchestrator.ledger import federation_tables, tables
 
-MODULES = (auth, catalog, tables, federation_tables)
+MODULES = (audit, auth, catalog, tables, federation_tables)
 TABLES = {table.name for module in MODULES for table in vars(module).values() if isinstance(table, Table)}
 
 
@@ -85,7 +85,7 @@ def _insert_old_rows(connection: Connection) -> None:
     spec = json.dumps({"datasets": [{"path": b}], "test_datasets": [{"path": "left.jsonl"}]})
     moment = "'2026-01-01 00:00:00+00:00'" if connection.dialect.name == "postgresql" else "'2026-01-01 00:00:00'"
     statements = [
-        f"INSERT INTO adapters VALUES (1, 'a/b', 'a', 'b', 1, 2, {moment}, {moment})",
+        f"INSERT INTO adapters (id, key, namespace, name, latest_number, next_number, created_at, updated_at) VALUES (1, 'a/b', 'a', 'b', 1, 2, {moment}, {moment})",
         f"INSERT INTO versions VALUES (1, 1, 1, 'job:1', '{manifest}', '{a}', 'm', 'wegeft', 1, 3, '{{}}', {moment}, 'ada')",
         "INSERT INTO jobs (id, name, owner, token_id, state, priority, queue_rank, spec, request_digest, created_at, run_after, attempt,"
         " restarts, preemptions, lease_token, step, last_sequence, resume_from) VALUES ('1', 'n', 'o', 't', 'running', 1, -1,"

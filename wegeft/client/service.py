@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, RootModel
+from pydantic import BaseModel, ConfigDict
 
 from wegeft.client import downloads
+from wegeft.client.access import AccessCalls
 from wegeft.client.blobs import Progress, upload
 from wegeft.client.transport import Answer, Call, Params, Transport, json_body
-from wegeft.contracts.accounts import Identity, NewToken, RoleName, TokenRequest, TokenView
+from wegeft.contracts.accounts import Identity
 from wegeft.contracts.adapter import AdapterName, AdapterPage, AdapterRef, AdapterView, AliasMove, VersionPage, VersionView, check_alias
 from wegeft.contracts.collection import Collected, CollectionPlan
 from wegeft.contracts.errors import JobPending, UnexpectedAnswer
@@ -36,15 +36,11 @@ class _Submission(BaseModel):
     spec: JobSpec
 
 
-class _Tokens(RootModel[tuple[TokenView, ...]]):
-    pass
-
-
 class _Health(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
-class Client:
+class Client(AccessCalls):
     """A WeGeFT service; safe to use from several threads, and a context manager that closes its connections.
 
     Calls that fail in a way that may pass are tried again for ``patience_seconds``; submitting is safe to repeat.
@@ -207,22 +203,6 @@ class Client:
     def whoami(self) -> Identity:
         """Return who the token belongs to; raise :class:`Unauthenticated`."""
         return self._get("/whoami", Identity)
-
-    # Tokens, for an administrator
-
-    def tokens(self) -> tuple[TokenView, ...]:
-        """Return every token, oldest first, without its secret."""
-        return self._get("/tokens", _Tokens).root
-
-    def create_token(self, name: str, role: RoleName, *, expires_at: datetime | None = None) -> NewToken:
-        """Make a token and return it; its secret is told this once, so the call is not repeated by itself."""
-        request = TokenRequest(name=name, role=role, expires_at=expires_at)
-        call = Call(method="POST", path="/tokens", headers=_JSON, content=json_body(request))
-        return self._transport.ask(call, NewToken, patience_seconds=0)
-
-    def revoke_token(self, token_id: str) -> None:
-        """Make a token worthless; harmless where it is already. Raises :class:`NotFound`."""
-        self._transport.tell(Call(method="DELETE", path=f"/tokens/{quote(token_id, safe='')}"))
 
     # What is stored, for an administrator
 

@@ -17,6 +17,8 @@ class Identity(BaseModel):
 
     name: str
     role: RoleName
+    scopes: tuple[str, ...] = ()
+    """What the token is limited to; empty where it may do all that its account may."""
 
 
 class TokenRequest(BaseModel):
@@ -24,10 +26,14 @@ class TokenRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
-    role: RoleName
+    name: str | None = None
+    """The account that it speaks for; your own where it is not given."""
+    role: RoleName | None = None
+    """What it may do; this or ``scopes`` must be given."""
+    scopes: tuple[str, ...] = Field(default=(), max_length=50)
+    """What it is limited to: ``read:acme``, ``write:acme/helper``."""
     expires_at: datetime | None = None
-    """With a time zone; None is never."""
+    """With a time zone; None is never, or as soon as the token that it is made with."""
 
 
 class TokenView(BaseModel):
@@ -41,6 +47,11 @@ class TokenView(BaseModel):
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    scopes: tuple[str, ...] = ()
+    made_by: str | None = None
+    """Id of the token that it was made with."""
+    last_used_at: datetime | None = None
+    """To the hour."""
 
 
 class NewToken(BaseModel):

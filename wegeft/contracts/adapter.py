@@ -26,6 +26,9 @@ METRICS_FILE = "metrics.json"
 PUBLISHABLE_FILES = frozenset({CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, JOB_FILE, METRICS_FILE})
 """The only files that a version may hold; everything else, pickles above all, is refused."""
 
+Visibility = Literal["private", "public"]
+"""Who sees an adapter: those who share its namespace, or everybody who may read."""
+
 LATEST = "latest"
 RESERVED_NAMES = frozenset(
     [
@@ -252,6 +255,8 @@ class VersionView(BaseModel):
     created_at: datetime
     size: int
     """Bytes of all files."""
+    visibility: Visibility = "public"
+    """Of the adapter."""
 
     @property
     def ref(self) -> str:
@@ -275,6 +280,15 @@ class AdapterView(BaseModel):
     updated_at: datetime
     size: int
     """Bytes of the latest version."""
+    visibility: Visibility = "public"
+
+
+class VisibilityChange(BaseModel):
+    """Who shall see an adapter."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    visibility: Visibility
 
 
 class AdapterPage(BaseModel):

@@ -27,6 +27,7 @@
     │   ├── Forbidden           the token's role does not allow this
     │   ├── PolicyRefused       the server's policy does not allow this
     │   └── TooLarge            over a limit of the server
+    │       └── QuotaExceeded   the namespace has no room left
     ├── Broken
     │   ├── DigestMismatch      bytes are not what their name says
     │   ├── StorageFull · StorageUnavailable · DatabaseUnavailable
@@ -278,6 +279,12 @@ class TooLarge(Refused):
     """The request is over a limit of the server."""
 
     code, http_status = "too_large", 413
+
+
+class QuotaExceeded(TooLarge):
+    """The namespace has no room left."""
+
+    code = "quota_exceeded"
 
 
 class Broken(WegeftError):

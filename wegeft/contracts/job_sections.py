@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from wegeft.contracts.adapter import LATEST, AdapterName, check_alias
+from wegeft.contracts.adapter import LATEST, AdapterName, Visibility, check_alias
 from wegeft.contracts.errors import InvalidReference
 from wegeft.contracts.job_problems import Clash, refuse_clashes
 
@@ -162,6 +162,8 @@ class OutputSpec(Frozen):
     """`namespace/name` in the hub; by default `local/` and the job's name."""
     aliases: tuple[str, ...] = ()
     """Aliases to move to the new version, beside `latest`."""
+    visibility: Visibility | None = None
+    """Who sees the adapter, where it is new: `private` or `public`; by default as its namespace has it."""
 
     @model_validator(mode="after")
     def _names_are_valid(self) -> Self:

@@ -1,0 +1,83 @@
+"""``wgctl audit``: the log of every change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import rich_click as click
+
+from cli.connection import connect
+from cli.options import example, json_option
+from cli.output import note, print_json, say
+from wegeft.contracts.audit import AuditEnd, AuditHead, check_export
+from wegeft.contracts.errors import DigestMismatch, InvalidData, Problem, UnexpectedAnswer
+
+
+@click.group(no_args_is_help=True)
+def audit() -> None:
+    """Export the log of every change, and check that nobody touched it; for an administrator.
+
+    Each entry carries a hash of itself and of the one before. Note the hash of the last entry somewhere else from time to time: it shows even
+    a log that was written anew from its beginning.
+    """
+
+
+@audit.command("export", epilog=example("wgctl audit export > audit.jsonl"))
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="File to write; by default standard output.")
+def export(output: Path | None) -> None:
+    """Write the whole log as JSON lines, an entry a line; the last line says where it ends."""
+    if output is None:
+        for line in _lines():
+            click.echo(line)
+        return
+    try:
+        with output.open("x", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in _lines())
+    except OSError as error:
+        raise InvalidData("the file cannot be written", path=str(output), hint=error.strerror) from error
+    note(f"the log is in {output}")
+
+
+@audit.command("verify", epilog=example("wgctl audit verify audit.jsonl\nwgctl audit verify --head 2c26b46b68ffc68f"))
+@click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--head", "noted", metavar="HASH", help="A hash that you noted before; the log must still hold it.")
+@json_option
+def verify(file: Path | None, noted: str | None, is_json: bool) -> None:
+    """Find entries that were changed, removed, inserted or moved, in an export or in the service itself.
+
+    With a file nothing else is asked, so it works anywhere. Exit status 7 where something is wrong.
+    """
+    head, problems = _check_file(file, noted) if file else check_export(_lines(), noted)
+    if problems:
+        count = len(problems)
+        raise DigestMismatch(f"the audit log is not whole: {count} problem{'s' if count != 1 else ''}", problems=problems)
+    if is_json:
+        print_json(head)
+    else:
+        say(f"{head.sequence} entries, none of them touched; the last has the hash {head.hash}")
+
+
+def _check_file(file: Path, noted: str | None) -> tuple[AuditHead, tuple[Problem, ...]]:
+    try:
+        with file.open(encoding="utf-8") as lines:
+            return check_export((line for line in lines if line.strip()), noted)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidData("the file cannot be read", path=str(file), hint="an export of wgctl audit export") from error
+
+
+def _lines() -> Iterator[str]:
+    """Yield the service's log as an export has it."""
+    after = 0
+    with connect() as client:
+        while True:
+            page = client.audit(after=after)
+            for entry in page.entries:
+                yield entry.model_dump_json()
+            last = page.entries[-1].sequence if page.entries else after
+            if not page.entries or page.head.sequence <= last:
+                yield AuditEnd(head=page.head).model_dump_json()
+                return
+            if last <= after:
+                raise UnexpectedAnswer("the log's numbers do not grow", path="audit", value=last)
+            after = last

@@ -1,0 +1,87 @@
+"""How much a namespace may hold: bytes, adapters and versions; bytes that several of its versions share count once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, Select, func, literal, select
+
+from hub.catalog.holds import version_of
+from hub.catalog.tables import ADAPTERS, BLOBS, HOLDS, QUOTAS, VERSIONS, key_of, upsert
+from infra import audit
+from wegeft.contracts.adapter import AdapterName, check_segment
+from wegeft.contracts.errors import Problem, QuotaExceeded
+from wegeft.contracts.quotas import Amounts, QuotaLimits, QuotaView
+
+
+def find_quota(connection: Connection, namespace: str) -> QuotaView:
+    """Return what a namespace may hold and what it does hold."""
+    return QuotaView(namespace=namespace, limits=_limits(connection, namespace), used=measure(connection, namespace))
+
+
+def set_quota(connection: Connection, namespace: str, limits: QuotaLimits) -> None:
+    """Limit what a namespace may hold; what is there already stays. Raises :class:`InvalidReference` for what is no namespace."""
+    key = check_segment(namespace, "namespace").lower()
+    row = {"namespace": key, "max_bytes": limits.bytes, "max_adapters": limits.adapters, "max_versions": limits.versions}
+    added = upsert(connection, QUOTAS).values(row)
+    connection.execute(added.on_conflict_do_update(index_elements=[QUOTAS.c.namespace], set_=row))
+    audit.note(connection, "quota.set", key, **limits.model_dump())
+
+
+def check_room(connection: Connection, adapter: AdapterName, size: int = 0) -> None:
+    """Return where one more version of the adapter, ``size`` bytes longer than what is there, has room in its namespace now.
+
+    Asked before bytes are accepted, which need not all be new; :func:`enforce` is sure. Raises :class:`QuotaExceeded`.
+    """
+    limits = _limits(connection, adapter.namespace)
+    if limits.is_none:
+        return
+    used = measure(connection, adapter.namespace)
+    is_new = connection.execute(select(ADAPTERS.c.id).where(ADAPTERS.c.key == key_of(adapter))).one_or_none() is None
+    is_full = limits.bytes is not None and used.bytes >= limits.bytes
+    after = Amounts(bytes=used.bytes + max(size, int(is_full)), adapters=used.adapters + int(is_new), versions=used.versions + 1)
+    _refuse_excess(adapter.namespace, limits, used, after)
+
+
+def enforce(connection: Connection, namespace: str) -> None:
+    """Return where the namespace, with what this transaction has added, is within its quota; hold the quota until the transaction ends.
+
+    So two who publish at the same moment cannot both take the last room. Raises :class:`QuotaExceeded`.
+    """
+    limits = _limits(connection, namespace, is_locking=True)
+    if not limits.is_none:
+        used = measure(connection, namespace)
+        _refuse_excess(namespace, limits, used, used)
+
+
+def _limits(connection: Connection, namespace: str, *, is_locking: bool = False) -> QuotaLimits:
+    query = select(QUOTAS).where(QUOTAS.c.namespace == namespace.lower())
+    row = connection.execute(query.with_for_update() if is_locking else query).one_or_none()
+    return QuotaLimits() if row is None else QuotaLimits(bytes=row.max_bytes, adapters=row.max_adapters, versions=row.max_versions)
+
+
+def measure(connection: Connection, namespace: str) -> Amounts:
+    """Return what a namespace holds."""
+    is_inside = ADAPTERS.c.key.startswith(f"{namespace.lower()}/", autoescape=True)
+    versions = select(VERSIONS.c.source).join(ADAPTERS, ADAPTERS.c.id == VERSIONS.c.adapter_id).where(is_inside)
+    held = select(HOLDS.c.digest).where(HOLDS.c.holder.in_(select(literal(version_of("")) + versions.subquery().c.source)))
+    return Amounts(
+        bytes=int(_scalar(connection, select(func.coalesce(func.sum(BLOBS.c.size), 0)).where(BLOBS.c.digest.in_(held)))),
+        adapters=_scalar(connection, select(func.count()).select_from(ADAPTERS).where(is_inside)),
+        versions=_scalar(connection, select(func.count()).select_from(versions.subquery())),
+    )
+
+
+def _scalar(connection: Connection, query: Select[Any]) -> int:
+    found: int = connection.execute(query).scalar_one()
+    return found
+
+
+def _refuse_excess(namespace: str, limits: QuotaLimits, used: Amounts, after: Amounts) -> None:
+    problems = [
+        Problem(path=name, message=f"{namespace} has no room: {getattr(used, name)} used of {limit}", value=str(getattr(after, name)))
+        for name, limit in limits
+        if limit is not None and getattr(after, name) > limit
+    ]
+    if problems:
+        raise QuotaExceeded(f"the namespace {namespace} has no room left", problems=problems)

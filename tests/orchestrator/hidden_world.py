@@ -1,0 +1,100 @@
+"""A service with a private adapter of Ada's, its job, and a stranger who should not be able to tell that it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI
+from sqlalchemy import Engine
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from hub import catalog
+from hub.publication import Publication
+from infra.auth import create_token
+from infra.database import writing
+from orchestrator.ids import make_job_id
+from tests.orchestrator.serving import Site, adapter_files, now, plain_spec
+from wegeft.contracts.adapter import WEIGHTS_FILE, AdapterName, FileEntry, digest_of
+
+ADAPTER = "acme/secret"
+MISSING = "acme/absent"
+
+
+@dataclass
+class HiddenWorld:
+    """An application, its tokens by whom they are of, and what is hidden."""
+
+    site: Site
+    app: FastAPI
+    tokens: dict[str, str]
+    job_id: str
+    missing_job_id: str
+    files: dict[str, bytes]
+    clients: dict[str | None, TestClient] = field(default_factory=dict)
+
+    def client(self, who: str | None) -> TestClient:
+        """Somebody's client, entered once so that a request costs no thread of its own."""
+        if who not in self.clients:
+            headers = {} if who is None else {"Authorization": f"Bearer {self.tokens[who]}"}
+            self.clients[who] = TestClient(self.app, headers=headers, raise_server_exceptions=False).__enter__()
+        return self.clients[who]
+
+    def close(self) -> None:
+        for client in self.clients.values():
+            client.__exit__()
+        self.site.engine.dispose()
+
+    @property
+    def digest(self) -> str:
+        """Of the private weights."""
+        return digest_of(self.files[WEIGHTS_FILE])
+
+
+def make_world(engine: Engine, **tokens: tuple[str, str]) -> HiddenWorld:
+    """Let Ada queue a job for a namespace that nobody has, and publish what it makes; ``tokens`` are others', by name and role."""
+    site = Site(engine)
+    named = {"ada": ("ada", "write"), "stranger": ("mallory", "write"), "operator": ("root", "admin")} | tokens
+    with writing(engine) as connection:
+        made = {who: create_token(connection, name, role, now())[1] for who, (name, role) in named.items()}
+        for who in made:
+            site.tokens[who] = made[who]
+    digest = plain_spec()["datasets"][0]["path"]
+    with writing(engine) as connection:
+        assert site.services.intake.own(connection, digest, 1, catalog.upload_of(made["ada"].split("_")[1]))
+    world = HiddenWorld(site, site.app(), made, "", make_job_id(now(), bytes(10)), adapter_files(seed=7))
+    answer = world.client("ada").post("/api/v1/jobs", json={"spec": plain_spec(output={"adapter": ADAPTER})})
+    assert answer.status_code == 201, answer.text
+    world.job_id = answer.json()["id"]
+    publish(site, ADAPTER, f"job:{world.job_id}", world.files)
+    return world
+
+
+def publish(site: Site, name: str, source: str, files: dict[str, bytes], **changes: Any) -> int:
+    """Publish a version as a job's end does; return its number."""
+    entries = tuple(FileEntry(path=path, digest=site.put(content), size=len(content)) for path, content in files.items())
+    described: dict[str, Any] = {"base_model": "org/model", "method": "wegeft", "rank": 2, "created_by": "ada"}
+    publication = Publication(adapter=AdapterName.parse(name), files=entries, source=source, **(described | changes))
+    with writing(site.engine) as connection:
+        return catalog.publish(connection, publication, now()).version
+
+
+def routes_of(app: FastAPI) -> Iterator[tuple[str, str]]:
+    """Every method and path that the application answers, those of nested routers too."""
+    for route in app.routes:
+        yield from _routes_in(route)
+
+
+def _routes_in(route: Any) -> Iterator[tuple[str, str]]:
+    nested = getattr(route, "effective_candidates", None)
+    if nested is not None:
+        for candidate in nested():
+            yield from _routes_in(candidate)
+        return
+    plain = getattr(route, "starlette_route", None) or route
+    path, methods = plain.path, plain.methods
+    assert isinstance(path, str), f"what is {Route}?"
+    for method in sorted(methods or ()):
+        yield method, path
