@@ -30,6 +30,12 @@ class Publication:
     """0 where the method has none."""
     created_by: str
     metrics: dict[str, float] = field(default_factory=dict)
+    measured_on: str | None = None
+    """Digest of the one data set that the metrics were measured on; None where there are several, or none is known."""
+    started_from: tuple[str, ...] = ()
+    """Digests of the weights that training began with, where it did not begin afresh."""
+    edited: str | None = None
+    """Source of the version that this one changes files of."""
 
     def __post_init__(self) -> None:
         if problems := list(_problems(self)):

@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 
 from hub.intake import KEEP_SECONDS, Intake
 from hub.objects import ObjectStore
+from hub.signing import Signer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,9 @@ class HubServices:
     """Longer uploads are refused."""
     keep_seconds: float = KEEP_SECONDS
     """How long an upload stays that nothing names."""
+
+    signer: Signer | None = None
+    """Signs versions; None where versions are not signed."""
 
     @property
     def intake(self) -> Intake:

@@ -71,6 +71,7 @@ def prepare_version(services: OrchestratorServices, job: FederatedJob, config: M
         rank=facts.rank,
         created_by=job.owner,
         metrics=metrics,
+        started_from=(job.section.start.weights,) if result.record.round == 1 and job.section.start else (),
     )
 
 

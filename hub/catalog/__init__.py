@@ -6,6 +6,8 @@ are consecutive on SQLite and on PostgreSQL. :mod:`hub.catalog.holds` says which
 """
 
 from hub.catalog.aliases import delete_alias, set_alias
+from hub.catalog.card_rows import drop_card, find_card, lock_adapter_id, put_card
+from hub.catalog.evaluations import list_evaluations, report_evaluation
 from hub.catalog.holds import (
     Stock,
     arrive,
@@ -21,33 +23,53 @@ from hub.catalog.holds import (
     upload_of,
     version_of,
 )
+from hub.catalog.lineage import find_relatives
 from hub.catalog.lookup import find_adapter, list_adapters, list_versions, resolve, resolve_commit
+from hub.catalog.provenance_tables import CARDS, EVALUATIONS, LINEAGE, SIGNATURES, SIGNING_KEYS
 from hub.catalog.publishing import publish
 from hub.catalog.search import AdapterFilter, Order
+from hub.catalog.signatures import add_signature, find_signature, find_version_id, list_keys, register_keys
 from hub.catalog.tables import ADAPTERS, ALIASES, BLOBS, HOLDS, VERSIONS
 
 __all__ = [
     "ADAPTERS",
     "ALIASES",
     "BLOBS",
+    "CARDS",
+    "EVALUATIONS",
     "HOLDS",
+    "LINEAGE",
+    "SIGNATURES",
+    "SIGNING_KEYS",
     "VERSIONS",
     "AdapterFilter",
     "Order",
     "Stock",
+    "add_signature",
     "arrive",
     "choose_leaving",
     "delete_alias",
+    "drop_card",
     "expect",
     "find_adapter",
+    "find_card",
     "find_had",
+    "find_relatives",
+    "find_signature",
+    "find_version_id",
     "forget",
     "hold",
     "let_go",
     "list_adapters",
+    "list_evaluations",
+    "list_keys",
     "list_unheld",
     "list_versions",
+    "lock_adapter_id",
     "publish",
+    "put_card",
+    "register_keys",
+    "report_evaluation",
     "resolve",
     "resolve_commit",
     "seize",

@@ -252,6 +252,8 @@ class VersionView(BaseModel):
     created_at: datetime
     size: int
     """Bytes of all files."""
+    signature: str | None = None
+    """The hub's signature, a Sigstore bundle as JSON text; only where one version is asked for, and None where the hub does not sign."""
 
     @property
     def ref(self) -> str:
