@@ -59,3 +59,23 @@ def _show(plan: CollectionPlan) -> None:
         print_table(["digest", "#size"], [(blob.digest, show_bytes(blob.size or 0)) for blob in plan.first])
     if plan.unheld_blobs > len(plan.first):
         note(f"and {plan.unheld_blobs - len(plan.first)} more")
+
+
+@hub.command("rotate-key", epilog=example("wgctl hub rotate-key"))
+@json_option
+def rotate_signing_key(is_json: bool) -> None:
+    """Put a new key in the place of the one that versions are signed with; for the operator, on the service's machine.
+
+    The service signs with it from its next start on. The old key signs the new one before it is forgotten, so that whoever trusts the old
+    one trusts the new one; versions that the old one has signed stay good.
+    """
+    from cli.home import Home
+    from cli.signing_key import rotate_key
+    from infra.settings import load_settings
+
+    settings = load_settings()
+    signer = rotate_key(settings, Home(settings.home))
+    if is_json:
+        print_json({"key": signer.key_id})
+    else:
+        say(f"the new key is {signer.key_id}; restart the service to sign with it")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cli.home import Home
 from infra.settings import Settings, load_settings
 from wegeft.client import Client
+from wegeft.client.trust import TrustStore
 from wegeft.contracts.errors import InvalidSetting, ServiceUnreachable
 
 
@@ -18,10 +20,12 @@ class Service:
     token: str = field(repr=False)
     is_remote: bool
     """Whether it may run on another machine."""
+    trust_file: Path | None = None
+    """Where the keys are pinned that versions must be signed with."""
 
     def connect(self) -> Client:
         """Return a client; nothing is sent yet."""
-        return Client(self.server, self.token)
+        return Client(self.server, self.token, trust=TrustStore(self.trust_file))
 
 
 def find_service(settings: Settings) -> Service | None:
@@ -37,7 +41,7 @@ def find_service(settings: Settings) -> Service | None:
     token = settings.token.get_secret_value() if settings.token else Home(settings.home).read_token() if is_ours else None
     if token is None:
         raise InvalidSetting(f"there is no token for {server}", path="WEGEFT_TOKEN", hint="an admin makes one: wgctl tokens create NAME")
-    return Service(server=server, token=token, is_remote=not is_ours)
+    return Service(server=server, token=token, is_remote=not is_ours, trust_file=Home(settings.home).trust_file)
 
 
 def require_service() -> Service:

@@ -189,6 +189,20 @@ class Home:
         """Keep the private key, readable by its owner alone."""
         self._write(self.federation_key_file, key.hex() + "\n")
 
+    @property
+    def signing_key_file(self) -> Path:
+        """The private key that signs versions."""
+        return self.folder / "signing.key"
+
+    @property
+    def trust_file(self) -> Path:
+        """Which hubs' keys commands trust."""
+        return self.folder / "trusted-keys.json"
+
+    def write_signing_key(self, text: str) -> None:
+        """Keep the key, and what its predecessor says of it, readable by its owner alone."""
+        self._write(self.signing_key_file, text)
+
     def _write(self, path: Path, text: str) -> None:
         try:
             descriptor, name = tempfile.mkstemp(dir=self.folder, prefix=f".{path.name}.")

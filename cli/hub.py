@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,13 +11,17 @@ import rich_click as click
 from cli.adapter_export import Wish, check_wish, convert, export, open_published
 from cli.adapter_import import import_checkpoint
 from cli.base_models import unpin
+from cli.cards import card
 from cli.connection import connect
+from cli.evaluations import diff, evaluations
 from cli.options import example, json_option
 from cli.output import note, print_fields, print_json, print_table, say, show_age, show_bytes, show_time
+from cli.provenance import lineage, signature, trust, verify
 from cli.visibility import SEEN_BY, visibility
 from wegeft.contracts.adapter import AdapterRef, AdapterView, VersionView
 from wegeft.contracts.errors import InvalidSetting
 from wegeft.contracts.methods import Method
+from wegeft.contracts.provenance import EvaluationView
 
 if TYPE_CHECKING:
     from wegeft.client import Client
@@ -87,11 +92,33 @@ def short_model(identity: str) -> str:
 def show_adapter(ref: str, is_json: bool) -> None:
     """Show an adapter, or with @ one version of it."""
     with connect() as client:
-        view = client.resolve(ref) if "@" in ref else client.adapter(ref)
+        if "@" not in ref:
+            adapter, shown = client.adapter(ref), client.card(ref)
+            _print(adapter, [*_adapter_fields(adapter), ("licence", shown.license)], is_json=is_json)
+            return
+        version, signed = client.resolve_signed(ref)
+        engines = [] if is_json else [(one.engine, one.loads, one.how) for one in client.loads_on(version.ref).engines]
+        rows = [] if is_json else client.evaluations(version.ref).evaluations
+    key = "not signed" if signed is None else f"good, by key {signed.key[:16]}"
+    _print(version, [*_version_fields(version), ("signature", key), *_known_fields(engines, rows)], is_json=is_json)
+
+
+def _print(view: AdapterView | VersionView, fields: list[tuple[str, str | None]], *, is_json: bool) -> None:
     if is_json:
         print_json(view)
     else:
-        print_fields(_version_fields(view) if isinstance(view, VersionView) else _adapter_fields(view))
+        print_fields(fields)
+
+
+def _known_fields(engines: list[tuple[str, str, str]], rows: Sequence[EvaluationView]) -> list[tuple[str, str | None]]:
+    reported = [f"{one.metric}  {one.value:.6g}  {one.dataset_name or one.dataset_digest or ''}" for one in rows if one.is_reported]
+    return [
+        ("reported", "\n".join(reported) or None),
+        ("loads on", "\n".join(f"{name}: {_LOADS[loads]}; {how}" for name, loads, how in engines) or None),
+    ]
+
+
+_LOADS = {"as_is": "yes", "converted": "once converted", "no": "no"}
 
 
 def _adapter_fields(view: AdapterView) -> list[tuple[str, str | None]]:
@@ -190,6 +217,8 @@ def _download_lora(client: Client, ref: str, folder: Path, base_model: str | Non
 
 adapters.add_command(export)
 adapters.add_command(import_checkpoint)
+for command in (verify, trust, signature, lineage, diff, evaluations, card):
+    adapters.add_command(command)
 
 
 adapters.add_command(visibility)

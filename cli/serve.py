@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from hub.objects import ObjectStore
+    from hub.signing import Signer
     from infra.auth import Guard
     from orchestrator.admission import Policy
     from orchestrator.jobs import Limits
@@ -109,6 +110,7 @@ class _Parts:
     registry: CollectorRegistry
     jobs: OrchestratorServices | None
     """None where the hub is served alone."""
+    signer: Signer
 
 
 @contextmanager
@@ -116,6 +118,8 @@ def _assembled(settings: Settings, home: Home, server: str, only: Part | None) -
     """Give the application, its scheduler ticking; stop it and close everything at the end."""
     from prometheus_client import CollectorRegistry
 
+    from cli.signing_key import find_signer
+    from hub.provenance import publish_keys
     from infra.auth import Guard
     from infra.database import make_engine, upgrade
 
@@ -124,7 +128,9 @@ def _assembled(settings: Settings, home: Home, server: str, only: Part | None) -
         upgrade(engine)
         _keep_token(engine, home)
         store = _open_store(settings)
-        jobs = None if only == "hub" else _make_orchestrator(settings, home, engine, store)
+        signer = find_signer(settings, home)
+        publish_keys(engine, signer, now())
+        jobs = None if only == "hub" else _make_orchestrator(settings, home, engine, store, signer)
         parts = _Parts(
             engine=engine,
             store=store,
@@ -132,6 +138,7 @@ def _assembled(settings: Settings, home: Home, server: str, only: Part | None) -
             settings=settings,
             registry=CollectorRegistry(),
             jobs=jobs,
+            signer=signer,
         )
         with _scheduling(parts, home, settings.public_url or server), _federating(jobs):
             yield _make_app(parts, only, server)
@@ -186,7 +193,7 @@ def _federating(services: OrchestratorServices | None) -> Iterator[None]:
         thread.close()
 
 
-def _make_orchestrator(settings: Settings, home: Home, engine: Engine, store: ObjectStore) -> OrchestratorServices:
+def _make_orchestrator(settings: Settings, home: Home, engine: Engine, store: ObjectStore, signer: Signer) -> OrchestratorServices:
     from orchestrator.services import OrchestratorServices
 
     return OrchestratorServices(
@@ -197,6 +204,7 @@ def _make_orchestrator(settings: Settings, home: Home, engine: Engine, store: Ob
         limits=_limits(settings),
         keep_seconds=settings.keep_seconds,
         federation_key=find_federation_key(settings, home),
+        signer=signer,
     )
 
 
@@ -345,6 +353,7 @@ def _routers(parts: _Parts, only: Part | None) -> list[APIRouter]:
             max_blob_bytes=parts.settings.max_upload_bytes,
             keep_seconds=parts.settings.keep_seconds,
             is_private_by_default=parts.settings.new_adapters == "private",
+            signer=parts.signer,
         )
         routers.append(hub.api.make_router(services, parts.guard))
     if parts.jobs is not None:

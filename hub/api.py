@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from hub import access_api, catalog, hf_api
+from hub import access_api, catalog, hf_api, provenance, provenance_api
 from hub.collection import Collector
 from hub.intake import check_kept
 from hub.services import HubServices
@@ -41,6 +41,7 @@ def make_router(services: HubServices, guard: Guard) -> APIRouter:
     guard = guard.checking(catalog.check_path)
     router = APIRouter()
     router.include_router(_own_router(services, guard), prefix=API_PREFIX)
+    router.include_router(provenance_api.make_keys_router(services))
     router.include_router(hf_api.make_router(services, guard))
     return router
 
@@ -50,6 +51,7 @@ def _own_router(services: HubServices, guard: Guard) -> APIRouter:
     router.include_router(_blob_router(services, guard))
     router.include_router(_adapter_router(services, guard))
     router.include_router(_file_router(services), dependencies=[Depends(guard.require(Role.READ))])
+    router.include_router(provenance_api.make_router(services, guard))
     router.include_router(_alias_router(services), dependencies=[Depends(guard.require(Role.WRITE))])
     router.include_router(access_api.make_router(services, guard))
     router.include_router(_collection_router(services), dependencies=[Depends(guard.require(Role.ADMIN))])
@@ -140,7 +142,7 @@ def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
 
     @router.get("/{namespace}/{name}/versions/{selector}", summary="A version, by number or alias")
     def get_version(adapter: Name, selector: Selector) -> VersionView:
-        return _resolve(services, adapter, selector)
+        return provenance.with_signature(services, _resolve(services, adapter, selector))
 
     return router
 

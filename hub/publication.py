@@ -41,6 +41,12 @@ class Publication:
     metrics: dict[str, float] = field(default_factory=dict)
     visibility: Visibility | None = None
     """Of an adapter that is new; None: as its namespace has it."""
+    measured_on: str | None = None
+    """Digest of the one data set that the metrics were measured on; None where there are several, or none is known."""
+    started_from: tuple[str, ...] = ()
+    """Digests of the weights that training began with, where it did not begin afresh."""
+    edited: str | None = None
+    """Source of the version that this one changes files of."""
 
     def __post_init__(self) -> None:
         if problems := list(_problems(self)):

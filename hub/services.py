@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 
 from hub.intake import KEEP_SECONDS, Intake
 from hub.objects import ObjectStore
+from hub.signing import Signer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,9 @@ class HubServices:
     """How long an upload stays that nothing names."""
     is_private_by_default: bool = True
     """Whether new adapters of an organisation that is made now are private."""
+
+    signer: Signer | None = None
+    """Signs versions; None where versions are not signed."""
 
     @property
     def intake(self) -> Intake:

@@ -22,7 +22,8 @@ from wegeft.contracts.errors import InvalidInput, InvalidTensors, Problem
 from wegeft.contracts.tensors import TensorHeader, TensorSpec, check_stream
 
 MAX_WEIGHTS_BYTES = 4 << 30
-MAX_TEXT_BYTES = {CONFIG_FILE: 1 << 20, CARD_FILE: 1 << 20, JOB_FILE: 1 << 20, METRICS_FILE: 1 << 20}
+MAX_TEXT_BYTES = {CONFIG_FILE: 1 << 20, CARD_FILE: 1 << 20, JOB_FILE: 12 << 20, METRICS_FILE: 1 << 20}
+"""A job may name ten thousand labels."""
 _MOST_PROBLEMS = 100
 """With the weights' tensors: a small file can hold thousands of wrong ones, and what would be right can be long for each."""
 

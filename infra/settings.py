@@ -109,6 +109,8 @@ class Settings(BaseSettings):
     """Who sees new adapters in a namespace that gets its owner from now on: those who share the namespace, or everybody who may read."""
     federation_key: Annotated[SecretStr, AfterValidator(_check_key)] | None = None
     """Ed25519 private key that signs receipts for sites, 64 hex digits; by default one is made and kept in the home folder."""
+    signing_key: Annotated[SecretStr, AfterValidator(_check_key)] | None = None
+    """Ed25519 private key that signs versions, 64 hex digits; by default one is made and kept in the home folder."""
 
     keep_seconds: Annotated[float, Field(ge=600, le=366 * 86_400)] = 86_400
     """How long bytes stay that nothing names: uploads before a job names them, data and checkpoint of a job after its end, in seconds."""
@@ -165,7 +167,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Everywhere": ("home",),
     "Commands that talk to a service": ("server", "token"),
     "The service": ("host", "port", "public_url", "database_url", "store", "s3_endpoint", "s3_region", "s3_access_key", "s3_secret_key"),
-    "What the service allows": ("max_upload_bytes", "allow_local_models", "allow_remote_code", "new_adapters", "federation_key"),
+    "What the service allows": (
+        "max_upload_bytes",
+        "allow_local_models",
+        "allow_remote_code",
+        "new_adapters",
+        "federation_key",
+        "signing_key",
+    ),
     "What the service keeps": ("keep_seconds", "collect_seconds"),
     "Where jobs run": ("pool", "ray_address", "max_concurrent_jobs", "lease_seconds", "heartbeat_seconds"),
     "Logs of the service": ("log_format", "log_level"),

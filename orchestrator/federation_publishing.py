@@ -16,13 +16,14 @@ from orchestrator.federation_round import Sent
 from orchestrator.ledger.federations import FederatedJob
 from orchestrator.services import OrchestratorServices
 from wegeft.contracts.adapter import CARD_FILE, CONFIG_FILE, JOB_FILE, METRICS_FILE, WEIGHTS_FILE, FileEntry
-from wegeft.contracts.base_model_name import pinned_name
+from wegeft.contracts.base_model_name import is_hub_id, pinned_name
+from wegeft.contracts.card import code_span, escape_markdown, join_card
 from wegeft.contracts.federation import RoundRecord
 
 _CARD = """\
 # {name}, round {round} of {rounds}
 
-A WeGeFT adapter for `{base_model}`, put together from the work of {members} sites that kept their data, by the rule `{rule}`.
+A WeGeFT adapter for {base_model}, put together from the work of {members} sites that kept their data, by the rule `{rule}`.
 
 | site | examples | weight |
 | --- | --- | --- |
@@ -71,6 +72,7 @@ def prepare_version(services: OrchestratorServices, job: FederatedJob, config: M
         created_by=job.owner,
         metrics=metrics,
         visibility=job.spec.output.visibility,
+        started_from=(job.section.start.weights,) if result.record.round == 1 and job.section.start else (),
     )
 
 
@@ -89,15 +91,18 @@ def _metrics(result: RoundResult) -> dict[str, float]:
 
 def _card(job: FederatedJob, result: RoundResult, rank: int) -> str:
     record = result.record
-    return _CARD.format(
+    text = _CARD.format(
         name=job.spec.name,
         round=record.round,
         rounds=job.section.rounds,
-        base_model=pinned_name(job.spec.base_model, job.spec.base_model_revision),
+        base_model=code_span(pinned_name(job.spec.base_model, job.spec.base_model_revision)),
         members=len(record.members),
         rule=record.rule.name,
-        rows="\n".join(f"| {member.site} | {member.examples} | {member.weight:.4f} |" for member in record.members),
+        rows="\n".join(f"| {escape_markdown(member.site)} | {member.examples} | {member.weight:.4f} |" for member in record.members),
         rank=rank,
         trained=job.spec.effective_rank,
         residual=f"{record.measures.get('aggregation_residual', 0.0):.4g}",
     )
+    front = {"library_name": "peft", "tags": ["peft", "wegeft", "federated"]}
+    named = {"base_model": job.spec.base_model, "base_model_relation": "adapter"} if is_hub_id(job.spec.base_model) else {}
+    return join_card({**named, **front}, "\n" + text)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 from sqlalchemy import Connection
 
 from hub import catalog
@@ -64,13 +62,20 @@ def publish_result(services: OrchestratorServices, lease: ledger.Lease, result: 
         created_by=row.owner,
         metrics=result.metrics,
         visibility=spec.output.visibility,
+        measured_on=_measured_on(spec),
     )
     with writing(services.engine) as connection:
         try:
             ledger.hold(connection, lease)
         except StaleLease as error:
             return _published_before(connection, lease, error)
-        return _commit(connection, lease, publication, spec.output.aliases, services.clock())
+        return _commit(services, connection, lease, publication, spec.output.aliases)
+
+
+def _measured_on(spec: JobSpec) -> str | None:
+    """Return the digest of the data set that held-out rows are from; None where there are several."""
+    sources = {dataset.path for dataset in (spec.test_datasets or spec.datasets) if dataset.is_uploaded}
+    return sources.pop() if len(sources) == 1 else None
 
 
 def _published_before(connection: Connection, lease: ledger.Lease, error: StaleLease) -> PublishedVersion:
@@ -82,9 +87,10 @@ def _published_before(connection: Connection, lease: ledger.Lease, error: StaleL
 
 
 def _commit(
-    connection: Connection, lease: ledger.Lease, publication: Publication, aliases: tuple[str, ...], now: datetime
+    services: OrchestratorServices, connection: Connection, lease: ledger.Lease, publication: Publication, aliases: tuple[str, ...]
 ) -> PublishedVersion:
-    published = catalog.publish(connection, publication, now)
+    now = services.clock()
+    published = catalog.publish(connection, publication, now, services.signer)
     for alias in aliases:
         catalog.set_alias(connection, publication.adapter, alias, AliasMove(version=published.version), now)
     ledger.succeed(connection, lease, published, now)

@@ -265,7 +265,7 @@ class Steps:
         done = result.state.rounds  # without those that were undone
         is_last = done >= self.job.section.rounds
         with self._fenced() as connection:
-            published = catalog.publish(connection, publication, now)
+            published = catalog.publish(connection, publication, now, self.services.signer)
             rounds.commit_round(connection, key, result.record.model_copy(update={"published": published.ref}))
             text = f"round {key.number} committed as {published.ref}, from {len(result.sent)} sites"
             federations.tell(connection, self.job.id, text, now)

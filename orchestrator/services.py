@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from hub.intake import KEEP_SECONDS, Intake, check_kept
 from hub.objects import ObjectStore
+from hub.signing import Signer
 from infra.database import writing
 from orchestrator import ledger
 from orchestrator.admission import Policy
@@ -33,6 +34,8 @@ class OrchestratorServices:
     bells: Bells = field(default_factory=Bells)
     federation_key: bytes | None = field(default=None, repr=False)
     """32 bytes, the Ed25519 private key that signs receipts; None refuses sites."""
+    signer: Signer | None = None
+    """Signs what is published; None leaves that for when somebody asks."""
 
     @property
     def intake(self) -> Intake:

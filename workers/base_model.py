@@ -52,6 +52,8 @@ class BaseModel:
     """Makes what the model reads from images; None for a model that reads text."""
     head: Head | None = None
     """None for a language model."""
+    config_digest: str | None = None
+    """Of its ``config.json``; None where it has none, as a GGUF file."""
     head_modules: tuple[str, ...] = ()
     """Modules to train in full beside the adapter, and to store with it."""
 
@@ -108,6 +110,7 @@ def load_base_model(request: ModelRequest) -> BaseModel:
         identity=source.identity,
         commit=source.commit,
         license=source.license,
+        config_digest=source.config_digest,
         processor=processor,
         head=request.head,
         head_modules=prepare_head(model, new, request.head.seed) if request.head else (),

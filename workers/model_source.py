@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.base_model_name import is_hub_id
 from wegeft.contracts.errors import BaseModelNotFound, BaseModelUnusable, shorten
 
@@ -37,6 +38,11 @@ class ModelSource:
     """Of a Hugging Face id."""
     license: str | None = None
     """As the model's card states it."""
+
+    @property
+    def config_digest(self) -> str | None:
+        """``sha256:…`` of its ``config.json``; None for a GGUF file."""
+        return digest_of((self.folder / "config.json").read_bytes()) if self.folder else None
 
 
 def find_model(base_model: str, revision: str | None = None, *, with_code: bool = False) -> ModelSource:

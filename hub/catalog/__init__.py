@@ -6,6 +6,8 @@ are consecutive on SQLite and on PostgreSQL. :mod:`hub.catalog.holds` says which
 """
 
 from hub.catalog.aliases import delete_alias, set_alias
+from hub.catalog.card_rows import drop_card, find_card, lock_adapter_id, put_card
+from hub.catalog.evaluations import list_evaluations, report_evaluation
 from hub.catalog.holds import (
     Stock,
     arrive,
@@ -21,11 +23,14 @@ from hub.catalog.holds import (
     upload_of,
     version_of,
 )
+from hub.catalog.lineage import find_relatives
 from hub.catalog.lookup import find_adapter, list_adapters, list_versions, resolve, resolve_commit
 from hub.catalog.namespaces import SHARED, claim, is_owned, namespaces_of, starts_private
+from hub.catalog.provenance_tables import CARDS, EVALUATIONS, LINEAGE, SIGNATURES, SIGNING_KEYS
 from hub.catalog.publishing import publish
 from hub.catalog.quotas import check_room
 from hub.catalog.search import AdapterFilter, Order
+from hub.catalog.signatures import add_signature, find_signature, find_version_id, list_keys, register_keys
 from hub.catalog.tables import ADAPTERS, ALIASES, BLOBS, HOLDS, MEMBERS, NAMESPACES, QUOTAS, VERSIONS
 from hub.catalog.visibility import check_path, check_publisher, require_right, right_of, seen_by, set_visibility
 
@@ -33,15 +38,21 @@ __all__ = [
     "ADAPTERS",
     "ALIASES",
     "BLOBS",
+    "CARDS",
+    "EVALUATIONS",
     "HOLDS",
+    "LINEAGE",
     "MEMBERS",
     "NAMESPACES",
     "QUOTAS",
     "SHARED",
+    "SIGNATURES",
+    "SIGNING_KEYS",
     "VERSIONS",
     "AdapterFilter",
     "Order",
     "Stock",
+    "add_signature",
     "arrive",
     "check_path",
     "check_publisher",
@@ -49,18 +60,29 @@ __all__ = [
     "choose_leaving",
     "claim",
     "delete_alias",
+    "drop_card",
     "expect",
     "find_adapter",
+    "find_card",
     "find_had",
+    "find_relatives",
+    "find_signature",
+    "find_version_id",
     "forget",
     "hold",
     "is_owned",
     "let_go",
     "list_adapters",
+    "list_evaluations",
+    "list_keys",
     "list_unheld",
     "list_versions",
+    "lock_adapter_id",
     "namespaces_of",
     "publish",
+    "put_card",
+    "register_keys",
+    "report_evaluation",
     "require_right",
     "resolve",
     "resolve_commit",

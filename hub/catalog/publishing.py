@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
 from sqlalchemy import Connection, Row, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from hub.catalog.evaluations import Measured, record_measured
 from hub.catalog.holds import hold, version_of
+from hub.catalog.lineage import record_parents
 from hub.catalog.namespaces import starts_private
 from hub.catalog.quotas import enforce
+from hub.catalog.signatures import add_signature
 from hub.catalog.tables import ADAPTERS, VERSIONS, key_of, upsert
 from hub.publication import Publication
+from hub.signing import Signer
 from infra import audit
-from wegeft.contracts.adapter import digest_of
+from wegeft.contracts.adapter import Manifest, digest_of
+from wegeft.contracts.bundles import claim_of, signature_statement
 from wegeft.contracts.errors import Conflict, InvalidRequest, Problem
+from wegeft.contracts.signing_keys import Algorithm
 from wegeft.contracts.training import PublishedVersion
 
 
-def publish(connection: Connection, publication: Publication, now: datetime) -> PublishedVersion:
+def publish(connection: Connection, publication: Publication, now: datetime, signer: Signer | None = None) -> PublishedVersion:
     """Add a version under the next number, in the caller's transaction; publishing a source again returns the version it made.
 
-    Creates the adapter where need be, and keeps the version's bytes for ever. Raises :class:`Conflict` where the source has published
-    to another adapter, :class:`InvalidRequest` where bytes have been collected that were stored before, and :class:`QuotaExceeded` where
-    the namespace has no room.
+    Creates the adapter where need be, keeps the version's bytes for ever, and signs it in the same transaction; without a ``signer`` that
+    is left for when somebody asks. Raises :class:`Conflict` where the source has published to another adapter, :class:`InvalidRequest`
+    where bytes have been collected that were stored before, and :class:`QuotaExceeded` where the namespace has no room.
     """
     adapter = _lock_adapter(connection, publication, now)
     name = f"{adapter.namespace}/{adapter.name}"
@@ -36,15 +42,30 @@ def publish(connection: Connection, publication: Publication, now: datetime) -> 
     _hold_files(connection, publication)
     number: int = adapter.next_number
     try:
-        connection.execute(insert(VERSIONS).values(adapter_id=adapter.id, number=number, **_version_row(publication, now)))
+        added = insert(VERSIONS).values(adapter_id=adapter.id, number=number, **_version_row(publication, now))
+        version_id: int = connection.execute(added.returning(VERSIONS.c.id)).scalar_one()
     except IntegrityError as error:
         raise Conflict("this source is being published to another adapter", path="source", value=publication.source) from error
     grown = {"latest_number": number, "next_number": number + 1, "updated_at": now}
     connection.execute(update(ADAPTERS).where(ADAPTERS.c.id == adapter.id).values(grown))
     enforce(connection, adapter.namespace)
+    published = PublishedVersion(adapter=name, version=number)
+    measured = Measured(metrics=publication.metrics, by=publication.created_by, dataset_digest=publication.measured_on)
+    record_measured(connection, version_id, measured, now)
+    record_parents(connection, version_id, publication.source, publication.started_from, publication.edited)
+    if signer is not None:
+        _sign(connection, (version_id, published), publication.manifest(now), signer, now)
     facts = {"source": publication.source, "created_by": publication.created_by, "is_private": adapter.is_private}
     audit.note(connection, "version.publish", f"{name}@{number}", now, **facts)
-    return PublishedVersion(adapter=name, version=number)
+    return published
+
+
+def _sign(connection: Connection, version: tuple[int, PublishedVersion], manifest: Manifest, signer: Signer, now: datetime) -> None:
+    version_id, published = version
+    claim = claim_of(published.adapter, published.version, digest_of(manifest.to_bytes()))
+    statement = signature_statement(claim, manifest.files)
+    for algorithm in get_args(Algorithm):
+        add_signature(connection, version_id, algorithm, signer.sign(statement, algorithm), now)
 
 
 def _hold_files(connection: Connection, publication: Publication) -> None:

@@ -12,13 +12,17 @@ from urllib.parse import quote
 from wegeft.client.blobs import fetch, local_errors
 from wegeft.client.transport import Transport
 from wegeft.contracts.adapter import PUBLISHABLE_FILES, FileEntry, VersionView, digest_of
+from wegeft.contracts.bundles import SIGNATURE_FILE
 from wegeft.contracts.errors import DigestMismatch, InvalidSetting, UnexpectedAnswer
 
 _FORBIDDEN = frozenset("/\\:\0")
 
 
 def download(transport: Transport, version: VersionView, folder: Path, *, overwrite: bool) -> None:
-    """Write the files of ``version`` to ``folder``, which must not exist, be empty, or, to overwrite, hold an adapter and no more."""
+    """Write the files of ``version`` to ``folder``, which must not exist, be empty, or, to overwrite, hold an adapter and no more.
+
+    The version's signature, which the caller has checked, is written beside them, so that they can be verified without any server.
+    """
     target = folder.expanduser().resolve()
     _check_target(target, overwrite=overwrite)
     files = _checked_files(version)
@@ -29,6 +33,8 @@ def download(transport: Transport, version: VersionView, folder: Path, *, overwr
                 path = f"/adapters/{version.adapter}/versions/{version.version}/files/{quote(entry.path)}"
                 fetch(transport, path, made / entry.path, entry.digest, entry.size)
                 (made / entry.path).chmod(0o644)
+            if version.signature is not None:
+                (made / SIGNATURE_FILE).write_text(version.signature, encoding="utf-8")
             _swap(made, target)
 
 
@@ -41,7 +47,7 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
         names = {path.name for path in target.iterdir()}
     if names and not overwrite:
         raise InvalidSetting("there is something already", path="folder", value=str(target), hint="give another folder, or --overwrite")
-    if names - PUBLISHABLE_FILES:
+    if names - PUBLISHABLE_FILES - {SIGNATURE_FILE}:
         # Overwriting deletes what was there, so it stops at anything that is not an adapter's.
         raise InvalidSetting("the folder holds more than an adapter", path="folder", value=str(target), hint="give another folder")
 
@@ -55,7 +61,7 @@ def _checked_files(version: VersionView) -> tuple[FileEntry, ...]:
         raise UnexpectedAnswer("the manifest holds a file without a name", path=version.ref) from error
     names = [entry.path for entry in files]
     for name in names:
-        if name in ("", ".", "..") or _FORBIDDEN & set(name) or names.count(name) > 1:
+        if name in ("", ".", "..", SIGNATURE_FILE) or _FORBIDDEN & set(name) or names.count(name) > 1:
             raise UnexpectedAnswer("the manifest holds a file that cannot be in its folder", path=version.ref, value=name)
     return files
 

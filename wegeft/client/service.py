@@ -16,11 +16,28 @@ from wegeft.client import downloads
 from wegeft.client.access import AccessCalls
 from wegeft.client.blobs import Progress, upload
 from wegeft.client.transport import Answer, Call, Params, Transport, json_body
+from wegeft.client.trust import TrustStore, check_version, fetch_keys, trusted_keys
 from wegeft.contracts.accounts import Identity
-from wegeft.contracts.adapter import AdapterName, AdapterPage, AdapterRef, AdapterView, AliasMove, VersionPage, VersionView, check_alias
+from wegeft.contracts.adapter import (
+    AdapterName,
+    AdapterPage,
+    AdapterRef,
+    AdapterView,
+    AliasMove,
+    VersionPage,
+    VersionView,
+    check_alias,
+    digest_of,
+)
+from wegeft.contracts.bundles import BundleKind, SignedVersion, key_of_bundle, open_training_bundle
+from wegeft.contracts.card import CardEdit, CardView
 from wegeft.contracts.collection import Collected, CollectionPlan
-from wegeft.contracts.errors import JobPending, UnexpectedAnswer
+from wegeft.contracts.comparison import ComparisonView
+from wegeft.contracts.engines import EngineReport
+from wegeft.contracts.errors import DigestMismatch, JobPending, SignatureInvalid, UnexpectedAnswer
 from wegeft.contracts.job import JobSpec
+from wegeft.contracts.provenance import EvaluationList, EvaluationReport, EvaluationView, LineageView
+from wegeft.contracts.signing_keys import KeySet
 from wegeft.contracts.training import BlobView, EventPage, EventRecord, JobPage, JobState, JobView, MetricPage, MetricPoint
 
 POLL_SECONDS = 20
@@ -43,12 +60,16 @@ class _Health(BaseModel):
 class Client(AccessCalls):
     """A WeGeFT service; safe to use from several threads, and a context manager that closes its connections.
 
-    Calls that fail in a way that may pass are tried again for ``patience_seconds``; submitting is safe to repeat.
+    Calls that fail in a way that may pass are tried again for ``patience_seconds``; submitting is safe to repeat. ``trust`` pins the keys
+    that versions must be signed with; by default those that the service shows first are trusted as long as the client lives.
     """
 
-    def __init__(self, server: str, token: str, *, timeout_seconds: float = 30.0, patience_seconds: float = 5.0) -> None:
+    def __init__(
+        self, server: str, token: str, *, timeout_seconds: float = 30.0, patience_seconds: float = 5.0, trust: TrustStore | None = None
+    ) -> None:
         self._transport = Transport(server, token, timeout_seconds=timeout_seconds, patience_seconds=patience_seconds)
         self._timeout_seconds = timeout_seconds
+        self._trust = trust or TrustStore()
 
     def __enter__(self) -> Self:
         return self
@@ -171,14 +192,24 @@ class Client(AccessCalls):
     def download(self, ref: str, folder: Path, *, overwrite: bool = False) -> VersionView:
         """Write a version to ``folder`` as PEFT and others load it; return which version it was.
 
-        Every file is verified, and the folder is whole or not there. Raises :class:`InvalidSetting` where there is something
-        already, :class:`DigestMismatch`, and :class:`StorageFull`.
+        The hub's signature and every file are verified, and the folder is whole or not there. Raises :class:`InvalidSetting` where there
+        is something already, :class:`SignatureInvalid`, :class:`UntrustedKey`, :class:`DigestMismatch`, and :class:`StorageFull`.
         """
-        version = self.resolve(ref)
-        if version.adapter.lower() != str(AdapterRef.parse(ref).adapter).lower():
-            raise UnexpectedAnswer("the server answers with another adapter", path=ref, value=version.adapter)
+        version, _ = self.resolve_signed(ref)
         downloads.download(self._transport, version, folder, overwrite=overwrite)
         return version
+
+    def resolve_signed(self, ref: str) -> tuple[VersionView, SignedVersion | None]:
+        """Return the version that a reference names now, and what its signature says, once it holds; None where the hub never signs.
+
+        Raises :class:`SignatureInvalid` and :class:`UntrustedKey`.
+        """
+        version, wanted = self.resolve(ref), AdapterRef.parse(ref)
+        if version.adapter.lower() != str(wanted.adapter).lower() or (wanted.number or version.version) != version.version:
+            raise UnexpectedAnswer("the server answers with another version", path=ref, value=version.ref)
+        if digest_of(version.manifest.to_bytes()) != version.manifest_digest:
+            raise DigestMismatch("the manifest does not match its digest", path=version.ref)
+        return version, check_version(self._transport, self._trust, version)
 
     def delete_alias(self, name: str, alias: str) -> None:
         """Forget an alias; the version that it pointed to stays. Raises :class:`AliasNotFound`."""
@@ -193,6 +224,77 @@ class Client(AccessCalls):
         path = f"/adapters/{AdapterName.parse(name)}/aliases/{check_alias(alias)}"
         move = AliasMove(version=version, expected=expected)
         return self._transport.ask(Call(method="PUT", path=path, headers=_JSON, content=json_body(move)), AdapterView)
+
+    # What is known about versions
+
+    def signature(self, ref: str, kind: BundleKind = "ed25519") -> str:
+        """Return a signed bundle of a version, unchecked: its signature for us or for OpenSSF's verifier, or how it was trained."""
+        call = Call(method="GET", path=f"{_version_path(ref)}/signature", params={"kind": kind})
+
+        def once() -> str:
+            with self._transport.open(call) as response:
+                return self._transport.read(response).decode(errors="replace")
+
+        return self._transport.retry(once)
+
+    def attestation(self, ref: str) -> dict[str, Any]:
+        """Return how a version was trained, a predicate of SLSA provenance, once its signature holds; raise as a download does."""
+        version, _ = self.resolve_signed(ref)
+        bundle = self.signature(version.ref, "attestation")
+        claim, predicate = open_training_bundle(bundle, trusted_keys(self._transport, self._trust, key_of_bundle(bundle)))
+        if (claim.adapter, claim.version, claim.manifest) != (version.adapter, version.version, version.manifest_digest):
+            raise SignatureInvalid("the attestation is of another version", path=version.ref, value=f"{claim.adapter}@{claim.version}")
+        return predicate
+
+    def lineage(self, ref: str) -> LineageView:
+        """Return where a version comes from, and what came of it."""
+        return self._get(f"{_version_path(ref)}/lineage", LineageView)
+
+    def compare(self, first: str, second: str) -> ComparisonView:
+        """Return how the second version differs from the first."""
+        return self._get(f"{_version_path(first)}/diff", ComparisonView, {"other": str(AdapterRef.parse(second))})
+
+    def evaluations(self, ref: str) -> EvaluationList:
+        """Return what was measured of a version."""
+        return self._get(f"{_version_path(ref)}/evaluations", EvaluationList)
+
+    def report_evaluation(self, ref: str, report: EvaluationReport) -> EvaluationView:
+        """Report what was measured of a version; again on the same data, the new value stands."""
+        call = Call(method="POST", path=f"{_version_path(ref)}/evaluations", headers=_JSON, content=json_body(report))
+        return self._transport.ask(call, EvaluationView)
+
+    def card(self, name: str) -> CardView:
+        """Return an adapter's card."""
+        return self._get(f"/adapters/{AdapterName.parse(name)}/card", CardView)
+
+    def edit_card(self, name: str, edit: CardEdit) -> CardView:
+        """Replace an adapter's card; raise :class:`InvalidInput` with all that is wrong with it, :class:`Conflict` where it has changed."""
+        call = Call(method="PUT", path=f"/adapters/{AdapterName.parse(name)}/card", headers=_JSON, content=json_body(edit))
+        return self._transport.ask(call, CardView)
+
+    def reset_card(self, name: str) -> None:
+        """Forget an adapter's edited card, so that the latest version's own is shown."""
+        self._transport.tell(Call(method="DELETE", path=f"/adapters/{AdapterName.parse(name)}/card"))
+
+    def loads_on(self, ref: str) -> EngineReport:
+        """Return which engines load a version, and how."""
+        return self._get(f"{_version_path(ref)}/engines", EngineReport)
+
+    def trusted_keys(self, wanted: str | None = None) -> dict[str, str]:
+        """Return the keys that are trusted for the service, PEM by id; where it is met for the first time, those that it shows.
+
+        ``wanted``: a key that may have taken over from one of them.
+        """
+        return trusted_keys(self._transport, self._trust, wanted)
+
+    @property
+    def server(self) -> str:
+        """URL of the service."""
+        return self._transport.server
+
+    def keys(self) -> KeySet:
+        """Return the public keys that the service shows, trusted or not."""
+        return fetch_keys(self._transport)
 
     # The service itself
 
@@ -221,3 +323,8 @@ class Client(AccessCalls):
 
 def _job_path(job_id: str) -> str:
     return f"/jobs/{quote(job_id, safe='')}"
+
+
+def _version_path(ref: str) -> str:
+    parsed = AdapterRef.parse(ref)
+    return f"/adapters/{parsed.adapter}/versions/{parsed.selector}"

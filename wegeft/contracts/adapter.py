@@ -257,6 +257,8 @@ class VersionView(BaseModel):
     """Bytes of all files."""
     visibility: Visibility = "public"
     """Of the adapter."""
+    signature: str | None = None
+    """The hub's signature, a Sigstore bundle as JSON text; only where one version is asked for, and None where the hub does not sign."""
 
     @property
     def ref(self) -> str:

@@ -30,6 +30,7 @@
     │       └── QuotaExceeded   the namespace has no room left
     ├── Broken
     │   ├── DigestMismatch      bytes are not what their name says
+    │   ├── SignatureInvalid · UntrustedKey   a version's signature does not hold, or is by a key that is not trusted
     │   ├── StorageFull · StorageUnavailable · DatabaseUnavailable
     │   ├── ServiceUnreachable · ServiceTimeout · PortTaken · StartFailed
     │   └── UnexpectedAnswer    a peer spoke another protocol
@@ -297,6 +298,18 @@ class DigestMismatch(Broken):
     """The bytes do not match their digest."""
 
     code, http_status, is_retryable = "digest_mismatch", 502, False
+
+
+class SignatureInvalid(Broken):
+    """The signature does not hold."""
+
+    code, http_status, is_retryable = "signature_invalid", 502, False
+
+
+class UntrustedKey(Broken):
+    """The signature is by a key that is not trusted."""
+
+    code, http_status, is_retryable = "untrusted_key", 502, False
 
 
 class StorageFull(Broken):
