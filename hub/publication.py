@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from hub.description import Description
 from wegeft.contracts.adapter import CONFIG_FILE, PUBLISHABLE_FILES, WEIGHTS_FILE, AdapterName, FileEntry, Manifest, make_manifest
 from wegeft.contracts.errors import InvalidInput, Problem, shorten
 
@@ -30,6 +31,8 @@ class Publication:
     """0 where the method has none."""
     created_by: str
     metrics: dict[str, float] = field(default_factory=dict)
+    description: Description = field(default_factory=Description)
+    """For whoever looks for it, as :func:`hub.description.describe` reads it from the files."""
 
     def __post_init__(self) -> None:
         if problems := list(_problems(self)):

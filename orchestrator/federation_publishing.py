@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hub.description import describe
 from hub.publication import Publication
 from hub.validate import check_version
 from orchestrator.aggregate import FederationState
@@ -70,6 +71,7 @@ def prepare_version(services: OrchestratorServices, job: FederatedJob, config: M
         rank=facts.rank,
         created_by=job.owner,
         metrics=metrics,
+        description=describe(services.store, files),
     )
 
 

@@ -7,6 +7,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from hub import catalog
+from hub.description import describe
 from hub.objects import ObjectStore
 from hub.publication import Publication
 from hub.validate import check_version
@@ -63,6 +64,7 @@ def publish_result(services: OrchestratorServices, lease: ledger.Lease, result: 
         rank=facts.rank,
         created_by=row.owner,
         metrics=result.metrics,
+        description=describe(services.store, result.files),
     )
     with writing(services.engine) as connection:
         try:

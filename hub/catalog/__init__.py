@@ -6,6 +6,7 @@ are consecutive on SQLite and on PostgreSQL. :mod:`hub.catalog.holds` says which
 """
 
 from hub.catalog.aliases import delete_alias, set_alias
+from hub.catalog.facets import count_facets
 from hub.catalog.holds import (
     Stock,
     arrive,
@@ -21,22 +22,29 @@ from hub.catalog.holds import (
     upload_of,
     version_of,
 )
+from hub.catalog.listings import unlist
 from hub.catalog.lookup import find_adapter, list_adapters, list_versions, resolve, resolve_commit
 from hub.catalog.publishing import publish
-from hub.catalog.search import AdapterFilter, Order
-from hub.catalog.tables import ADAPTERS, ALIASES, BLOBS, HOLDS, VERSIONS
+from hub.catalog.search import AdapterFilter, MetricBound, Order, check_cursor, parse_bound, problem_with
+from hub.catalog.tables import ADAPTERS, ALIASES, BLOBS, HOLDS, LISTING_METRICS, LISTING_TAGS, LISTINGS, VERSIONS
 
 __all__ = [
     "ADAPTERS",
     "ALIASES",
     "BLOBS",
     "HOLDS",
+    "LISTINGS",
+    "LISTING_METRICS",
+    "LISTING_TAGS",
     "VERSIONS",
     "AdapterFilter",
+    "MetricBound",
     "Order",
     "Stock",
     "arrive",
+    "check_cursor",
     "choose_leaving",
+    "count_facets",
     "delete_alias",
     "expect",
     "find_adapter",
@@ -47,12 +55,15 @@ __all__ = [
     "list_adapters",
     "list_unheld",
     "list_versions",
+    "parse_bound",
+    "problem_with",
     "publish",
     "resolve",
     "resolve_commit",
     "seize",
     "set_alias",
     "take_stock",
+    "unlist",
     "upload_of",
     "version_of",
 ]

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from hub.catalog.holds import hold, version_of
+from hub.catalog.listings import list_newest
 from hub.catalog.tables import ADAPTERS, VERSIONS, key_of, upsert
 from hub.publication import Publication
 from wegeft.contracts.adapter import AdapterName, digest_of
@@ -32,11 +33,13 @@ def publish(connection: Connection, publication: Publication, now: datetime) -> 
     _hold_files(connection, publication)
     number: int = adapter.next_number
     try:
-        connection.execute(insert(VERSIONS).values(adapter_id=adapter.id, number=number, **_version_row(publication, now)))
+        added = insert(VERSIONS).values(adapter_id=adapter.id, number=number, **_version_row(publication, now))
+        version_id = connection.execute(added.returning(VERSIONS.c.id)).scalar_one()
     except IntegrityError as error:
         raise Conflict("this source is being published to another adapter", path="source", value=publication.source) from error
     grown = {"latest_number": number, "next_number": number + 1, "updated_at": now}
     connection.execute(update(ADAPTERS).where(ADAPTERS.c.id == adapter.id).values(grown))
+    list_newest(connection, adapter.id, version_id, publication)
     return PublishedVersion(adapter=name, version=number)
 
 
