@@ -97,7 +97,7 @@ def is_wanted(name: str, row: dict[str, Any], wanted: catalog.AdapterFilter) -> 
             return False
     base = wanted.base_model
     return (
-        (wanted.namespace is None or name.split("/")[0].lower() == wanted.namespace.lower())
+        (wanted.namespace is None or name.split("/", maxsplit=1)[0].lower() == wanted.namespace.lower())
         and (base is None or row["base_model"] == base or row["base_model"].startswith(f"{base}@"))
         and all(getattr(wanted, key) in (None, row[key]) for key in ("method", "rank", "task", "licence"))
         and set(wanted.tags) <= set(row["tags"])
@@ -246,7 +246,7 @@ def test_words_are_the_same_everywhere() -> None:
 
 def test_a_description_is_read_from_the_files() -> None:
     store = MemoryStore()
-    card = "---\nlicense: apache-2.0\ntags: [Math, 3, math, 'a\\nb', code]\n---\n# Sums\n".encode()
+    card = b"---\nlicense: apache-2.0\ntags: [Math, 3, math, 'a\\nb', code]\n---\n# Sums\n"
     contents = {CARD_FILE: card, CONFIG_FILE: b'{"task_type": "CAUSAL_LM"}', JOB_FILE: b'{"task": "image_classification"}'}
 
     def told(**without: bytes | None) -> Description:
