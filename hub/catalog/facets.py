@@ -23,7 +23,7 @@ def count_facets(connection: Connection, wanted: AdapterFilter, at_most: int = C
     query = select(*columns).select_from(listed).where(*selected.conditions).order_by(selected.newness.desc()).limit(at_most + 1)
     found = query.cte("found")
     counted = select(found).order_by(found.c.version_id.desc()).limit(at_most).cte("counted")
-    parts: list[Select[tuple[str, str, int]]] = [_counts(name, counted.c[column]) for name, column in _COLUMNS.items()]
+    parts: list[Select[str, str, int]] = [_counts(name, counted.c[column]) for name, column in _COLUMNS.items()]
     tagged = select(literal("tag").label("facet"), LISTING_TAGS.c.tag.label("value"), func.count().label("number"))
     parts.append(tagged.join(counted, counted.c.version_id == LISTING_TAGS.c.version_id).group_by(LISTING_TAGS.c.tag))
     parts.append(select(literal("").label("facet"), literal("").label("value"), func.count().label("number")).select_from(found))
@@ -38,7 +38,7 @@ def count_facets(connection: Connection, wanted: AdapterFilter, at_most: int = C
     return AdapterFacets(counted=min(total, at_most), is_complete=total <= at_most, facets=ranked)
 
 
-def _counts(name: str, column: ColumnElement[object]) -> Select[tuple[str, str, int]]:
+def _counts(name: str, column: ColumnElement[object]) -> Select[str, str, int]:
     value = cast(column, String).label("value")
     return select(literal(name).label("facet"), value, func.count().label("number")).group_by(column)
 

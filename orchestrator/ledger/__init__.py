@@ -34,7 +34,7 @@ from orchestrator.ledger.blobs import (
     renew_delivered,
 )
 from orchestrator.ledger.jobs import JobFilter, NewJob, add, cancel, count_by_state, count_live, find, find_same, list_jobs
-from orchestrator.ledger.log import read_events, read_metric
+from orchestrator.ledger.log import read_events, read_metric, read_tail
 
 __all__ = [
     "Claimed",
@@ -66,6 +66,7 @@ __all__ = [
     "note_blob",
     "read_events",
     "read_metric",
+    "read_tail",
     "record_events",
     "record_failure",
     "renew",

@@ -106,6 +106,7 @@ class JobFilter:
     state: JobState | None = None
     labels: tuple[tuple[str, str], ...] = field(default=())
     """All of which a job must have."""
+    is_federated: bool | None = None
 
 
 def list_jobs(connection: Connection, wanted: JobFilter, limit: int, after: str | None, now: datetime) -> JobPage:
@@ -113,6 +114,8 @@ def list_jobs(connection: Connection, wanted: JobFilter, limit: int, after: str 
     query = select(JOBS).order_by(JOBS.c.id.desc()).limit(limit + 1)
     if wanted.state is not None:
         query = query.where(JOBS.c.state == wanted.state.value)
+    if wanted.is_federated is not None:
+        query = query.where(JOBS.c.is_federated.is_(wanted.is_federated))
     for key, value in wanted.labels:
         query = query.where(exists().where(JOB_LABELS.c.job_id == JOBS.c.id, JOB_LABELS.c.key == key, JOB_LABELS.c.value == value))
     if after is not None:
