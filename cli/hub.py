@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import rich_click as click
 
@@ -14,13 +14,12 @@ from cli.base_models import unpin
 from cli.cards import card
 from cli.connection import connect
 from cli.evaluations import diff, evaluations
-from cli.options import example, json_option
+from cli.options import example, json_option, wanted_options
 from cli.output import note, print_fields, print_json, print_table, say, show_age, show_bytes, show_time
 from cli.provenance import lineage, signature, trust, verify
 from cli.visibility import SEEN_BY, visibility
-from wegeft.contracts.adapter import AdapterRef, AdapterView, VersionView
+from wegeft.contracts.adapter import AdapterPage, AdapterRef, AdapterView, VersionView
 from wegeft.contracts.errors import InvalidSetting
-from wegeft.contracts.methods import Method
 from wegeft.contracts.provenance import EvaluationView
 
 if TYPE_CHECKING:
@@ -35,20 +34,28 @@ def adapters() -> None:
     """
 
 
-@adapters.command("ls", epilog=example("wgctl adapters ls"))
-@click.option("-n", "--limit", type=click.IntRange(1, 100), default=50, show_default=True, help="Adapters to show at most, by name.")
-@click.option("--after", metavar="CURSOR", help="Go on behind an earlier page: its next_cursor.")
-@click.option(
-    "--method",
-    type=click.Choice([method.value for method in Method]),
-    metavar="METHOD",
-    help="Only adapters of this method, for example wegeft or lora.",
-)
+@adapters.command("ls", epilog=example("wgctl adapters ls --method wegeft --tag math --order updated"))
+@wanted_options
 @json_option
-def list_adapters(limit: int, after: str | None, method: str | None, is_json: bool) -> None:
-    """List adapters, by name."""
+def list_adapters(limit: int, after: str | None, is_json: bool, **wanted: Any) -> None:
+    """List adapters, by name; options narrow the list to those whose newest version is as they say."""
     with connect() as client:
-        page = client.adapters(limit=limit, after=after, method=method)
+        page = client.adapters(limit=limit, after=after, **wanted)
+    _print_page(page, is_json=is_json)
+
+
+@adapters.command("search", epilog=example("wgctl adapters search qwen math\nwgctl adapters search sums --metric 'eval_loss<=0.5'"))
+@click.argument("words", nargs=-1, required=True)
+@wanted_options
+@json_option
+def search(words: tuple[str, ...], limit: int, after: str | None, is_json: bool, **wanted: Any) -> None:
+    """Find adapters by words: each begins a word of their names, base model, tags or card."""
+    with connect() as client:
+        page = client.adapters(limit=limit, after=after, search=" ".join(words), **wanted)
+    _print_page(page, is_json=is_json)
+
+
+def _print_page(page: AdapterPage, *, is_json: bool) -> None:
     if is_json:
         print_json(page)
         return

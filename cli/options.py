@@ -12,6 +12,7 @@ import rich_click as click
 
 from wegeft.contracts.errors import InvalidSetting
 from wegeft.contracts.job import seconds_of
+from wegeft.contracts.methods import Method
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -31,6 +32,39 @@ def override_option(command: Command) -> Command:
 def job_file_argument(command: Command) -> Command:
     """Add the job file as an argument, ``-`` being standard input; the command receives it as ``job_file``."""
     return click.argument("job_file", type=click.Path(path_type=Path, allow_dash=True))(command)
+
+
+def wanted_options(command: Command) -> Command:
+    """Give a command the options that say which adapters to list, under the names that the service takes."""
+    several = {"multiple": True}
+    options: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("--namespace", {"metavar": "NAME", "help": "Only adapters of this namespace."}),
+        ("--base-model", {"metavar": "MODEL", "help": "Only adapters of this base model; with @ and its revision, of exactly that."}),
+        (
+            "--method",
+            {"type": click.Choice([method.value for method in Method]), "metavar": "METHOD", "help": "For example wegeft or lora."},
+        ),
+        ("--rank", {"type": click.IntRange(1), "metavar": "NUMBER", "help": "Only adapters of this rank."}),
+        ("--task", {"metavar": "TASK", "help": "For example causal_lm or sequence_classification."}),
+        ("--licence", {"metavar": "NAME", "help": "As the card says, for example apache-2.0."}),
+        ("--tag", {"metavar": "TAG", **several, "help": "A tag of the card; again for more, all of which it must have."}),
+        ("--metric", {"metavar": "BOUND", **several, "help": "A bound such as 'eval_loss<=0.5'; again for more."}),
+        (
+            "--order",
+            {
+                "type": click.Choice(["name", "updated", "created", "size"]),
+                "default": "name",
+                "show_default": True,
+                "help": "By name; the last published to, the last made, or the largest first.",
+            },
+        ),
+        ("--limit", {"type": click.IntRange(1, 100), "default": 50, "show_default": True, "help": "Adapters to show at most."}),
+        ("--after", {"metavar": "CURSOR", "help": "Go on behind an earlier page: its next_cursor."}),
+    )
+    for name, settings in reversed(options):
+        names = ("-n", name) if name == "--limit" else (name,)
+        command = click.option(*names, **settings)(command)
+    return command
 
 
 def parse_duration(text: str, option: str) -> timedelta:

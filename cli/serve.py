@@ -299,8 +299,9 @@ def _open_store(settings: Settings) -> ObjectStore:
 
 
 def _make_app(parts: _Parts, only: Part | None, server: str) -> FastAPI:
+    from cli.pages import make_frame, make_pages
     from infra.gate import Gate, loopback_hosts
-    from infra.http import create_app
+    from infra.http import create_app, show_errors
     from infra.known_tokens import KnownTokens
     from orchestrator.attempts_api import check_attempt
 
@@ -309,14 +310,17 @@ def _make_app(parts: _Parts, only: Part | None, server: str) -> FastAPI:
         knows=KnownTokens(parts.engine, now, check_attempt if only != "hub" else None),
     )
     checks = {"database": lambda: _check_database(parts.engine), "store": lambda: _check_store(parts.store)}
-    return create_app(
-        _routers(parts, only),
+    frame = make_frame(now, only)
+    app = create_app(
+        [*_routers(parts, only), *make_pages(frame, only)],
         title="WeGeFT hub",
         version=version("wegeft-hub"),
         checks=checks,
         registry=_with_gauges(parts, only),
         gate=gate,
     )
+    show_errors(app, frame.error_page)
+    return app
 
 
 def _with_gauges(parts: _Parts, only: Part | None) -> CollectorRegistry:

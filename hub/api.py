@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from hub import access_api, catalog, hf_api, provenance, provenance_api
+from hub.adapter_query import AdapterQuery, FilterQuery
 from hub.collection import Collector
 from hub.intake import check_kept
 from hub.services import HubServices
@@ -14,6 +15,7 @@ from infra.bodies import streams_body
 from infra.database import reading, writing
 from infra.http import API_PREFIX
 from wegeft.contracts.adapter import (
+    AdapterFacets,
     AdapterName,
     AdapterPage,
     AdapterRef,
@@ -65,19 +67,6 @@ def _adapter_name(namespace: str, name: str) -> AdapterName:
 Name = Annotated[AdapterName, Depends(_adapter_name)]
 
 
-def _adapter_filter(
-    search: Annotated[str | None, Query(description="Words, each in the adapter's name or its base model's.")] = None,
-    namespace: Annotated[str | None, Query(description="The part of the name before the slash.")] = None,
-    base_model: Annotated[str | None, Query(description="With or without the pinned revision after '@'.")] = None,
-    method: Annotated[str | None, Query(description="For example `wegeft`.")] = None,
-    rank: Annotated[int | None, Query(ge=1, lt=2**31)] = None,
-) -> catalog.AdapterFilter:
-    return catalog.AdapterFilter(search=search, namespace=namespace, base_model=base_model, method=method, rank=rank)
-
-
-Wanted = Annotated[catalog.AdapterFilter, Depends(_adapter_filter)]
-
-
 def _blob_router(services: HubServices, guard: Guard) -> APIRouter:
     router = APIRouter(prefix="/blobs", tags=["blobs"])
     intake = services.intake
@@ -123,12 +112,15 @@ def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
     router = APIRouter(prefix="/adapters", tags=["adapters"], dependencies=[Depends(reads)])
     Reader = Annotated[Principal, Depends(reads)]
 
-    @router.get("", summary="Adapters, by name or the last published to first")
-    def list_adapters(
-        caller: Reader, wanted: Wanted, limit: Limit = 50, after: Cursor = None, order: catalog.Order = "name"
-    ) -> AdapterPage:
+    @router.get("", summary="Adapters that a filter selects, page by page")
+    def list_adapters(caller: Reader, query: Annotated[AdapterQuery, Query()]) -> AdapterPage:
         with reading(services.engine) as connection:
-            return catalog.list_adapters(connection, limit, after, wanted=wanted, order=order, reader=caller)
+            return catalog.list_adapters(connection, query.limit, query.after, wanted=query.wanted, order=query.order, reader=caller)
+
+    @router.get("/facets", summary="What the adapters that a filter selects are, counted; of very many the last published")
+    def get_facets(caller: Reader, query: Annotated[FilterQuery, Query()]) -> AdapterFacets:
+        with reading(services.engine) as connection:
+            return catalog.count_facets(connection, query.wanted, reader=caller)
 
     @router.get("/{namespace}/{name}", summary="An adapter")
     def get_adapter(adapter: Name) -> AdapterView:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from hub.description import Description
 from wegeft.contracts.adapter import (
     CONFIG_FILE,
     PUBLISHABLE_FILES,
@@ -47,6 +48,8 @@ class Publication:
     """Digests of the weights that training began with, where it did not begin afresh."""
     edited: str | None = None
     """Source of the version that this one changes files of."""
+    description: Description = field(default_factory=Description)
+    """For whoever looks for it, as :func:`hub.description.describe` reads it from the files."""
 
     def __post_init__(self) -> None:
         if problems := list(_problems(self)):

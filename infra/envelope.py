@@ -6,12 +6,14 @@ import asyncio
 import json
 import re
 import secrets
+from collections.abc import Callable
 from time import perf_counter
 from urllib.parse import quote
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.bodies import LimitedBody
@@ -19,6 +21,9 @@ from infra.calling import calling
 from infra.gate import Gate
 from wegeft.contracts.errors import Broken, ErrorBody, InvalidRequest, WegeftError, shorten
 from wegeft.contracts.trace import HEADER, TraceContext, parse_trace
+
+ErrorPage = Callable[[Scope, ErrorBody], Response | None]
+"""Gives what shows an error to a browser; None where the caller is none, and gets it as RFC 9457 has it."""
 
 REQUEST_ID = "wegeft.request_id"
 """Where in the ASGI scope the request's id is."""
@@ -70,6 +75,12 @@ def template_of(scope: Scope) -> str:
         if start >= 0:
             path, end = f"{path[: start + 1]}{{{name}}}{path[start + 1 + len(str(value)) :]}", start
     return path
+
+
+def page_of(scope: Scope, body: ErrorBody) -> Response | None:
+    """Return what shows an error to a browser, where the application has pages and the caller is one."""
+    make_page: ErrorPage | None = getattr(scope["app"].state, "error_page", None)
+    return make_page(scope, body) if make_page else None
 
 
 def problem_bytes(body: ErrorBody) -> bytes:
@@ -171,12 +182,20 @@ class _Exchange:
         await self._send_problem(error.body(self._request_id))
 
     async def _send_problem(self, body: ErrorBody) -> None:
+        page = page_of(self._scope, body)
+        if page is not None:
+            await page(self._scope, _nothing_more, self._send_wrapped)
+            return
         content = problem_bytes(body)
         headers = [(b"content-type", PROBLEM_MEDIA_TYPE.encode()), (b"content-length", str(len(content)).encode())]
         if body.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         await self._send_wrapped({"type": "http.response.start", "status": body.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": content})
+
+
+async def _nothing_more() -> Message:
+    return {"type": "http.disconnect"}
 
 
 def _unless_expected(error: Exception) -> Exception | None:

@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from infra.envelope import PROBLEM_MEDIA_TYPE, REQUEST_ID, Envelope, Meter, problem_bytes
+from infra.envelope import PROBLEM_MEDIA_TYPE, REQUEST_ID, Envelope, ErrorPage, Meter, page_of, problem_bytes
 from infra.gate import PREFIX, Gate
 from wegeft.contracts.errors import Broken, ErrorBody, InvalidRequest, NotFound, Problem, WegeftError, shorten
 
@@ -58,10 +58,15 @@ def create_app(
     app.add_exception_handler(WegeftError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_validation)
     app.add_exception_handler(HTTPException, _answer_http)
-    for router in routers:
+    # First, so that no page of a namespace stands in their way.
+    for router in (_plain_router(version, checks or {}, metrics), *routers):
         app.include_router(router)
-    app.include_router(_plain_router(version, checks or {}, metrics))
     return app
+
+
+def show_errors(app: FastAPI, page: ErrorPage) -> None:
+    """Let browsers see errors as pages; everybody else gets them as before."""
+    app.state.error_page = page
 
 
 def _error_schema() -> dict[str, object]:
@@ -86,7 +91,14 @@ def problem_response(error: WegeftError, request: Request, status: int | None = 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, WegeftError)  # noqa: S101 - registered for this class only
-    return problem_response(error, request)
+    return _shown(error, request)
+
+
+def _shown(error: WegeftError, request: Request, status: int | None = None) -> Response:
+    """Return the answer that tells ``error`` to a program, or shows it to a person."""
+    body = error.body(request.scope.get(REQUEST_ID))
+    page = page_of(request.scope, body if status is None else body.model_copy(update={"status": status}))
+    return problem_response(error, request, status) if page is None else page
 
 
 async def _answer_validation(request: Request, error: Exception) -> Response:
@@ -115,7 +127,7 @@ async def _answer_http(request: Request, error: Exception) -> Response:
         raise cause
     kind = NotFound if error.status_code == 404 else InvalidRequest
     message = "there is nothing at this address" if error.status_code == 404 else str(error.detail)
-    answer = problem_response(kind(message, path="path", value=request.url.path), request, error.status_code)
+    answer = _shown(kind(message, path="path", value=request.url.path), request, error.status_code)
     answer.headers.update(error.headers or {})
     return answer
 

@@ -87,10 +87,12 @@ def _jobs_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
         caller: Annotated[Principal, Depends(reader)],
         state: JobState | None = None,
         label: Annotated[list[str] | None, Query(description="key=value; a job must have all that are given")] = None,
+        federated: Annotated[bool | None, Query(description="Only federated jobs, or only others")] = None,
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
         after: Annotated[str | None, Query(description="next_cursor of the page before")] = None,
     ) -> JobPage:
-        wanted = ledger.JobFilter(state=state, labels=tuple(_parse_label(text) for text in label or []), reader=caller)
+        labels = tuple(_parse_label(text) for text in label or [])
+        wanted = ledger.JobFilter(state=state, labels=labels, is_federated=federated, reader=caller)
         with reading(services.engine) as connection:
             return ledger.list_jobs(connection, wanted, limit, _check_cursor(after), services.clock())
 
@@ -161,14 +163,23 @@ def _log_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
         with reading(services.engine) as connection:
             return ledger.read_events(connection, check_job_id(job_id), after, limit)
 
-    @router.get("/jobs/{job_id}/events", summary="A job's log from a number on; waits for more where asked")
+    def read_last(job_id: str, count: int) -> EventPage:
+        with reading(services.engine) as connection:
+            return ledger.read_tail(connection, check_job_id(job_id), count)
+
+    @router.get("/jobs/{job_id}/events", summary="A job's log from a number on, or its end; waits for more where asked")
     async def get_events(
         request: Request,
         job_id: JobId,
         after: Annotated[int, Query(ge=0, le=_LAST_NUMBER)] = 0,
         limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = 500,
         wait_seconds: Annotated[float, Query(ge=0, le=LONGEST_WAIT_SECONDS)] = 0,
+        last: Annotated[
+            int | None, Query(ge=1, le=MAX_EVENTS, description="The last events, so many; the others do not count then")
+        ] = None,
     ) -> EventPage:
+        if last is not None:
+            return await run_in_threadpool(read_last, job_id, last)
         # Between two looks no thread and no connection to the database is held, so that many readers can wait.
         page = await run_in_threadpool(read, job_id, after, limit)
         with anyio.move_on_after(wait_seconds):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hub.description import describe
 from hub.publication import Publication
 from hub.validate import check_version
 from orchestrator.aggregate import FederationState
@@ -73,6 +74,7 @@ def prepare_version(services: OrchestratorServices, job: FederatedJob, config: M
         metrics=metrics,
         visibility=job.spec.output.visibility,
         started_from=(job.section.start.weights,) if result.record.round == 1 and job.section.start else (),
+        description=describe(services.store, files),
     )
 
 

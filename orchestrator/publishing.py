@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Connection
 
 from hub import catalog
+from hub.description import describe
 from hub.objects import ObjectStore
 from hub.publication import Publication
 from hub.validate import check_version
@@ -63,6 +64,7 @@ def publish_result(services: OrchestratorServices, lease: ledger.Lease, result: 
         metrics=result.metrics,
         visibility=spec.output.visibility,
         measured_on=_measured_on(spec),
+        description=describe(services.store, result.files),
     )
     with writing(services.engine) as connection:
         try:

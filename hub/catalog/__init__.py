@@ -8,6 +8,7 @@ are consecutive on SQLite and on PostgreSQL. :mod:`hub.catalog.holds` says which
 from hub.catalog.aliases import delete_alias, set_alias
 from hub.catalog.card_rows import drop_card, find_card, lock_adapter_id, put_card
 from hub.catalog.evaluations import list_evaluations, report_evaluation
+from hub.catalog.facets import count_facets
 from hub.catalog.holds import (
     Stock,
     arrive,
@@ -24,14 +25,27 @@ from hub.catalog.holds import (
     version_of,
 )
 from hub.catalog.lineage import find_relatives
+from hub.catalog.listings import unlist
 from hub.catalog.lookup import find_adapter, list_adapters, list_versions, resolve, resolve_commit
 from hub.catalog.namespaces import SHARED, claim, is_owned, namespaces_of, starts_private
 from hub.catalog.provenance_tables import CARDS, EVALUATIONS, LINEAGE, SIGNATURES, SIGNING_KEYS
 from hub.catalog.publishing import publish
 from hub.catalog.quotas import check_room
-from hub.catalog.search import AdapterFilter, Order
+from hub.catalog.search import AdapterFilter, MetricBound, Order, check_cursor, parse_bound, problem_with
 from hub.catalog.signatures import add_signature, find_signature, find_version_id, list_keys, register_keys
-from hub.catalog.tables import ADAPTERS, ALIASES, BLOBS, HOLDS, MEMBERS, NAMESPACES, QUOTAS, VERSIONS
+from hub.catalog.tables import (
+    ADAPTERS,
+    ALIASES,
+    BLOBS,
+    HOLDS,
+    LISTING_METRICS,
+    LISTING_TAGS,
+    LISTINGS,
+    MEMBERS,
+    NAMESPACES,
+    QUOTAS,
+    VERSIONS,
+)
 from hub.catalog.visibility import check_path, check_publisher, require_right, right_of, seen_by, set_visibility
 
 __all__ = [
@@ -42,6 +56,9 @@ __all__ = [
     "EVALUATIONS",
     "HOLDS",
     "LINEAGE",
+    "LISTINGS",
+    "LISTING_METRICS",
+    "LISTING_TAGS",
     "MEMBERS",
     "NAMESPACES",
     "QUOTAS",
@@ -50,15 +67,18 @@ __all__ = [
     "SIGNING_KEYS",
     "VERSIONS",
     "AdapterFilter",
+    "MetricBound",
     "Order",
     "Stock",
     "add_signature",
     "arrive",
+    "check_cursor",
     "check_path",
     "check_publisher",
     "check_room",
     "choose_leaving",
     "claim",
+    "count_facets",
     "delete_alias",
     "drop_card",
     "expect",
@@ -79,6 +99,8 @@ __all__ = [
     "list_versions",
     "lock_adapter_id",
     "namespaces_of",
+    "parse_bound",
+    "problem_with",
     "publish",
     "put_card",
     "register_keys",
@@ -93,6 +115,7 @@ __all__ = [
     "set_visibility",
     "starts_private",
     "take_stock",
+    "unlist",
     "upload_of",
     "version_of",
 ]

@@ -32,4 +32,4 @@ def _fits(position: list[object], kinds: tuple[type, ...]) -> bool:
 
 def _is_storable(item: object) -> bool:
     """Whether a database can compare with it: PostgreSQL has no NUL, and its integers end."""
-    return item.isprintable() if isinstance(item, str) else isinstance(item, int) and 0 <= item < 2**31
+    return item.isprintable() if isinstance(item, str) else isinstance(item, int) and 0 <= item < 2**63

@@ -5,26 +5,27 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, select
+from sqlalchemy import Connection, Row, Select, join, select
 
 from hub.catalog.cursors import make_cursor, read_cursor
-from hub.catalog.search import AdapterFilter, Order, behind, conditions, cursor_at, ordering
-from hub.catalog.tables import ADAPTERS, ALIASES, VERSIONS, key_of
+from hub.catalog.search import AdapterFilter, Order, behind, cursor_at, ordering, select_listings
+from hub.catalog.tables import ADAPTERS, ALIASES, LISTING_TAGS, LISTINGS, VERSIONS, key_of
 from hub.catalog.visibility import seen_by
 from infra.principals import Principal
 from wegeft.contracts.adapter import LATEST, AdapterName, AdapterPage, AdapterRef, AdapterView, Manifest, VersionPage, VersionView
 from wegeft.contracts.errors import AdapterNotFound, AliasNotFound, VersionNotFound
 
 _VERSIONS_LIST = "versions"
-_LATEST_VERSION = (VERSIONS.c.adapter_id == ADAPTERS.c.id) & (VERSIONS.c.number == ADAPTERS.c.latest_number)
+_LISTED = tuple(LISTINGS.c[name] for name in ("version_id", "base_model", "method", "rank", "task", "licence", "size"))
 
 
 def find_adapter(connection: Connection, adapter: AdapterName) -> AdapterView:
     """Return the adapter, whatever the case of its name; raise :class:`AdapterNotFound`."""
-    row = connection.execute(_adapters().where(ADAPTERS.c.key == key_of(adapter))).one_or_none()
+    listed = select(*ADAPTERS.c, *_LISTED).join(LISTINGS, LISTINGS.c.adapter_id == ADAPTERS.c.id)
+    row = connection.execute(listed.where(ADAPTERS.c.key == key_of(adapter))).one_or_none()
     if row is None:
         raise AdapterNotFound(path="adapter", value=str(adapter))
-    return _adapter_view(row, _aliases_of(connection, [row.id]))
+    return _adapter_view(row, _aliases_of(connection, [row.id]), _tags_of(connection, [row.version_id]))
 
 
 def list_adapters(
@@ -40,22 +41,20 @@ def list_adapters(
 
     Raises :class:`InvalidRequest` for a foreign cursor.
     """
-    seen = (seen_by(connection, reader), *conditions(wanted or AdapterFilter()))
-    query = _adapters().where(*seen).order_by(*ordering(order)).limit(limit + 1)
+    selected = select_listings(connection, wanted or AdapterFilter())
+    listed = join(selected.source, ADAPTERS, ADAPTERS.c.id == LISTINGS.c.adapter_id)
+    query = select(*ADAPTERS.c, *_LISTED).select_from(listed).where(seen_by(connection, reader), *selected.conditions)
     if after is not None:
-        query = query.where(behind(order, after))
+        query = query.where(behind(order, after, selected))
+    query = query.order_by(*ordering(order, selected)).limit(limit + 1)
     rows = connection.execute(query).all()
-    aliases = _aliases_of(connection, [row.id for row in rows[:limit]])
-    views = tuple(_adapter_view(row, aliases) for row in rows[:limit])
-    return AdapterPage(adapters=views, next_cursor=cursor_at(order, rows[limit - 1]) if len(rows) > limit else None)
+    page = rows[:limit]
+    aliases, tags = _aliases_of(connection, [row.id for row in page]), _tags_of(connection, [row.version_id for row in page])
+    views = tuple(_adapter_view(row, aliases, tags) for row in page)
+    return AdapterPage(adapters=views, next_cursor=cursor_at(order, page[-1]) if len(rows) > limit else None)
 
 
-def _adapters() -> Select[Any]:
-    shown = (VERSIONS.c.base_model, VERSIONS.c.method, VERSIONS.c.rank, VERSIONS.c.size)
-    return select(*ADAPTERS.c, *shown).join(VERSIONS, _LATEST_VERSION)
-
-
-def _adapter_view(row: Row[Any], aliases: dict[int, dict[str, int]]) -> AdapterView:
+def _adapter_view(row: Row[Any], aliases: dict[int, dict[str, int]], tags: dict[int, list[str]]) -> AdapterView:
     return AdapterView(
         adapter=f"{row.namespace}/{row.name}",
         latest_version=row.latest_number,
@@ -63,6 +62,9 @@ def _adapter_view(row: Row[Any], aliases: dict[int, dict[str, int]]) -> AdapterV
         base_model=row.base_model,
         method=row.method,
         rank=row.rank,
+        task=row.task or None,
+        licence=row.licence or None,
+        tags=tuple(sorted(tags[row.version_id])),
         created_at=row.created_at,
         updated_at=row.updated_at,
         size=row.size,
@@ -148,4 +150,12 @@ def _aliases_of(connection: Connection, adapter_ids: list[int]) -> dict[int, dic
     found: dict[int, dict[str, int]] = defaultdict(dict)
     for row in connection.execute(select(ALIASES).where(ALIASES.c.adapter_id.in_(adapter_ids))):
         found[row.adapter_id][row.alias] = row.number
+    return found
+
+
+def _tags_of(connection: Connection, version_ids: list[int]) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = defaultdict(list)
+    query = select(LISTING_TAGS.c.version_id, LISTING_TAGS.c.tag).where(LISTING_TAGS.c.version_id.in_(version_ids))
+    for row in connection.execute(query):
+        found[row.version_id].append(row.tag)
     return found

@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from hub.catalog.evaluations import Measured, record_measured
 from hub.catalog.holds import hold, version_of
 from hub.catalog.lineage import record_parents
+from hub.catalog.listings import list_newest
 from hub.catalog.namespaces import starts_private
 from hub.catalog.quotas import enforce
 from hub.catalog.signatures import add_signature
@@ -49,6 +50,7 @@ def publish(connection: Connection, publication: Publication, now: datetime, sig
     grown = {"latest_number": number, "next_number": number + 1, "updated_at": now}
     connection.execute(update(ADAPTERS).where(ADAPTERS.c.id == adapter.id).values(grown))
     enforce(connection, adapter.namespace)
+    list_newest(connection, adapter.id, version_id, publication)
     published = PublishedVersion(adapter=name, version=number)
     measured = Measured(metrics=publication.metrics, by=publication.created_by, dataset_digest=publication.measured_on)
     record_measured(connection, version_id, measured, now)

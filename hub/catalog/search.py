@@ -2,22 +2,55 @@
 
 from __future__ import annotations
 
+import math
+import operator
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Literal, assert_never
+from dataclasses import dataclass, fields
+from typing import Any, Literal, assert_never
 
-from sqlalchemy import ColumnElement, Row, UnaryExpression, and_, func, or_
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, and_, cast, exists, false, or_
+from sqlalchemy.dialects.postgresql import TSQUERY
 
 from hub.catalog.cursors import Position, make_cursor, read_cursor
-from hub.catalog.tables import ADAPTERS, VERSIONS
+from hub.catalog.tables import LISTING_METRICS, LISTING_TAGS, LISTING_WORDS, LISTINGS, MAX_BASE_NAME
+from hub.catalog.words import read_search
 from wegeft.contracts.errors import InvalidRequest, Problem, shorten
 
-Order = Literal["name", "updated"]
-"""By name, or the last published to first."""
+Order = Literal["name", "updated", "created", "size"]
+"""By name; the last published to, the last made, or the largest first."""
 
 MAX_WORDS = 8
+MAX_TAGS = 8
+MAX_BOUNDS = 8
 _MAX_TEXT = 4200
+_MAX_SEARCHED = 24
+"""Words of a search after what stands together without spaces is taken apart."""
+_BOUND = re.compile(r"(?P<name>[^<>=]{1,100}?)\s*(?P<sign><=|>=|<|>)\s*(?P<value>[+-]?[0-9.eE+-]{1,40})\Z")
+_SIGNS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricBound:
+    """What a metric of the newest version must be; a version without the metric is not listed."""
+
+    name: str
+    sign: Literal["<=", ">=", "<", ">"]
+    value: float
+
+
+def parse_bound(text: str) -> MetricBound:
+    """Return the bound that a text such as ``eval_loss<=0.5`` says; raise :class:`InvalidRequest` where it says none."""
+    match = _BOUND.match(text) if text.isprintable() else None
+    try:
+        value = float(match["value"]) if match else math.nan
+    except ValueError:
+        value = math.nan
+    if match is None or not math.isfinite(value):
+        hint = "a name, one of <= >= < >, and a number, as in eval_loss<=0.5"
+        raise InvalidRequest("not a bound of a metric", path="metric", value=shorten(ascii(text)), hint=hint)
+    sign: Any = match["sign"]
+    return MetricBound(name=match["name"].strip(), sign=sign, value=value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,83 +58,171 @@ class AdapterFilter:
     """What the newest version of every listed adapter must be; None leaves it open."""
 
     search: str | None = None
-    """Words, each somewhere in the adapter's name or its base model's, in any case."""
+    """Words, each at the beginning of a word of its names, tags, task, licence or card, in any case."""
     namespace: str | None = None
     base_model: str | None = None
     """As published, with or without the pinned revision after ``@``."""
     method: str | None = None
     rank: int | None = None
+    task: str | None = None
+    licence: str | None = None
+    tags: tuple[str, ...] = ()
+    """All of which it must have, in any case."""
+    metrics: tuple[MetricBound, ...] = ()
 
     def __post_init__(self) -> None:
-        texts = {"search": self.search, "namespace": self.namespace, "base_model": self.base_model, "method": self.method}
-        problems = [
-            Problem(
-                path=name, message="not a printable text of a fitting length", value=shorten(ascii(text)), hint=f"at most {_MAX_TEXT} long"
-            )
-            for name, text in texts.items()
-            if text is not None and not (text.isprintable() and len(text) <= _MAX_TEXT)
-        ]
-        if len(self.words) > MAX_WORDS:
-            problems.append(Problem(path="search", message="too many words", hint=f"at most {MAX_WORDS}"))
+        problems = [problem for field in fields(self) if (problem := problem_with(field.name, getattr(self, field.name)))]
         if problems:
             raise InvalidRequest("the list cannot be filtered so", problems=problems)
 
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The words searched for, in lower case."""
-        return tuple((self.search or "").lower().split())
+
+def problem_with(name: str, value: object) -> Problem | None:
+    """Return what is wrong with one part of a filter, by its name in :class:`AdapterFilter`."""
+    match name, value:
+        case "tags" | "metrics", tuple():
+            most = MAX_TAGS if name == "tags" else MAX_BOUNDS
+            if len(value) > most:
+                return Problem(path=name, message=f"too many {name}", value=str(len(value)), hint=f"at most {most}")
+            return next((problem for text in value if isinstance(text, str) and (problem := _text_problem(name, text))), None)
+        case _, str(text):
+            return _text_problem(name, text) or (_search_problem(text) if name == "search" else None)
+        case _:
+            return None
 
 
-def conditions(wanted: AdapterFilter) -> Iterator[ColumnElement[bool]]:
-    """Yield what must hold for an adapter and its newest version."""
-    base_model = VERSIONS.c.base_model
-    for word in wanted.words:
-        yield or_(ADAPTERS.c.key.contains(word, autoescape=True), func.lower(base_model).contains(word, autoescape=True))
+def _text_problem(name: str, text: str) -> Problem | None:
+    if text.isprintable() and len(text) <= _MAX_TEXT:
+        return None
+    hint = f"at most {_MAX_TEXT} long"
+    return Problem(path=name, message="not a printable text of a fitting length", value=shorten(ascii(text)), hint=hint)
+
+
+def _search_problem(text: str) -> Problem | None:
+    wording = read_search(text)
+    if len(text.split()) <= MAX_WORDS and (wording is None or len(wording) <= _MAX_SEARCHED):
+        return None
+    return Problem(path="search", message="too many words", hint=f"at most {MAX_WORDS}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selected:
+    """The listings that a filter selects, as a query is made of them."""
+
+    source: FromClause
+    conditions: tuple[ColumnElement[bool], ...]
+    newness: ColumnElement[int]
+    """Grows with the moment of publishing; read from the index that finds the listings, where it has it."""
+    key: ColumnElement[str]
+
+
+def select_listings(connection: Connection, wanted: AdapterFilter) -> Selected:
+    """Return the listings that a filter selects."""
+    source: FromClause = LISTINGS
+    newness: ColumnElement[int] = LISTINGS.c.version_id
+    key: ColumnElement[str] = LISTINGS.c.key
+    found, tags = list(_word_conditions(connection, wanted)), [tag.lower() for tag in wanted.tags]
+    if found and connection.dialect.name == "sqlite":
+        # The full-text index comes first: it gives what it finds in the order of publishing, and page by page.
+        source = LISTING_WORDS.join(LISTINGS, LISTINGS.c.version_id == LISTING_WORDS.c.rowid)
+        newness = LISTING_WORDS.c.rowid
+    elif tags:
+        source = LISTING_TAGS.join(LISTINGS, LISTINGS.c.version_id == LISTING_TAGS.c.version_id)
+        newness, key = LISTING_TAGS.c.version_id, LISTING_TAGS.c.key
+        found.append(LISTING_TAGS.c.tag == tags.pop(0))
+    for tag in tags:
+        other = LISTING_TAGS.alias()
+        found.append(exists().where(other.c.version_id == LISTINGS.c.version_id, other.c.tag == tag))
+    return Selected(source=source, conditions=(*found, *_conditions(wanted)), newness=newness, key=key)
+
+
+def _word_conditions(connection: Connection, wanted: AdapterFilter) -> Iterator[ColumnElement[bool]]:
+    wording = read_search(wanted.search or "")
+    if wording is None:
+        yield false()
+    elif not len(wording):
+        return
+    elif connection.dialect.name == "postgresql":
+        yield LISTINGS.c.words.op("@@")(cast(wording.tsquery, TSQUERY))
+    else:
+        yield LISTING_WORDS.c.listing_words.op("MATCH")(wording.fts5)
+
+
+def _conditions(wanted: AdapterFilter) -> Iterator[ColumnElement[bool]]:
     if wanted.namespace is not None:
-        yield ADAPTERS.c.key.startswith(f"{wanted.namespace.lower()}/", autoescape=True)
+        yield LISTINGS.c.namespace == wanted.namespace.lower()
     if wanted.base_model is not None:
-        yield or_(base_model == wanted.base_model, base_model.startswith(f"{wanted.base_model}@", autoescape=True))
-    if wanted.method is not None:
-        yield VERSIONS.c.method == wanted.method
-    if wanted.rank is not None:
-        yield VERSIONS.c.rank == wanted.rank
+        yield from _base_conditions(wanted.base_model)
+    for name in ("method", "rank", "task", "licence"):
+        if getattr(wanted, name) is not None:
+            yield LISTINGS.c[name] == getattr(wanted, name)
+    for bound in wanted.metrics:
+        metric = LISTING_METRICS.alias()
+        is_within = _SIGNS[bound.sign](metric.c.value, bound.value)
+        yield exists().where(metric.c.version_id == LISTINGS.c.version_id, metric.c.name == bound.name, is_within)
 
 
-def ordering(order: Order) -> tuple[ColumnElement[str] | UnaryExpression[object], ...]:
+def _base_conditions(base_model: str) -> Iterator[ColumnElement[bool]]:
+    name, at, _ = base_model.partition("@")
+    yield LISTINGS.c.base_name == name[:MAX_BASE_NAME]
+    if at:
+        yield or_(LISTINGS.c.base_model == base_model, LISTINGS.c.base_model.startswith(f"{base_model}@", autoescape=True))
+    elif len(name) >= MAX_BASE_NAME:
+        yield or_(LISTINGS.c.base_model == name, LISTINGS.c.base_model.startswith(f"{name}@", autoescape=True))
+
+
+def ordering(order: Order, selected: Selected) -> tuple[ColumnElement[Any], ...]:
     """Return what a list is sorted by; no two adapters are equal in it."""
     match order:
         case "name":
-            return (ADAPTERS.c.key,)
+            return (selected.key,)
         case "updated":
-            return (ADAPTERS.c.updated_at.desc(), ADAPTERS.c.id.desc())
+            return (selected.newness.desc(),)
+        case "created":
+            return (LISTINGS.c.adapter_id.desc(),)
+        case "size":
+            return (LISTINGS.c.size.desc(), selected.newness.desc())
         case _:
             assert_never(order)
 
 
 def cursor_at(order: Order, row: Row[tuple[object, ...]]) -> str:
-    """Return the cursor behind a row."""
-    position: Position = [row.key] if order == "name" else [row.updated_at.isoformat(), row.id]
-    return make_cursor(f"adapters by {order}", position)
-
-
-def behind(order: Order, cursor: str) -> ColumnElement[bool]:
-    """Return what holds for the rows behind a cursor; raise :class:`InvalidRequest` where it is not one of this list."""
-    name = f"adapters by {order}"
+    """Return the cursor behind a row that has ``key``, ``version_id``, ``id`` and ``size``."""
+    position: Position
     match order:
         case "name":
-            [key] = read_cursor(cursor, name, (str,))
-            return ADAPTERS.c.key > key
+            position = [row.key]
         case "updated":
-            at, adapter_id = read_cursor(cursor, name, (str, int))
-            moment = _moment(str(at))
-            updated_at = ADAPTERS.c.updated_at
-            return or_(updated_at < moment, and_(updated_at == moment, ADAPTERS.c.id < adapter_id))
+            position = [row.version_id]
+        case "created":
+            position = [row.id]
+        case "size":
+            position = [row.size, row.version_id]
         case _:
             assert_never(order)
+    return make_cursor(_list_name(order), position)
 
 
-def _moment(text: str) -> datetime:
-    try:
-        return datetime.fromisoformat(text).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise InvalidRequest("not a cursor of this list", path="after", value=text) from None
+def check_cursor(order: Order, cursor: str) -> Position:
+    """Return the position in a cursor; raise :class:`InvalidRequest` where it is not one of a list in this order."""
+    kinds: dict[Order, tuple[type[str] | type[int], ...]] = {"name": (str,), "updated": (int,), "created": (int,), "size": (int, int)}
+    return read_cursor(cursor, _list_name(order), kinds[order])
+
+
+def _list_name(order: Order) -> str:
+    return f"adapters by {order}"
+
+
+def behind(order: Order, cursor: str, selected: Selected) -> ColumnElement[bool]:
+    """Return what holds for the rows behind a cursor; raise :class:`InvalidRequest` where it is not one of this list."""
+    first, *rest = check_cursor(order, cursor)
+    match order:
+        case "name":
+            return selected.key > first
+        case "updated":
+            return selected.newness < first
+        case "created":
+            return LISTINGS.c.adapter_id < first
+        case "size":
+            return or_(LISTINGS.c.size < first, and_(LISTINGS.c.size == first, selected.newness < rest[0]))
+        case _:
+            assert_never(order)

@@ -8,6 +8,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     Connection,
+    Float,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
@@ -16,7 +17,9 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    column,
     false,
+    table,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -25,6 +28,9 @@ from wegeft.contracts.adapter import AdapterName
 
 _BYTEWISE = String(193).with_variant(String(193, collation="C"), "postgresql")
 """Sorted alike by every database, whatever the locale of its cluster."""
+
+MAX_BASE_NAME = 400
+"""Characters of a base model's name that lists find it by."""
 
 ADAPTERS = Table(
     "adapters",
@@ -59,6 +65,51 @@ VERSIONS = Table(
     Column("created_by", String(200), nullable=False),
     UniqueConstraint("adapter_id", "number"),
 )
+
+LISTINGS = Table(
+    "listings",
+    METADATA,
+    Column("version_id", Integer, primary_key=True, autoincrement=False),  # of the newest version; the greater, the later published
+    Column("adapter_id", Integer, ForeignKey("adapters.id"), nullable=False, unique=True),
+    Column("key", _BYTEWISE, nullable=False, unique=True),
+    Column("namespace", String(96), nullable=False),  # in lower case
+    Column("base_name", String(MAX_BASE_NAME), nullable=False),  # of the base model, without what pins it, cut for the indexes' sake
+    Column("base_model", String(4200), nullable=False),
+    Column("method", String(40), nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("task", String(64), nullable=False),
+    Column("licence", String(64), nullable=False),
+    Column("words", Text().with_variant(postgresql.TSVECTOR(), "postgresql"), nullable=False),
+    Index(None, "size", "version_id"),
+    Index(None, "base_name", "key"),
+    Index(None, "base_name", "version_id"),
+    *(Index(None, name, "version_id") for name in ("namespace", "method", "rank", "task", "licence")),
+    Index("ix_listings_words", "words", postgresql_using="gin").ddl_if(dialect="postgresql"),
+)
+"""What lists show and filter: one row for each adapter, about its newest version, written where that is published."""
+
+LISTING_TAGS = Table(
+    "listing_tags",
+    METADATA,
+    Column("tag", String(64), primary_key=True),
+    Column("version_id", Integer, ForeignKey("listings.version_id"), primary_key=True),
+    Column("key", _BYTEWISE, nullable=False),
+    Index(None, "tag", "key"),
+    Index(None, "version_id"),
+)
+
+LISTING_METRICS = Table(
+    "listing_metrics",
+    METADATA,
+    Column("version_id", Integer, ForeignKey("listings.version_id"), primary_key=True),
+    Column("name", String(100), primary_key=True),
+    Column("value", Float(53), nullable=False),
+    Index(None, "name", "value"),
+)
+
+LISTING_WORDS = table("listing_words", column("rowid"), column("listing_words"))
+"""SQLite's full-text index over the words of listings, which triggers keep in step; PostgreSQL has an index on the column itself."""
 
 ALIASES = Table(
     "aliases",

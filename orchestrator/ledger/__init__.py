@@ -35,7 +35,7 @@ from orchestrator.ledger.blobs import (
     renew_delivered,
 )
 from orchestrator.ledger.jobs import JobFilter, NewJob, add, cancel, count_by_state, count_live, find, find_same, list_jobs
-from orchestrator.ledger.log import read_events, read_metric
+from orchestrator.ledger.log import read_events, read_metric, read_tail
 
 __all__ = [
     "Claimed",
@@ -68,6 +68,7 @@ __all__ = [
     "note_blob",
     "read_events",
     "read_metric",
+    "read_tail",
     "record_events",
     "record_failure",
     "renew",

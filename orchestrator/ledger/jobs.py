@@ -112,6 +112,7 @@ class JobFilter:
     """All of which a job must have."""
     reader: Principal | None = None
     """Who asks; None sees the jobs of adapters that are public or whose namespaces are nobody's."""
+    is_federated: bool | None = None
 
 
 def list_jobs(connection: Connection, wanted: JobFilter, limit: int, after: str | None, now: datetime) -> JobPage:
@@ -119,6 +120,8 @@ def list_jobs(connection: Connection, wanted: JobFilter, limit: int, after: str 
     query = select(JOBS).where(seen_by(connection, wanted.reader)).order_by(JOBS.c.id.desc()).limit(limit + 1)
     if wanted.state is not None:
         query = query.where(JOBS.c.state == wanted.state.value)
+    if wanted.is_federated is not None:
+        query = query.where(JOBS.c.is_federated.is_(wanted.is_federated))
     for key, value in wanted.labels:
         query = query.where(exists().where(JOB_LABELS.c.job_id == JOBS.c.id, JOB_LABELS.c.key == key, JOB_LABELS.c.value == value))
     if after is not None:

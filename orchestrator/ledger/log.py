@@ -119,6 +119,12 @@ def read_events(connection: Connection, job_id: str, after: int, limit: int) -> 
     return EventPage(records=records, state=JobState(state))
 
 
+def read_tail(connection: Connection, job_id: str, count: int) -> EventPage:
+    """Return the last ``count`` events, fewer from their first on where they are long; raises as :func:`read_events` does."""
+    last = connection.execute(select(JOBS.c.last_sequence).where(JOBS.c.id == job_id)).scalar_one_or_none()
+    return read_events(connection, job_id, max((last or 0) - count, 0), count)
+
+
 def _last_of_page(connection: Connection, job_id: str, after: int, limit: int) -> int:
     """Return the number that a page behind ``after`` ends with; the events themselves are not read for it."""
     size = func.length(cast(EVENTS.c.event, Text))

@@ -250,8 +250,13 @@ def test_a_list_is_filtered_and_sorted(client: TestClient, hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("path", "status", "code"),
     [
-        ("/adapters?order=size", 422, "invalid_request"),
+        ("/adapters?order=downloads", 422, "invalid_request"),
         ("/adapters?rank=0", 422, "invalid_request"),
+        ("/adapters?metric=loss", 422, "invalid_request"),
+        ("/adapters?metric=loss%3Cnan", 422, "invalid_request"),
+        ("/adapters?tag=%01", 422, "invalid_request"),
+        ("/adapters?methd=lora", 422, "invalid_request"),
+        ("/adapters/facets?order=name", 422, "invalid_request"),
         ("/adapters?search=%00", 422, "invalid_request"),
         ("/adapters?search=a+b+c+d+e+f+g+h+i", 422, "invalid_request"),
         ("/adapters/demo/unknown", 404, "adapter_not_found"),

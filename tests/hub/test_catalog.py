@@ -372,9 +372,10 @@ def _cursor_of(text: str) -> str:
 _ODD = ["null", "[]", "1e30", "true", "[" * 9000, '"x"', '[["adapters by name"]]', '["adapters by name"]', '["adapters by name", "a", "b"]']
 _ODD += ['["adapters by name", 1]', '["adapters by name", null]', '["adapters by name", "\\ud800"]', '["adapters by name", "\\u0000"]']
 _ODD += [
-    '["adapters by updated", "x", 1]',
-    '["adapters by updated", "2026-01-01", true]',
-    '["adapters by updated", "0001-01-01T00:00:00+23:59", 1]',
+    '["adapters by updated", "x"]',
+    '["adapters by updated", true]',
+    '["adapters by updated", -1]',
+    '["adapters by updated", 9223372036854775808]',
 ]
 _ODD += ['["versions", -1]', '["versions", 99999999999999999999]', '["versions", "1"]', '["versions", 1.0]']
 
@@ -417,7 +418,7 @@ def test_adapters_are_listed_by_their_last_version(engine: Engine) -> None:
         cursor = page.next_cursor
         if cursor is None:
             break
-    assert seen == ["n/b", "n/a", "n/c", "n/d"]
+    assert seen == ["n/b", "n/d", "n/c", "n/a"]  # whatever the clocks of those who published say
 
 
 def found(engine: Engine, limit: int = 50, **wanted: Any) -> list[str]:

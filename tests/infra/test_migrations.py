@@ -21,7 +21,23 @@ TABLES = {table.name for module in MODULES for table in vars(module).values() if
 def differences(engine: Engine) -> object:
     """What Alembic would change to bring the database to the code."""
     with engine.connect() as connection:
-        return compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), METADATA)
+        is_sqlite = connection.dialect.name == "sqlite"
+        options = {
+            "compare_type": True,
+            "include_name": lambda name, kind, _: kind != "table" or not is_full_text(name),
+            # Alembic does not ask an index for which databases it is.
+            "include_object": lambda _, name, *__: not (is_sqlite and name == "ix_listings_words"),
+        }
+        return compare_metadata(MigrationContext.configure(connection, opts=options), METADATA)
+
+
+def is_full_text(table: str | None) -> bool:
+    """Whether a table is SQLite's full-text index, which is made of several and has no description in the code."""
+    return (table or "").startswith("listing_words")
+
+
+def tables_of(engine: Engine) -> set[str]:
+    return {name for name in inspect(engine).get_table_names() if not is_full_text(name)}
 
 
 def test_upgrading_makes_what_the_code_uses(database_url: str) -> None:
@@ -30,7 +46,7 @@ def test_upgrading_makes_what_the_code_uses(database_url: str) -> None:
     for _ in range(2):
         upgrade(engine)
         assert differences(engine) == []
-    assert set(inspect(engine).get_table_names()) == {*TABLES, "alembic_version"}
+    assert tables_of(engine) == {*TABLES, "alembic_version"}
     engine.dispose()
 
 

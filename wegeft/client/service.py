@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict
 from wegeft.client import downloads
 from wegeft.client.access import AccessCalls
 from wegeft.client.blobs import Progress, upload
-from wegeft.client.transport import Answer, Call, Params, Transport, json_body
+from wegeft.client.transport import Answer, Call, Transport, json_body
 from wegeft.client.trust import TrustStore, check_version, fetch_keys, trusted_keys
 from wegeft.contracts.accounts import Identity
 from wegeft.contracts.adapter import (
+    AdapterFacets,
     AdapterName,
     AdapterPage,
     AdapterRef,
@@ -47,6 +48,10 @@ FOLLOW_PATIENCE_SECONDS = 60.0
 
 _JSON = {"Content-Type": "application/json"}
 _BEYOND_EVERY_EVENT = 2**31 - 1
+
+
+Wanted = str | int | Sequence[str] | None
+"""A parameter of an address; several of one name come as a sequence."""
 
 
 class _Submission(BaseModel):
@@ -110,12 +115,12 @@ class Client(AccessCalls):
         """Return the events of a job's log behind number ``after``; wait for one so long where there is none yet."""
         return self._events(job_id, {"after": after, "limit": limit, "wait_seconds": wait_seconds}, None)
 
-    def _events(self, job_id: str, params: Params, patience_seconds: float | None) -> EventPage:
+    def _events(self, job_id: str, params: Mapping[str, int], patience_seconds: float | None) -> EventPage:
         call = Call(
             method="GET",
             path=f"{_job_path(job_id)}/events",
             params=params,
-            read_seconds=int(params["wait_seconds"]) + self._timeout_seconds,
+            read_seconds=params["wait_seconds"] + self._timeout_seconds,
         )
         return self._transport.ask(call, EventPage, patience_seconds=patience_seconds)
 
@@ -165,9 +170,16 @@ class Client(AccessCalls):
 
     # Adapters
 
-    def adapters(self, *, limit: int = 50, after: str | None = None, method: str | None = None) -> AdapterPage:
-        """Return adapters, by name; only those of ``method`` where it is given."""
-        return self._get("/adapters", AdapterPage, {"limit": limit, "after": after, "method": method})
+    def adapters(self, *, limit: int = 50, after: str | None = None, **wanted: Wanted) -> AdapterPage:
+        """Return adapters that a filter selects; ``wanted`` is what ``GET /adapters`` takes, as ``method``, ``tag`` or ``order``.
+
+        Raises :class:`InvalidRequest` with everything that is wrong with it.
+        """
+        return self._get("/adapters", AdapterPage, {"limit": limit, "after": after, **wanted})
+
+    def facets(self, **wanted: Wanted) -> AdapterFacets:
+        """Return what the adapters that a filter selects are, counted; ``wanted`` as in :meth:`adapters`."""
+        return self._get("/adapters/facets", AdapterFacets, wanted)
 
     def adapter(self, name: str) -> AdapterView:
         """Return an adapter by ``namespace/name``; raise :class:`AdapterNotFound`."""
@@ -316,7 +328,7 @@ class Client(AccessCalls):
         """Delete some of what nobody needs; call it again until it is done."""
         return self._transport.ask(Call(method="POST", path="/collection"), Collected)
 
-    def _get(self, path: str, answer: type[Answer], params: dict[str, str | int | None] | None = None) -> Answer:
+    def _get(self, path: str, answer: type[Answer], params: Mapping[str, Wanted] | None = None) -> Answer:
         given = {key: value for key, value in (params or {}).items() if value is not None}
         return self._transport.ask(Call(method="GET", path=path, params=given), answer)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -37,7 +37,7 @@ _HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})\Z")
 
 Answer = TypeVar("Answer", bound=BaseModel)
 Result = TypeVar("Result")
-Params = Mapping[str, str | int]
+Params = Mapping[str, str | int | Sequence[str]]
 Sign = Callable[[str, str, bytes], Mapping[str, str]]
 """Gives the headers that sign one request: its method, its path with query as it is sent, and its body."""
 

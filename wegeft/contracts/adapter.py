@@ -278,6 +278,12 @@ class AdapterView(BaseModel):
     method: str
     rank: int
     """0 where the method has none."""
+    task: str | None = None
+    """For example ``causal_lm``; None where the version does not say."""
+    licence: str | None = None
+    """As its card says; None where it does not."""
+    tags: tuple[str, ...] = ()
+    """As its card says, sorted."""
     created_at: datetime
     updated_at: datetime
     size: int
@@ -301,6 +307,29 @@ class AdapterPage(BaseModel):
     adapters: tuple[AdapterView, ...]
     next_cursor: str | None
     """Pass it as ``after`` for the next page; None at the end."""
+
+
+class FacetValue(BaseModel):
+    """A value that adapters have, and how many of them."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    value: str
+    count: int
+
+
+class AdapterFacets(BaseModel):
+    """What the adapters of a list are, counted by each of their properties."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    counted: int
+    """Adapters counted: all that the filter selects, or the last published of them."""
+    is_complete: bool
+    """Whether these are all that the filter selects."""
+    facets: dict[str, tuple[FacetValue, ...]]
+    """By the name of the filter: ``base_model``, ``method``, ``rank``, ``task``, ``licence``, ``namespace`` and ``tag``; each with its
+    most frequent values, the most frequent first."""
 
 
 class VersionPage(BaseModel):

@@ -15,3 +15,8 @@ def is_hub_id(base_model: str) -> bool:
 def pinned_name(base_model: str, revision: str | None) -> str:
     """Return how a federation names its base model: with ``@`` and the revision where there is one."""
     return f"{base_model}@{revision}" if revision else base_model
+
+
+def unpinned_name(base_model: str) -> str:
+    """Return a base model's name without the revision or digest behind ``@``."""
+    return base_model.partition("@")[0]

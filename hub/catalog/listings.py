@@ -1,0 +1,52 @@
+"""How lists learn of a version: in the transaction that publishes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqlalchemy import Connection, delete, insert, select
+
+from hub.catalog.tables import LISTING_METRICS, LISTING_TAGS, LISTINGS, MAX_BASE_NAME, key_of
+from hub.catalog.words import stored_words
+from hub.publication import Publication
+from wegeft.contracts.base_model_name import unpinned_name
+
+
+def list_newest(connection: Connection, adapter_id: int, version_id: int, publication: Publication) -> None:
+    """Let lists show this version of the adapter, in the place of the one before; the caller holds the adapter's row."""
+    unlist(connection, adapter_id)
+    key, described = key_of(publication.adapter), publication.description
+    row = {
+        "version_id": version_id,
+        "adapter_id": adapter_id,
+        "key": key,
+        "namespace": publication.adapter.namespace.lower(),
+        "base_name": unpinned_name(publication.base_model)[:MAX_BASE_NAME],
+        "base_model": publication.base_model,
+        "method": publication.method,
+        "rank": publication.rank,
+        "size": publication.size,
+        "task": described.task,
+        "licence": described.licence,
+        "words": stored_words(_texts(publication)),
+    }
+    connection.execute(insert(LISTINGS).values(row))
+    tags = [{"tag": tag, "version_id": version_id, "key": key} for tag in described.tags]
+    metrics = [{"version_id": version_id, "name": name, "value": value} for name, value in publication.metrics.items()]
+    for table, rows in ((LISTING_TAGS, tags), (LISTING_METRICS, metrics)):
+        if rows:
+            connection.execute(insert(table), rows)
+
+
+def unlist(connection: Connection, adapter_id: int) -> None:
+    """Let lists show the adapter no more; whoever deletes an adapter calls this first."""
+    before = connection.execute(select(LISTINGS.c.version_id).where(LISTINGS.c.adapter_id == adapter_id)).scalar_one_or_none()
+    if before is not None:
+        for table in (LISTING_TAGS, LISTING_METRICS, LISTINGS):
+            connection.execute(delete(table).where(table.c.version_id == before))
+
+
+def _texts(publication: Publication) -> Iterator[str]:
+    described = publication.description
+    yield from (publication.adapter.namespace, publication.adapter.name, publication.base_model, publication.method)
+    yield from (described.task, described.licence, *described.tags, described.text)

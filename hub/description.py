@@ -1,0 +1,81 @@
+"""What a version's own files say about it to whoever looks for one: its task, its licence, its tags and its card's text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hub.objects import ObjectStore, read_verified
+from hub.strict_json import parse_object
+from wegeft.contracts.adapter import CARD_FILE, CONFIG_FILE, JOB_FILE, FileEntry
+from wegeft.contracts.errors import InvalidJob
+from wegeft.contracts.job_tasks import TaskType
+from wegeft.contracts.yaml_source import Data, parse_yaml
+
+MAX_TAGS = 32
+_MAX_BYTES = 1 << 20
+_FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
+_TAG = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._:/@+-]{0,62}[A-Za-z0-9])?\Z")
+_PEFT_TASKS = {"CAUSAL_LM": TaskType.CAUSAL_LM.value, "SEQ_CLS": TaskType.SEQUENCE_CLASSIFICATION.value}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What lists filter by beside the publication itself; empty where nothing is said."""
+
+    task: str = ""
+    licence: str = ""
+    tags: tuple[str, ...] = ()
+    text: str = ""
+    """Of the card, without its front matter."""
+
+
+def describe(store: ObjectStore, files: tuple[FileEntry, ...]) -> Description:
+    """Return what a version's files say; what cannot be read says nothing, for the gate before publishing judges the files."""
+    texts = {entry.path: _read(store, entry) for entry in files if entry.path in (CARD_FILE, CONFIG_FILE, JOB_FILE)}
+    front, text = split_card(texts.get(CARD_FILE, ""))
+    licence = front.get("license")
+    return Description(
+        task=_task_of(texts.get(JOB_FILE, ""), texts.get(CONFIG_FILE, "")),
+        licence=licence if isinstance(licence, str) and _TAG.match(licence) else "",
+        tags=tuple(list(dict.fromkeys(_tags_of(front.get("tags"))))[:MAX_TAGS]),
+        text=text,
+    )
+
+
+def _read(store: ObjectStore, entry: FileEntry) -> str:
+    return read_verified(store, entry.digest, entry.size).decode(errors="replace") if entry.size <= _MAX_BYTES else ""
+
+
+def split_card(card: str) -> tuple[dict[str, Data], str]:
+    """Return a card's front matter, empty where there is none or it is no mapping, and the text behind it."""
+    match = _FRONT_MATTER.match(card)
+    if match is None:
+        return {}, card
+    try:
+        front = parse_yaml(match[1]).data
+    except InvalidJob:
+        front = None
+    return front if isinstance(front, dict) else {}, card[match.end() :]
+
+
+def _tags_of(given: Data) -> Iterator[str]:
+    for tag in given if isinstance(given, list) else [given]:
+        if isinstance(tag, str) and _TAG.match(tag):
+            yield tag.lower()
+
+
+def _task_of(job: str, config: str) -> str:
+    task = _field(job, "task")
+    if task in set(TaskType):
+        return task
+    return _PEFT_TASKS.get(_field(config, "task_type"), "")
+
+
+def _field(text: str, name: str) -> str:
+    try:
+        found = parse_object(text.encode()).get(name) if text else None
+    except ValueError:
+        found = None
+    return found if isinstance(found, str) else ""
