@@ -6,6 +6,7 @@ are consecutive on SQLite and on PostgreSQL. :mod:`hub.catalog.holds` says which
 """
 
 from hub.catalog.aliases import delete_alias, set_alias
+from hub.catalog.commits import COMMIT_MESSAGES, Commit, add_message, find_made, list_commits
 from hub.catalog.holds import (
     Stock,
     arrive,
@@ -23,30 +24,48 @@ from hub.catalog.holds import (
 )
 from hub.catalog.lookup import find_adapter, list_adapters, list_versions, resolve, resolve_commit
 from hub.catalog.publishing import publish
+from hub.catalog.repositories import REPOSITORIES, Repository, create_repository, delete_adapter, find_repository, lock_latest
 from hub.catalog.search import AdapterFilter, Order
 from hub.catalog.tables import ADAPTERS, ALIASES, BLOBS, HOLDS, VERSIONS
+from hub.catalog.tags import TAGS, Tag, create_tag, delete_tag, list_tags
 
 __all__ = [
     "ADAPTERS",
     "ALIASES",
     "BLOBS",
+    "COMMIT_MESSAGES",
     "HOLDS",
+    "REPOSITORIES",
+    "TAGS",
     "VERSIONS",
     "AdapterFilter",
+    "Commit",
     "Order",
+    "Repository",
     "Stock",
+    "Tag",
+    "add_message",
     "arrive",
     "choose_leaving",
+    "create_repository",
+    "create_tag",
+    "delete_adapter",
     "delete_alias",
+    "delete_tag",
     "expect",
     "find_adapter",
     "find_had",
+    "find_made",
+    "find_repository",
     "forget",
     "hold",
     "let_go",
     "list_adapters",
+    "list_commits",
+    "list_tags",
     "list_unheld",
     "list_versions",
+    "lock_latest",
     "publish",
     "resolve",
     "resolve_commit",

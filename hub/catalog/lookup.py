@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Row, Select, select
 from hub.catalog.cursors import make_cursor, read_cursor
 from hub.catalog.search import AdapterFilter, Order, behind, conditions, cursor_at, ordering
 from hub.catalog.tables import ADAPTERS, ALIASES, VERSIONS, key_of
+from hub.catalog.tags import find_tagged
 from wegeft.contracts.adapter import LATEST, AdapterName, AdapterPage, AdapterRef, AdapterView, Manifest, VersionPage, VersionView
 from wegeft.contracts.errors import AdapterNotFound, AliasNotFound, VersionNotFound
 
@@ -58,9 +59,9 @@ def _adapter_view(row: Row[Any], aliases: dict[int, dict[str, int]]) -> AdapterV
 
 
 def resolve(connection: Connection, ref: AdapterRef) -> VersionView:
-    """Return the version that a reference means now.
+    """Return the version that a reference means now, by its number, an alias or a tag.
 
-    Raises :class:`AdapterNotFound`, :class:`VersionNotFound` for a number and :class:`AliasNotFound` for an alias.
+    Raises :class:`AdapterNotFound`, :class:`VersionNotFound` for a number and :class:`AliasNotFound` for a name.
     """
     query = _versions().where(ADAPTERS.c.key == key_of(ref.adapter))
     if ref.number is not None:
@@ -71,6 +72,8 @@ def resolve(connection: Connection, ref: AdapterRef) -> VersionView:
         pointed = (ALIASES.c.adapter_id == ADAPTERS.c.id) & (ALIASES.c.number == VERSIONS.c.number) & (ALIASES.c.alias == ref.selector)
         query = query.join(ALIASES, pointed)
     row = connection.execute(query).one_or_none()
+    if row is None and ref.number is None and (tagged := find_tagged(connection, ref.adapter, ref.selector)):
+        return resolve(connection, AdapterRef(adapter=ref.adapter, selector=str(tagged)))
     if row is None:
         raise _explain_missing(connection, ref)
     return _version_view(row, _aliases_of(connection, [row.adapter_id]))
