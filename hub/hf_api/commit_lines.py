@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from hub.objects import Readable
 from hub.strict_json import parse_object
-from wegeft.contracts.errors import InvalidRequest, TooLarge
+from wegeft.contracts.errors import InvalidRequest, TooLarge, WegeftError
 
 MAX_LINES = 300
 """A version holds a handful of files; clients put at most 256 into a commit before they know that."""
@@ -80,8 +80,12 @@ class Content:
 def content_of(encoded: str, max_bytes: int) -> Content:
     """Return a file that came as a short text."""
     content = Content(max_bytes)
-    content.add(encoded.encode("utf-8", "replace"))
-    content.end()
+    try:
+        content.add(encoded.encode())
+        content.end()
+    except WegeftError:
+        content.close()
+        raise
     return content
 
 

@@ -113,10 +113,12 @@ class CommitReader:
                     self._take(line)
                 except ValidationError as error:
                     self._problems += _line_problems(line, error)
-        if self._header is None:
-            raise InvalidRequest("the commit is empty", path="body", hint='it begins with a line {"key": "header", …}')
+                    if self._header is None:
+                        break
         if self._problems:
             raise InvalidRequest("the commit cannot be read", problems=self._problems)
+        if self._header is None:
+            raise InvalidRequest("the commit is empty", path="body", hint='it begins with a line {"key": "header", …}')
         return CommitRequest(header=self._header, added=self._added, deleted=tuple(self._deleted), deleted_folders=tuple(self._folders))
 
     def _take(self, line: Line) -> None:

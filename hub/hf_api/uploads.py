@@ -34,7 +34,7 @@ _MAX_COMPARED = 256 << 20
 class Announced(BaseModel):
     """A file that a client would send."""
 
-    path: str
+    path: Annotated[str, Field(max_length=1024)]
     sample: Annotated[str, Field(max_length=4096)] = ""
     """Its first bytes, in base64."""
     size: Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -80,7 +80,11 @@ def _preupload_router(services: HubServices) -> APIRouter:
         kept = [file for file in body.files if not is_ignored(file.path, body.gitIgnore)]
         if problems := [problem for file in kept for problem in _announced_problems(file, services.max_blob_bytes)]:
             raise InvalidRequest("the files cannot all be part of a version", problems=problems)
-        shown = [_plan(services, file, head, is_kept=file in kept) for file in body.files]
+        entries = {} if isinstance(head, Repository) else _named_in_git(services, body.files, head)
+        shown = [
+            {"path": file.path, "uploadMode": "regular", "shouldIgnore": file not in kept} | entries.get((file.path, file.size), {})
+            for file in body.files
+        ]
         return {"files": shown, "commitOid": EMPTY_COMMIT if isinstance(head, Repository) else commit_of(head)}
 
     return router
@@ -96,12 +100,11 @@ def _announced_problems(file: Announced, max_bytes: int) -> Iterator[Problem]:
         yield Problem(path=file.path, message="the sample is not base64")
 
 
-def _plan(services: HubServices, file: Announced, head: VersionView | Repository, *, is_kept: bool) -> View:
-    """Say that a file comes in the commit itself, and what the newest version has in its place."""
-    shown: View = {"path": file.path, "uploadMode": "regular", "shouldIgnore": not is_kept}
-    entries = head.manifest.files if isinstance(head, VersionView) else ()
-    same = [entry for entry in entries if (entry.path, entry.size) == (file.path, file.size) and entry.size <= _MAX_COMPARED]
-    return shown | {"oid": _content_name(services, same[0])} if same else shown
+def _named_in_git(services: HubServices, files: list[Announced], head: VersionView) -> dict[tuple[str, int], View]:
+    """Return git's names for what the newest version has in the place of files, where their sizes are the same."""
+    announced = {(file.path, file.size) for file in files}
+    same = [entry for entry in head.manifest.files if (entry.path, entry.size) in announced and entry.size <= _MAX_COMPARED]
+    return {(entry.path, entry.size): {"oid": name} for entry in same if (name := _content_name(services, entry))}
 
 
 def _content_name(services: HubServices, entry: FileEntry) -> str | None:

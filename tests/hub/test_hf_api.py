@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub.hf_clients import Endpoint, ask, new_endpoint
+from hub.s3 import S3Access, open_store
+from tests.hub.broken_wire import broken_wire
+from tests.hub.hf_clients import Endpoint, ask, new_endpoint, write_adapter
 from tests.hub.serving import CONFIG, WEIGHTS
+from tests.servers import S3Server
 from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, AliasMove
 
 
@@ -138,22 +141,29 @@ answer = [done.returncode, done.stdout + done.stderr]
 
 _PEFT = """
 import sys, torch, wegeft.method
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 base, tokens = os.environ["BASE"], torch.tensor([[3, 4, 5, 6, 7]])
-def logits(adapter):
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
-    return model(tokens).logits
-plain = AutoModelForCausalLM.from_pretrained(base)(tokens).logits
-served, local = logits("demo/real"), logits(os.environ["ADAPTER"])
+def plain():
+    return AutoModelForCausalLM.from_pretrained(base)
+def logits(adapter, **more):
+    return PeftModel.from_pretrained(plain(), adapter, **more)(tokens).logits
+local, untouched = logits(os.environ["ADAPTER"]), plain()(tokens).logits
+PeftModel.from_pretrained(plain(), os.environ["ADAPTER"]).push_to_hub("demo/real")
+served, numbered = logits("demo/real"), logits("demo/real", revision="1")
 automatic = AutoPeftModelForCausalLM.from_pretrained("demo/real")(tokens).logits
-answer = [torch.equal(served, local), torch.equal(automatic, local), torch.equal(served, plain)]
+lora = get_peft_model(plain(), LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=True, task_type="CAUSAL_LM"))
+torch.nn.init.normal_(dict(lora.named_parameters())["base_model.model.model.layers.0.self_attn.q_proj.lora_B.default.weight"])
+lora.push_to_hub("demo/lora", commit_message="by PEFT")
+pushed, adapted = lora(tokens).logits, AutoModelForCausalLM.from_pretrained("demo/lora")(tokens).logits
+same = [torch.equal(other, local) for other in (served, numbered, automatic, untouched)]
+answer = same, torch.equal(pushed, adapted), torch.equal(pushed, untouched), list_repo_commits("demo/lora")[0].title
 """
 
 
 @pytest.mark.slow
-def test_peft_loads_an_adapter_by_its_name(tmp_path: Path) -> None:
-    """By ``PeftModel.from_pretrained("ns/name")``, and by ``AutoPeftModelForCausalLM``, which finds the base model from the adapter."""
+def test_peft_pushes_an_adapter_and_loads_it_by_its_name(tmp_path: Path) -> None:
+    """By ``PeftModel``, of our method and of LoRA; and by ``Auto…`` classes, which find the base model from the adapter."""
     import torch
     from peft import get_peft_model
 
@@ -168,10 +178,35 @@ def test_peft_loads_an_adapter_by_its_name(tmp_path: Path) -> None:
                 parameter.normal_(std=0.5)
     model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
     model.save_pretrained(tmp_path / "adapter")
-    files = {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()}
     with new_endpoint(tmp_path) as endpoint:
-        endpoint.hub.publish_files("job:real", "demo/real", files)
-        assert endpoint.run(_PEFT, BASE=str(tmp_path / "base"), ADAPTER=str(tmp_path / "adapter")) == [True, True, False]
+        found = endpoint.run(_PEFT, "write", BASE=str(tmp_path / "base"), ADAPTER=str(tmp_path / "adapter"))
+    assert found == [[True, True, True, False], True, False, "by PEFT"]
+
+
+def test_no_token_is_ever_sent_to_the_object_store(tmp_path: Path, s3_server: S3Server) -> None:
+    """Of all that goes over the wire to a real S3 server while a client uploads and downloads, nothing has a token in it."""
+    with broken_wire(s3_server.ports[0]) as wire:
+        access = S3Access(endpoint=f"http://127.0.0.1:{wire.port}", access_key=s3_server.access_key, secret_key=s3_server.secret_key)
+        with new_endpoint(tmp_path, open_store(f"s3://{s3_server.new_bucket()}", access)) as endpoint:
+            found = endpoint.run(_ROUND, "write", ADAPTER=str(write_adapter(tmp_path / "adapter")))
+            token = endpoint.hub.tokens["write"]
+            answers = [ask(endpoint, method, f"/demo/stored/resolve/main/{WEIGHTS_FILE}") for method in ("HEAD", "GET")]
+    sent = b"".join(wire.requests)
+    assert found == {CONFIG_FILE: True, WEIGHTS_FILE: True}
+    assert b"PUT /" in sent
+    assert b"GET /" in sent
+    assert b"Bearer" not in sent
+    assert token.encode() not in sent
+    assert token.rpartition("_")[2].encode() not in sent
+    assert [answer.status_code for answer in answers] == [200, 200]
+
+
+_ROUND = """
+create_repo("demo/stored")
+upload_folder(repo_id="demo/stored", folder_path=os.environ["ADAPTER"])
+folder = Path(snapshot_download("demo/stored"))
+answer = {path.name: path.read_bytes() == (Path(os.environ["ADAPTER"]) / path.name).read_bytes() for path in folder.iterdir()}
+"""
 
 
 # The wire
