@@ -33,7 +33,7 @@ class Publication:
     files: tuple[FileEntry, ...]
     """Of :data:`PUBLISHABLE_FILES`; configuration and weights must be there."""
     source: str
-    """What made it, unique: ``job:<id>``, or ``round:<id>:<number>`` of a federated one."""
+    """What made it, unique: ``job:<id>``, ``round:<id>:<number>`` of a federated one, or ``commit:<fingerprint>:<parent>``."""
     base_model: str
     method: str
     rank: int

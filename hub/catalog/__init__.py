@@ -7,6 +7,7 @@ are consecutive on SQLite and on PostgreSQL. :mod:`hub.catalog.holds` says which
 
 from hub.catalog.aliases import delete_alias, set_alias
 from hub.catalog.card_rows import drop_card, find_card, lock_adapter_id, put_card
+from hub.catalog.commits import COMMIT_MESSAGES, Commit, add_message, find_made, list_commits
 from hub.catalog.evaluations import list_evaluations, report_evaluation
 from hub.catalog.facets import count_facets
 from hub.catalog.holds import (
@@ -31,6 +32,7 @@ from hub.catalog.namespaces import SHARED, claim, is_owned, namespaces_of, start
 from hub.catalog.provenance_tables import CARDS, EVALUATIONS, LINEAGE, SIGNATURES, SIGNING_KEYS
 from hub.catalog.publishing import publish
 from hub.catalog.quotas import check_room
+from hub.catalog.repositories import REPOSITORIES, Repository, create_repository, delete_adapter, find_repository, lock_latest
 from hub.catalog.search import AdapterFilter, MetricBound, Order, check_cursor, parse_bound, problem_with
 from hub.catalog.signatures import add_signature, find_signature, find_version_id, list_keys, register_keys
 from hub.catalog.tables import (
@@ -46,6 +48,7 @@ from hub.catalog.tables import (
     QUOTAS,
     VERSIONS,
 )
+from hub.catalog.tags import TAGS, Tag, create_tag, delete_tag, list_tags
 from hub.catalog.visibility import check_path, check_publisher, require_right, right_of, seen_by, set_visibility
 
 __all__ = [
@@ -53,6 +56,7 @@ __all__ = [
     "ALIASES",
     "BLOBS",
     "CARDS",
+    "COMMIT_MESSAGES",
     "EVALUATIONS",
     "HOLDS",
     "LINEAGE",
@@ -62,14 +66,20 @@ __all__ = [
     "MEMBERS",
     "NAMESPACES",
     "QUOTAS",
+    "REPOSITORIES",
     "SHARED",
     "SIGNATURES",
     "SIGNING_KEYS",
+    "TAGS",
     "VERSIONS",
     "AdapterFilter",
+    "Commit",
     "MetricBound",
     "Order",
+    "Repository",
     "Stock",
+    "Tag",
+    "add_message",
     "add_signature",
     "arrive",
     "check_cursor",
@@ -79,13 +89,19 @@ __all__ = [
     "choose_leaving",
     "claim",
     "count_facets",
+    "create_repository",
+    "create_tag",
+    "delete_adapter",
     "delete_alias",
+    "delete_tag",
     "drop_card",
     "expect",
     "find_adapter",
     "find_card",
     "find_had",
+    "find_made",
     "find_relatives",
+    "find_repository",
     "find_signature",
     "find_version_id",
     "forget",
@@ -93,11 +109,14 @@ __all__ = [
     "is_owned",
     "let_go",
     "list_adapters",
+    "list_commits",
     "list_evaluations",
     "list_keys",
+    "list_tags",
     "list_unheld",
     "list_versions",
     "lock_adapter_id",
+    "lock_latest",
     "namespaces_of",
     "parse_bound",
     "problem_with",

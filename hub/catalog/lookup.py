@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Row, Select, join, select
 from hub.catalog.cursors import make_cursor, read_cursor
 from hub.catalog.search import AdapterFilter, Order, behind, cursor_at, ordering, select_listings
 from hub.catalog.tables import ADAPTERS, ALIASES, LISTING_TAGS, LISTINGS, VERSIONS, key_of
+from hub.catalog.tags import find_tagged
 from hub.catalog.visibility import seen_by
 from infra.principals import Principal
 from wegeft.contracts.adapter import LATEST, AdapterName, AdapterPage, AdapterRef, AdapterView, Manifest, VersionPage, VersionView
@@ -73,9 +74,9 @@ def _adapter_view(row: Row[Any], aliases: dict[int, dict[str, int]], tags: dict[
 
 
 def resolve(connection: Connection, ref: AdapterRef) -> VersionView:
-    """Return the version that a reference means now.
+    """Return the version that a reference means now, by its number, an alias or a tag.
 
-    Raises :class:`AdapterNotFound`, :class:`VersionNotFound` for a number and :class:`AliasNotFound` for an alias.
+    Raises :class:`AdapterNotFound`, :class:`VersionNotFound` for a number and :class:`AliasNotFound` for a name.
     """
     query = _versions().where(ADAPTERS.c.key == key_of(ref.adapter))
     if ref.number is not None:
@@ -86,6 +87,8 @@ def resolve(connection: Connection, ref: AdapterRef) -> VersionView:
         pointed = (ALIASES.c.adapter_id == ADAPTERS.c.id) & (ALIASES.c.number == VERSIONS.c.number) & (ALIASES.c.alias == ref.selector)
         query = query.join(ALIASES, pointed)
     row = connection.execute(query).one_or_none()
+    if row is None and ref.number is None and (tagged := find_tagged(connection, ref.adapter, ref.selector)):
+        return resolve(connection, AdapterRef(adapter=ref.adapter, selector=str(tagged)))
     if row is None:
         raise _explain_missing(connection, ref)
     return _version_view(row, _aliases_of(connection, [row.adapter_id]))

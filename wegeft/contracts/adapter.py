@@ -246,7 +246,7 @@ class VersionView(BaseModel):
     aliases: tuple[str, ...] = ()
     """Aliases that point here now."""
     source: str
-    """What made it, unique: ``job:<id>``, or ``round:<id>:<number>`` of a federated one."""
+    """What made it, unique: ``job:<id>``, ``round:<id>:<number>`` of a federated one, or ``commit:<fingerprint>:<parent>``."""
     base_model: str
     method: str
     rank: int

@@ -19,6 +19,7 @@
     │   ├── StaleLease          another attempt holds the job
     │   ├── IllegalTransition   the job's state does not allow this
     │   ├── AliasMoved          compare-and-set lost
+    │   ├── StaleParent         a commit's parent is not the newest version
     │   ├── IdempotencyConflict one key, two different requests
     │   ├── StaleRound · TooStale · FederationOver   a site answers or asks when a round or its job is over
     │   └── AlreadyRunning      an embedded service holds this home folder
@@ -220,6 +221,12 @@ class AliasMoved(Conflict):
     """The alias no longer points where you thought."""
 
     code = "alias_moved"
+
+
+class StaleParent(Conflict):
+    """The parent of the commit is not the newest version any more."""
+
+    code, http_status = "stale_parent", 412
 
 
 class IdempotencyConflict(Conflict):
