@@ -22,7 +22,7 @@ from wegeft.contracts.signatures import public_key_of, sign
 from wegeft.contracts.wire import as_received, read_update
 from wegeft.method import WeGeFTLinear
 from workers.base_model import BaseModel
-from workers.site_training import Trained, Work, dry_step, seed_of, split_rows, train_round
+from workers.site_training import Trained, Work, dry_step, seed_of, split_rows, train_round, update_of
 from workers.train import TrainingStopped
 
 KEY = bytes(range(32))
