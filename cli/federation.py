@@ -273,7 +273,7 @@ def verify(job_id: str, number: int | None, is_json: bool) -> None:
             if not is_json:
                 print_checks(one)
     if is_json:
-        print_json([one.to_json() for one in found])
+        print_json(found)
     elif not found:
         note("no round is committed yet")
     failed = [one for one in found if one.failed]

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pydantic import BaseModel, ConfigDict
+
+from orchestrator.round_proof import Check, check_round
 from wegeft.contracts.adapter import WEIGHTS_FILE
 from wegeft.contracts.errors import WegeftError
 
 if TYPE_CHECKING:
-    from orchestrator.round_proof import Check
     from wegeft.client import Client
     from wegeft.client.federation import FederationClient
 
 
-@dataclass(frozen=True, kw_only=True)
-class RoundChecks:
+class RoundChecks(BaseModel):
     """What one round's evidence proves."""
+
+    model_config = ConfigDict(frozen=True)
 
     round: int
     checks: tuple[Check, ...]
@@ -27,10 +30,6 @@ class RoundChecks:
     def failed(self) -> int:
         """How many checks have found something wrong."""
         return sum(check.is_ok is False for check in self.checks)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as a document."""
-        return {"round": self.round, "checks": [asdict(check) for check in self.checks]}
 
 
 @dataclass
@@ -44,8 +43,6 @@ class Verifier:
 
     def verify(self, numbers: list[int]) -> Iterator[RoundChecks]:
         """Yield what each of these committed rounds proves, lowest first, each compared with the one before where that is among them."""
-        from orchestrator.round_proof import check_round
-
         results: dict[int, str | None] = {}
         for number in sorted(numbers):
             evidence = self.federations.evidence(self.job_id, number)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict
 
 from orchestrator.aggregate import FederationState, Refused
 from orchestrator.federation_files import read_state, write_adapter, write_state
@@ -17,9 +18,10 @@ from wegeft.contracts.round_evidence import RoundEvidence
 from wegeft.contracts.signatures import is_signed
 
 
-@dataclass(frozen=True, kw_only=True)
-class Check:
+class Check(BaseModel):
     """One thing that was looked at."""
+
+    model_config = ConfigDict(frozen=True)
 
     name: str
     is_ok: bool | None

@@ -24,29 +24,39 @@ from hub.catalog.holds import (
 from hub.catalog.lookup import find_adapter, list_adapters, list_versions, resolve, resolve_commit
 from hub.catalog.publishing import publish
 from hub.catalog.search import AdapterFilter, Order
-from hub.catalog.tables import ADAPTERS, ALIASES, BLOBS, HOLDS, VERSIONS
+from hub.catalog.tables import ADAPTERS, ALIASES, BLOBS, HOLDS, UPLOAD_PARTS, UPLOADS, VERSIONS
+from hub.catalog.uploads import Part, Upload, add_part, close_upload, find_upload, forget_expired_uploads, open_upload
 
 __all__ = [
     "ADAPTERS",
     "ALIASES",
     "BLOBS",
     "HOLDS",
+    "UPLOADS",
+    "UPLOAD_PARTS",
     "VERSIONS",
     "AdapterFilter",
     "Order",
+    "Part",
     "Stock",
+    "Upload",
+    "add_part",
     "arrive",
     "choose_leaving",
+    "close_upload",
     "delete_alias",
     "expect",
     "find_adapter",
     "find_had",
+    "find_upload",
     "forget",
+    "forget_expired_uploads",
     "hold",
     "let_go",
     "list_adapters",
     "list_unheld",
     "list_versions",
+    "open_upload",
     "publish",
     "resolve",
     "resolve_commit",
