@@ -9,11 +9,23 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from cli.connection import Service, require_service
+from cli.federation_views import (
+    describe,
+    describe_rollback,
+    names_of,
+    print_checks,
+    print_federation,
+    print_round,
+    print_sites,
+    round_row,
+    state_fields,
+)
 from cli.options import example, json_option, parse_duration
-from cli.output import note, print_fields, print_json, print_json_line, print_table, say, show_age, show_time
+from cli.output import note, print_fields, print_json, print_json_line, print_table, say, show_time
 from cli.simulate import simulate
-from wegeft.contracts.enrolment import FederationView, InvitationRequest, RoundView, SiteView
-from wegeft.contracts.rollback import Rollback, RollbackRequest
+from wegeft.contracts.enrolment import InvitationRequest, SiteView
+from wegeft.contracts.federation import RoundState
+from wegeft.contracts.rollback import RollbackRequest
 from wegeft.contracts.rotation import RotationOrder
 
 if TYPE_CHECKING:
@@ -94,28 +106,9 @@ def list_sites(job_id: str, is_json: bool) -> None:
     if is_json:
         print_json(view.sites)
     elif view.sites:
-        _print_sites(view.sites)
+        print_sites(view.sites)
     else:
         note(f"no site has enrolled yet; invite one: wgctl federation invite {job_id} --name site-a")
-
-
-def _print_sites(sites: tuple[SiteView, ...]) -> None:
-    rows = [
-        (
-            view.site.name,
-            str(view.site.state),
-            str(view.rounds_joined),
-            f"{view.site.max_examples:,}",
-            show_age(view.last_seen_at) if view.last_seen_at else "-",
-            str(view.last_problem or "-"),
-            view.site.pseudonym,
-        )
-        for view in sites
-    ]
-    print_table(["site", "state", "#rounds", "#examples", "seen", "last problem", "pseudonym"], rows)
-    for view in sites:
-        for problem in view.problems:
-            say(f"{view.site.name} ({view.last_problem}): {problem}")
 
 
 @federation.command("approve", epilog=example("wgctl federation approve JOB_ID site-a"))
@@ -197,7 +190,7 @@ def rollback(job_id: str, target: str, reason: str, is_json: bool) -> None:
     request = _rollback_request(target, reason)
     with _connected() as (client, _):
         done = client.roll_back(job_id, request)
-    print_json(done) if is_json else say(_describe_rollback(done))
+    print_json(done) if is_json else say(describe_rollback(done))
 
 
 def _rollback_request(target: str, reason: str) -> RollbackRequest:
@@ -213,14 +206,6 @@ def _rollback_request(target: str, reason: str) -> RollbackRequest:
         hints = {"to": "a round's number, or namespace/name@version", "reason": "1 to 500 characters on one line"}
         problems = [Problem(path=given[name][0], message=told, value=given[name][1], hint=hints[name]) for name, told in found.items()]
         raise InvalidSetting("the federation cannot go back as asked", problems=problems) from error
-
-
-def _describe_rollback(done: Rollback) -> str:
-    if done.opened_round is None:
-        moved = ", ".join(f"{one.alias} from version {one.before} to {one.after}" for one in done.aliases)
-        return f"back to round {done.to_round}: {moved}"
-    cancelled = f"; round {done.cancelled.round}, try {done.cancelled.attempt} was cancelled" if done.cancelled else ""
-    return f"back to round {done.to_round}: round {done.opened_round} starts from it{cancelled}"
 
 
 def _show_site(view: SiteView, *, is_json: bool) -> None:
@@ -239,82 +224,10 @@ def show(job_id: str, number: int | None, is_json: bool) -> None:
     with _connected() as (client, _):
         if number is None:
             found = client.view(job_id)
-            print_json(found) if is_json else _print_federation(found)
+            print_json(found) if is_json else print_federation(found)
         else:
             one = client.round(job_id, number)
-            print_json(one) if is_json else _print_round(one, _names(client.view(job_id)))
-
-
-def _names(view: FederationView) -> dict[str, str]:
-    return {entry.site.pseudonym: entry.site.name for entry in view.sites}
-
-
-def _print_federation(view: FederationView) -> None:
-    print_fields([*_state_fields(view), ("", "")])
-    if view.sites:
-        _print_sites(view.sites)
-    if view.rollbacks:
-        say("")
-        rows = [(show_time(one.at) or "-", one.person, one.reason, _describe_rollback(one)) for one in view.rollbacks]
-        print_table(["went back", "who", "why", "what"], rows)
-
-
-def _state_fields(view: FederationView) -> list[tuple[str, str | None]]:
-    now = view.current
-    return [
-        ("job", view.job_id),
-        ("state", str(view.state)),
-        ("rounds", f"{view.rounds_committed} of {view.rounds_total} committed"),
-        ("now", None if now is None else _describe_round(now)),
-        ("published", view.published),
-        ("went back", f"{_describe_rollback(view.rollbacks[-1])}, by {view.rollbacks[-1].person}" if view.rollbacks else None),
-    ]
-
-
-def _describe_round(view: RoundView) -> str:
-    attempt = f", try {view.attempt}" if view.attempt > 1 else ""
-    closes = f", until {show_time(view.closes_at)}" if view.closes_at else ""
-    return f"round {view.round}{attempt}: {view.state}, {view.accepted} of {view.asked} sites have sent{closes}"
-
-
-def _print_round(view: RoundView, names: dict[str, str]) -> None:
-    record = view.record
-    print_fields([("round", str(view.round)), ("try", str(view.attempt)), ("state", _name_state(view))])
-    if record is None:
-        print_fields([("now", _describe_round(view))])
-        return
-    print_fields(
-        [
-            ("rule", f"{record.rule.name}, {record.server_optimizer.name}, defence {record.defence.name}"),
-            ("published", record.published),
-            ("start", record.start),
-            ("result", record.result),
-            *((name.replace("_", " "), f"{value:.4g}") for name, value in sorted(record.measures.items())),
-        ]
-    )
-    if record.members:
-        say("")
-        rows = [
-            (
-                names.get(member.site, member.site),
-                f"{member.examples:,}",
-                f"{member.weight:.4f}",
-                _optional(member.agreement),
-                member.update,
-            )
-            for member in record.members
-        ]
-        print_table(["member", "#examples", "#weight", "#agreement", "update"], rows)
-    if record.left_out:
-        say("")
-        excluded = [
-            (names.get(one.site, one.site), str(one.reason), "; ".join(str(problem) for problem in one.problems)) for one in record.left_out
-        ]
-        print_table(["left out", "reason", "problems"], excluded)
-
-
-def _optional(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+            print_json(one) if is_json else print_round(one, names_of(client.view(job_id)))
 
 
 @federation.command("rounds", epilog=example("wgctl federation rounds JOB_ID"))
@@ -327,30 +240,48 @@ def list_rounds(job_id: str, limit: int, is_json: bool) -> None:
 
     with _connected() as (client, _):
         found = tuple(islice(client.rounds(job_id), limit))
-        names = _names(client.view(job_id))
+        names = names_of(client.view(job_id))
     if is_json:
         print_json(found)
     elif found:
-        print_table(["round", "state", "#sent", "#residual", "left out", "published"], [_round_row(view, names) for view in found])
+        print_table(["round", "state", "#sent", "#residual", "left out", "published"], [round_row(view, names) for view in found])
     else:
         note("no round has begun yet")
 
 
-def _round_row(view: RoundView, names: dict[str, str]) -> tuple[str, ...]:
-    number = f"{view.round}.{view.attempt}" if view.attempt > 1 else str(view.round)
-    record = view.record
-    if record is None:
-        return (number, str(view.state), f"{view.accepted}/{view.asked}", "-", "-", "-")
-    left_out = ", ".join(f"{names.get(one.site, one.site)} ({one.reason})" for one in record.left_out) or "-"
-    residual = record.measures.get("aggregation_residual")
-    sent = f"{view.accepted}/{view.asked}"
-    return (number, _name_state(view), sent, "-" if residual is None else f"{residual:.2%}", left_out, record.published or "-")
+@federation.command("verify", epilog=example("wgctl federation verify JOB_ID\nwgctl federation verify JOB_ID --round 3 --json"))
+@click.argument("job_id")
+@click.option("--round", "number", type=click.IntRange(1), help="One round instead of all that are committed.")
+@json_option
+def verify(job_id: str, number: int | None, is_json: bool) -> None:
+    """Check committed rounds from their evidence, and compute them again: whose updates, signed, receipted, and what came of them.
 
+    All is computed here, from what the service has stored; only an administrator's token may read updates, and others are told what could
+    not be looked at. The result is compared bit for bit, which holds on the same kind of machine. Exit status 1 where something is wrong.
+    """
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
 
-def _name_state(view: RoundView) -> str:
-    failure = view.record.failure if view.record else None
-    why = "undone" if view.is_undone else failure
-    return f"{view.state} ({why})" if why else str(view.state)
+    from cli.round_checks import Verifier
+    from wegeft.client import Client
+    from wegeft.contracts.errors import WegeftError
+
+    found = []
+    with _connected() as (client, service), Client(service.server, service.token) as hub, TemporaryDirectory() as folder:
+        committed = [view.round for view in client.rounds(job_id) if view.state is RoundState.COMMITTED]
+        for one in Verifier(client, hub, job_id, Path(folder)).verify([number] if number else committed):
+            found.append(one)
+            if not is_json:
+                print_checks(one)
+    if is_json:
+        print_json(found)
+    elif not found:
+        note("no round is committed yet")
+    failed = [one for one in found if one.failed]
+    if failed:
+        raise WegeftError(
+            f"{len(failed)} of {len(found)} rounds are not what their records say: {', '.join(str(one.round) for one in failed)}"
+        )
 
 
 @federation.command("status", epilog=example("wgctl federation status JOB_ID --watch"))
@@ -362,7 +293,7 @@ def status(job_id: str, is_watching: bool, is_json: bool) -> None:
     with _connected() as (client, _):
         if not is_watching:
             view = client.view(job_id)
-            print_json(view) if is_json else print_fields(_state_fields(view))
+            print_json(view) if is_json else print_fields(state_fields(view))
             return
         _watch(client, job_id, is_json=is_json)
 
@@ -375,16 +306,11 @@ def _watch(client: FederationClient, job_id: str, *, is_json: bool) -> None:
         view = client.view(job_id)
         line = view.model_dump_json(exclude={"sites": {"__all__": {"last_seen_at"}}})
         if line != told:
-            print_json_line(view) if is_json else say(_describe(view))
+            print_json_line(view) if is_json else say(describe(view))
             told = line
         if view.state.is_final:
             return
         sleep(WATCH_SECONDS)
-
-
-def _describe(view: FederationView) -> str:
-    now = _describe_round(view.current) if view.current else f"{len(view.sites)} sites have enrolled"
-    return f"{view.state}, {view.rounds_committed}/{view.rounds_total} rounds; {now}"
 
 
 federation.add_command(simulate)

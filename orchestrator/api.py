@@ -15,7 +15,7 @@ from infra import audit
 from infra.auth import Guard, Principal, Role
 from infra.database import reading, writing
 from infra.http import API_PREFIX
-from orchestrator import attempts_api, federation_api, ledger, sites_api
+from orchestrator import attempts_api, evidence_api, federation_api, ledger, sites_api
 from orchestrator.admission import check_submission, explain_missing
 from orchestrator.federation_start import start_problems
 from orchestrator.ids import ENTROPY_BYTES, check_job_id, make_job_id
@@ -55,6 +55,8 @@ def make_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
     router.include_router(_log_router(services, guard))
     router.include_router(attempts_api.make_router(services))
     router.include_router(federation_api.make_router(services, guard))
+    if services.federation_key is not None:
+        router.include_router(evidence_api.make_router(services, guard, services.federation_key))
     whole = APIRouter()
     whole.include_router(router)
     if services.federation_key is not None:

@@ -125,7 +125,8 @@ class Federations:
             moment = max(now, self._services.clock())
             until = steps.advance(moment)
             if trouble is not None:
-                trouble = self._forget(job)
+                self._forget(job)
+                trouble = None
             if until is not None or not self._goes_on(job.id):
                 return
         self._services.bells.arrived.set()

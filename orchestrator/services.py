@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from hub.intake import KEEP_SECONDS, Intake, check_kept
 from hub.objects import ObjectStore
 from hub.signing import Signer
+from hub.uploads import PART_BYTES
 from infra.database import writing
 from orchestrator import ledger
 from orchestrator.admission import Policy
@@ -31,6 +32,8 @@ class OrchestratorServices:
     limits: Limits = field(default_factory=Limits)
     keep_seconds: float = KEEP_SECONDS
     """How long bytes stay that nothing names."""
+    part_bytes: int = PART_BYTES
+    """Of each part of a long upload but the last."""
     bells: Bells = field(default_factory=Bells)
     federation_key: bytes | None = field(default=None, repr=False)
     """32 bytes, the Ed25519 private key that signs receipts; None refuses sites."""

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Annotated
 
 import anyio
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from hub.intake import check_kept
@@ -18,8 +18,8 @@ from infra.database import reading, writing
 from infra.gate import SITES_PREFIX
 from orchestrator import ledger
 from orchestrator.ledger import buffers, federations, rounds, site_keys, sites
-from orchestrator.ledger.rounds import RoundKey
 from orchestrator.services import OrchestratorServices
+from orchestrator.site_uploads import SiteUploads, key_of
 from orchestrator.update_intake import Caller, UpdateIntake, longest_upload
 from wegeft.contracts.adapter import check_digest
 from wegeft.contracts.enrolment import Enrolment, EnrolmentRequest, InvitationLook, Terms, enrolment_content
@@ -36,6 +36,7 @@ from wegeft.contracts.federation_rules import Buffered
 from wegeft.contracts.rotation import RotationRequest, rotation_content
 from wegeft.contracts.signatures import check_freshness, is_signed, public_key_of, upload_content
 from wegeft.contracts.training import BlobView, JobState
+from wegeft.contracts.uploads import LENGTH_HEADER, OFFSET_HEADER, UploadRequest, UploadView
 
 LONGEST_WAIT_SECONDS = 30
 MOST_UPLOADS = 8
@@ -56,6 +57,7 @@ def make_router(services: OrchestratorServices, key: bytes) -> APIRouter:
     router.include_router(_enrolment_router(desk))
     router.include_router(_offer_router(desk))
     router.include_router(_blob_router(desk))
+    router.include_router(_upload_router(desk))
     router.include_router(_answer_router(desk, UpdateIntake(services, key)))
     return router
 
@@ -250,7 +252,7 @@ def _blob_router(desk: _Desk) -> APIRouter:
     def put_blob(digest: str, request: Request, response: Response, caller: Annotated[Caller, Depends(desk.sender)]) -> BlobView:
         offer = desk.must_find_offer(caller)
         intake = replace(services.intake, max_blob_bytes=longest_upload(offer))
-        key = RoundKey(job_id=caller.job_id, number=offer.round, attempt=offer.attempt)
+        key = key_of(caller, offer)
         with reading(services.engine) as connection:
             # Before a byte is stored: what is one file too many would stay there for a day.
             rounds.check_blob(connection, key, caller.site.pseudonym, digest, MOST_UPLOADS)
@@ -261,6 +263,35 @@ def _blob_router(desk: _Desk) -> APIRouter:
         check_kept(digest, is_kept=is_kept)
         response.status_code = 201 if is_new else 200
         return BlobView(digest=digest, size=size)
+
+    return router
+
+
+def _upload_router(desk: _Desk) -> APIRouter:
+    router = APIRouter(prefix="/uploads")
+    uploads = SiteUploads(desk.services, desk.must_find_offer, MOST_UPLOADS)
+
+    @router.post("", status_code=201, summary="Begin to send an update's tensors in parts, or go on; 200 where it was begun before")
+    def post_upload(body: UploadRequest, caller: Annotated[Caller, Depends(desk.caller)], response: Response) -> UploadView:
+        view, is_new = uploads.open(caller, body)
+        response.status_code = 201 if is_new else 200
+        return view
+
+    @router.head("/{upload_id}", summary="How far an upload is", response_class=Response)
+    def head_upload(upload_id: str, caller: Annotated[Caller, Depends(desk.caller)]) -> Response:
+        view = uploads.look(caller, upload_id)
+        return Response(headers={OFFSET_HEADER: str(view.offset), LENGTH_HEADER: str(view.size)})
+
+    @router.put("/{upload_id}/parts/{offset}/{digest}", summary="Send the next part", openapi_extra={"requestBody": _BYTES})
+    @streams_body
+    def put_part(
+        upload_id: str, offset: Annotated[int, Path(ge=0)], digest: str, request: Request, caller: Annotated[Caller, Depends(desk.sender)]
+    ) -> UploadView:
+        return uploads.receive(caller, upload_id, (offset, digest), request)
+
+    @router.post("/{upload_id}/finish", status_code=201, summary="Put the parts together, and verify the whole")
+    def finish_upload(upload_id: str, caller: Annotated[Caller, Depends(desk.caller)]) -> BlobView:
+        return uploads.finish(caller, upload_id)
 
     return router
 

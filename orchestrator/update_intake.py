@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Connection
 
@@ -19,7 +20,7 @@ from orchestrator.rounds import Arrival
 from orchestrator.services import OrchestratorServices
 from orchestrator.update_gate import Terms, check_content
 from wegeft.contracts.errors import FederationOver, InvalidRequest, NotFound, Problem, StaleRound, TooStale, shorten
-from wegeft.contracts.federation import Decline, Offer, ReasonCode, Receipt, RoundState, SignedReceipt, SignedUpdate, Site
+from wegeft.contracts.federation import Decline, Offer, ReasonCode, Receipt, RoundState, SignedReceipt, SignedUpdate, Site, Update
 from wegeft.contracts.federation_rules import Buffered
 from wegeft.contracts.federation_spec import FederationSpec
 from wegeft.contracts.signatures import sign
@@ -91,16 +92,7 @@ class UpdateIntake:
         if arrival.problems:
             count = len(arrival.problems)
             raise InvalidRequest(f"{count} problem{'s' if count != 1 else ''} with the update", problems=arrival.problems)
-        receipt = Receipt(
-            job_id=key.job_id,
-            round=key.number,
-            attempt=key.attempt,
-            site=update.site,
-            update=update.digest,
-            tensors=update.tensors,
-            received_at=arrival.received_at,
-        )
-        return SignedReceipt(receipt=receipt, signature=sign(self._key, receipt.to_bytes()))
+        return make_receipt(self._key, update, arrival.received_at)
 
     def take_decline(self, caller: Caller, decline: Decline) -> None:
         """Keep a site's answer that it will not or cannot; raises as :meth:`take_update` does. Harmless to repeat."""
@@ -169,6 +161,20 @@ class UpdateIntake:
                 raise _stale(connection, key) from error
         self._services.bells.arrived.set()
         return arrival
+
+
+def make_receipt(key: bytes, update: Update, received_at: datetime) -> SignedReceipt:
+    """Return the server's word for an update that was accepted; the same bytes each time. ``key``: the server's private key."""
+    receipt = Receipt(
+        job_id=update.job_id,
+        round=update.round,
+        attempt=update.attempt,
+        site=update.site,
+        update=update.digest,
+        tensors=update.tensors,
+        received_at=received_at,
+    )
+    return SignedReceipt(receipt=receipt, signature=sign(key, receipt.to_bytes()))
 
 
 def kept_problems(decline: Decline) -> list[Problem]:

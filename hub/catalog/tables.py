@@ -138,6 +138,28 @@ HOLDS = Table(
     Index(None, "holder"),
 )
 
+UPLOADS = Table(
+    "uploads",
+    METADATA,
+    Column("id", String(32), primary_key=True),
+    Column("owner", String(200), nullable=False),
+    Column("digest", String(71), nullable=False),  # of the whole
+    Column("size", BigInteger, nullable=False),
+    Column("part_bytes", Integer, nullable=False),  # of each part but the last
+    Column("expires_at", UtcTime, nullable=False),
+    UniqueConstraint("owner", "digest"),
+    Index(None, "expires_at"),
+)
+
+UPLOAD_PARTS = Table(
+    "upload_parts",
+    METADATA,
+    Column("upload_id", String(32), ForeignKey("uploads.id"), primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("digest", String(71), nullable=False),
+    Column("size", Integer, nullable=False),
+)
+
 
 NAMESPACES = Table(
     "namespaces",

@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from infra.database import reading, writing
 from orchestrator.federations import LONGEST_OUTAGE, is_hopeless
-from orchestrator.ledger import troubles
+from orchestrator.ledger import sites, troubles
 from orchestrator.ledger.troubles import Trouble
 from orchestrator.update_intake import Caller, kept_problems
 from tests.orchestrator.samples import at, new_sqlite
@@ -56,8 +56,7 @@ def test_a_federation_whose_step_always_fails_ends_with_that_error(engine: Engin
         story.tick()
         with reading(engine) as connection:
             trouble = troubles.find_trouble(connection, story.job_id)
-        assert trouble is not None
-        tries = trouble.tries
+        tries = trouble.tries if trouble else 0
         assert story.time < 300, "it would go on for ever"
     view = story.server.view(story.job_id)
     assert (view.state, view.error.code if view.error else None, tries) == (JobState.FAILED, "digest_mismatch", 3)
@@ -120,8 +119,6 @@ def test_why_a_site_declined_stands_in_the_record(engine: Engine) -> None:
     story = begin(engine, max_failed_rounds=0)
     story.tick()
     with reading(engine) as connection:
-        from orchestrator.ledger import sites
-
         site = sites.find_site(connection, "s-0")
     problem = Problem(path="max_steps", message="must be 5 or less", value="12")
     decline = Decline(job_id=story.job_id, round=1, site="s-0", reason=ReasonCode.DECLINED, problems=(problem,))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
 from pydantic import RootModel
 
+from wegeft.client.blobs import fetch
 from wegeft.client.transport import Call, Transport, json_body
 from wegeft.contracts.enrolment import FederationView, Invitation, InvitationRequest, RoundView, SiteView
 from wegeft.contracts.errors import UnexpectedAnswer
 from wegeft.contracts.rollback import Rollback, RollbackRequest
 from wegeft.contracts.rotation import Rotation, RotationOrder
+from wegeft.contracts.round_evidence import RoundEvidence
 
 _JSON = {"Content-Type": "application/json"}
 
@@ -94,6 +97,17 @@ class FederationClient:
             if before is not None and page[-1].round >= before:
                 raise UnexpectedAnswer("the rounds' numbers do not fall", path=job_id, value=page[-1].round)
             before = page[-1].round
+
+    def evidence(self, job_id: str, number: int) -> RoundEvidence:
+        """Return from what a committed round can be checked; raise :class:`NotFound` where it is not committed."""
+        return self._transport.ask(Call(method="GET", path=f"{_path(job_id)}/rounds/{number}/evidence"), RoundEvidence)
+
+    def fetch_round_blob(self, job_id: str, number: int, digest: str, path: Path) -> None:
+        """Write bytes that a committed round names to the new file ``path``, verified.
+
+        Raises :class:`Forbidden` for whoever is no administrator, and :class:`BlobNotFound` where they are gone.
+        """
+        fetch(self._transport, f"{_path(job_id)}/rounds/{number}/blobs/{quote(digest, safe=':')}", path, digest)
 
     def round(self, job_id: str, number: int) -> RoundView:
         """Return a round; raise :class:`NotFound`."""

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from wegeft.client.blobs import STORE_SECONDS, fetch_resumable
 from wegeft.client.transport import Answer, Call, Transport, json_body
+from wegeft.client.uploads import ONE_REQUEST_BYTES, upload_in_parts
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.enrolment import Enrolment, EnrolmentRequest, InvitationLook, Terms, enrolment_content
 from wegeft.contracts.errors import InvalidSetting, UnexpectedAnswer
@@ -108,9 +109,18 @@ class SiteClient:
     """
 
     def __init__(
-        self, server: str, credentials: SiteCredentials, clock: Clock, *, timeout_seconds: float = 30.0, patience_seconds: float = 5.0
+        self,
+        server: str,
+        credentials: SiteCredentials,
+        clock: Clock,
+        *,
+        timeout_seconds: float = 30.0,
+        patience_seconds: float = 5.0,
+        one_request_bytes: int = ONE_REQUEST_BYTES,
     ) -> None:
+        """``one_request_bytes``: longer updates go in parts."""
         self._credentials = credentials
+        self._one_request_bytes = one_request_bytes
         self._clock = clock
         self._timeout_seconds = timeout_seconds
         self._transport = Transport(
@@ -177,7 +187,10 @@ class SiteClient:
         fetch_resumable(self._transport, f"/federation/blobs/{quote(digest, safe=':')}", path, digest, max_bytes)
 
     def store_blob(self, content: bytes) -> None:
-        """Store the tensors of an update under their digest."""
+        """Store the tensors of an update under their digest: in one request, or where they are long, in parts that are sent once."""
+        if len(content) > self._one_request_bytes:
+            upload_in_parts(self._transport, "/federation/uploads", content)
+            return
         path = f"/federation/blobs/{quote(digest_of(content), safe=':')}"
         headers = {"Content-Type": "application/octet-stream"}
         self._transport.tell(Call(method="PUT", path=path, headers=headers, content=lambda: content, read_seconds=STORE_SECONDS))

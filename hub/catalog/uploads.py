@@ -1,0 +1,123 @@
+"""Uploads in parts, in SQL: who sends what, and which parts have come; the parts are blobs of their own until the whole is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
+
+from hub.catalog.holds import arrive, let_go
+from hub.catalog.tables import UPLOAD_PARTS, UPLOADS, upsert
+from wegeft.contracts.errors import InvalidRequest, NotFound, TooLarge
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some bytes of an upload, in the store under their own digest."""
+
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """An upload under way."""
+
+    id: str
+    owner: str
+    digest: str
+    """Of the whole."""
+    size: int
+    part_bytes: int
+    """Of each part but the last."""
+    expires_at: datetime
+    parts: tuple[Part, ...]
+    """Those that have come, in order."""
+
+    @property
+    def offset(self) -> int:
+        """Bytes that have come."""
+        return sum(part.size for part in self.parts)
+
+    @property
+    def next_size(self) -> int:
+        """Bytes of the next part."""
+        return min(self.part_bytes, self.size - self.offset)
+
+
+def open_upload(connection: Connection, wanted: Upload, most: int, now: datetime) -> tuple[Upload, bool]:
+    """Begin an upload, or return the one that its owner has begun for the same bytes; and whether it is new.
+
+    Raises :class:`TooLarge` where the owner has ``most`` others under way, and :class:`InvalidRequest` where the size is another one than
+    before.
+    """
+    is_theirs = UPLOADS.c.owner == wanted.owner
+    _forget(connection, connection.execute(select(UPLOADS.c.id).where(is_theirs, UPLOADS.c.expires_at <= now)).scalars().all())
+    is_new = connection.execute(select(UPLOADS.c.id).where(is_theirs, UPLOADS.c.digest == wanted.digest)).first() is None
+    if is_new and connection.execute(select(func.count()).select_from(UPLOADS).where(is_theirs)).scalar_one() >= most:
+        raise TooLarge(f"there are {most} uploads under way", path="digest", value=wanted.digest, hint="finish one of them first")
+    names = ("id", "owner", "digest", "size", "part_bytes", "expires_at")
+    added = upsert(connection, UPLOADS).values({name: getattr(wanted, name) for name in names})
+    connection.execute(added.on_conflict_do_nothing(index_elements=[UPLOADS.c.owner, UPLOADS.c.digest]))
+    row = connection.execute(select(UPLOADS).where(is_theirs, UPLOADS.c.digest == wanted.digest)).one()
+    if row.size != wanted.size:
+        raise InvalidRequest("these bytes have another size in an upload under way", path="size", value=wanted.size, hint=str(row.size))
+    return _upload(connection, row), is_new
+
+
+def find_upload(connection: Connection, owner: str, upload_id: str, now: datetime, *, is_held: bool = False) -> Upload:
+    """Return an upload, held until the transaction ends where asked to; raise :class:`NotFound` for a foreign or expired one too."""
+    query = select(UPLOADS).where(UPLOADS.c.id == upload_id, UPLOADS.c.owner == owner, UPLOADS.c.expires_at > now)
+    row = connection.execute(query.with_for_update() if is_held else query).one_or_none()
+    if row is None:
+        raise NotFound("there is no such upload under way", path="upload", value=upload_id, hint="begin it again; what is stored stays")
+    return _upload(connection, row)
+
+
+def add_part(connection: Connection, upload: Upload, part: Part, until: datetime) -> bool:
+    """Note the next part of a held upload, whose bytes are stored; return False where they were collected meanwhile."""
+    if not arrive(connection, part.digest, part.size, _holder_of(upload.id), until):
+        return False
+    values = {"upload_id": upload.id, "position": len(upload.parts), "digest": part.digest, "size": part.size}
+    connection.execute(insert(UPLOAD_PARTS).values(values))
+    connection.execute(update(UPLOADS).where(UPLOADS.c.id == upload.id).values(expires_at=until))
+    return True
+
+
+def close_upload(connection: Connection, upload: Upload, now: datetime) -> None:
+    """Forget an upload, and let its parts go; harmless to repeat."""
+    let_go(connection, _holder_of(upload.id), now)
+    _forget(connection, [upload.id])
+
+
+def forget_expired_uploads(connection: Connection, now: datetime, limit: int) -> int:
+    """Forget up to ``limit`` uploads that nobody has gone on with in time, whose parts go by themselves; return how many."""
+    expired = connection.execute(select(UPLOADS.c.id).where(UPLOADS.c.expires_at <= now).limit(limit)).scalars().all()
+    _forget(connection, expired)
+    return len(expired)
+
+
+def _forget(connection: Connection, ids: Iterable[str]) -> None:
+    connection.execute(delete(UPLOAD_PARTS).where(UPLOAD_PARTS.c.upload_id.in_(list(ids))))
+    connection.execute(delete(UPLOADS).where(UPLOADS.c.id.in_(list(ids))))
+
+
+def _holder_of(upload_id: str) -> str:
+    return f"parts:{upload_id}"
+
+
+def _upload(connection: Connection, row: Row[Any]) -> Upload:
+    found = connection.execute(select(UPLOAD_PARTS).where(UPLOAD_PARTS.c.upload_id == row.id).order_by(UPLOAD_PARTS.c.position))
+    parts = tuple(Part(digest=part.digest, size=part.size) for part in found)
+    return Upload(
+        id=row.id,
+        owner=row.owner,
+        digest=row.digest,
+        size=row.size,
+        part_bytes=row.part_bytes,
+        expires_at=row.expires_at,
+        parts=parts,
+    )

@@ -1,0 +1,151 @@
+"""Uploads in parts: each part is stored under its own digest as it comes, and the whole is put together and verified at the end.
+
+All that is known of an upload is in SQL and in the store, so any process of the service goes on with it. Parts that nobody needs any more
+are collected as any other bytes. For sites of federations and for whoever else sends much.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from sqlalchemy import Connection
+from starlette.requests import Request
+
+from hub import catalog
+from hub.catalog import Part, Upload
+from hub.intake import Intake, check_kept
+from hub.objects import ObjectStore
+from infra.database import reading, writing
+from wegeft.contracts.adapter import check_digest
+from wegeft.contracts.errors import BlobNotFound, Conflict, DigestMismatch, InvalidRequest, TooLarge
+from wegeft.contracts.uploads import UploadRequest, UploadView
+
+PART_BYTES = 4 << 20
+"""Of each part but the last."""
+MOST_UPLOADS = 2
+"""That one owner may have under way."""
+
+Keep = Callable[[Connection, str, int], bool]
+"""Notes whose the whole is, by digest and size; False where it was collected meanwhile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uploads:
+    """Takes bytes in by parts, each owner's apart from the others'."""
+
+    intake: Intake
+    part_bytes: int = PART_BYTES
+    most: int = MOST_UPLOADS
+
+    def open(self, owner: str, request: UploadRequest) -> tuple[UploadView, bool]:
+        """Begin an upload, or go on with the owner's own of the same bytes; return it, and whether it is new.
+
+        Raises :class:`TooLarge` where it is too long, or the owner has too many under way.
+        """
+        if request.size > self.intake.max_blob_bytes:
+            raise TooLarge(f"longer than {self.intake.max_blob_bytes} bytes", path="size", value=request.size)
+        wanted = Upload(
+            id=secrets.token_hex(16),
+            owner=owner,
+            digest=request.digest,
+            size=request.size,
+            part_bytes=self.part_bytes,
+            expires_at=self.intake.keep_until,
+            parts=(),
+        )
+        with writing(self.intake.engine) as connection:
+            upload, is_new = catalog.open_upload(connection, wanted, self.most, self.intake.clock())
+        return view_of(upload), is_new
+
+    def look(self, owner: str, upload_id: str) -> UploadView:
+        """Return how far an upload is; raise :class:`NotFound` for one that is over, expired or another owner's."""
+        return view_of(self._find(owner, upload_id))
+
+    def receive(self, owner: str, upload_id: str, place: tuple[int, str], request: Request) -> UploadView:
+        """Store a request's body as the next part; ``place``: its offset and digest. The same part again is harmless.
+
+        Raises :class:`Conflict` with the right offset for another one, :class:`InvalidRequest` for a part of another size or other bytes
+        than its digest names, and :class:`NotFound` as :meth:`look` does.
+        """
+        offset, digest = place
+        upload = self._find(owner, upload_id)
+        if _has_part(upload, offset, check_digest(digest)):
+            return view_of(upload)
+        _check_offset(upload, offset)
+        size = replace(self.intake, max_blob_bytes=upload.next_size).receive(digest, request)
+        if size != upload.next_size:
+            raise InvalidRequest("the part is too short", path="body", value=size, hint=f"{upload.next_size} bytes")
+        with writing(self.intake.engine) as connection:
+            held = catalog.find_upload(connection, owner, upload_id, self.intake.clock(), is_held=True)
+            if not _has_part(held, offset, digest):
+                _check_offset(held, offset)
+                check_kept(digest, is_kept=catalog.add_part(connection, held, Part(digest=digest, size=size), self.intake.keep_until))
+            return view_of(catalog.find_upload(connection, owner, upload_id, self.intake.clock()))
+
+    def finish(self, owner: str, upload_id: str, keep: Keep) -> tuple[str, int]:
+        """Put the parts together under the digest of the whole, and return digest and size; ``keep`` notes whose it is.
+
+        Raises :class:`Conflict` where parts are missing, and :class:`InvalidRequest` where the whole is not what its digest names, after
+        which it must be sent anew.
+        """
+        upload = self._find(owner, upload_id)
+        if upload.offset != upload.size:
+            raise Conflict("parts are missing", path="offset", value=upload.offset, hint=f"go on from byte {upload.offset}")
+        try:
+            self.intake.store_bytes(upload.digest, PartsReader(self.intake.store, upload.parts), upload.size)
+        except (DigestMismatch, BlobNotFound) as error:
+            with writing(self.intake.engine) as connection:
+                catalog.close_upload(connection, upload, self.intake.clock())
+            raise InvalidRequest("the parts are not the bytes that the digest names", problems=error.problems) from error
+        with writing(self.intake.engine) as connection:
+            is_kept = keep(connection, upload.digest, upload.size)
+            if is_kept:
+                catalog.close_upload(connection, upload, self.intake.clock())
+        check_kept(upload.digest, is_kept=is_kept)
+        return upload.digest, upload.size
+
+    def stored(self, size: int) -> UploadView:
+        """Return what is told of bytes that the owner has sent before: nothing is left to do."""
+        return UploadView(id="", size=size, offset=size, part_bytes=self.part_bytes, expires_at=self.intake.keep_until)
+
+    def _find(self, owner: str, upload_id: str) -> Upload:
+        with reading(self.intake.engine) as connection:
+            return catalog.find_upload(connection, owner, upload_id, self.intake.clock())
+
+
+def view_of(upload: Upload) -> UploadView:
+    """Return an upload as its owner sees it."""
+    return UploadView(id=upload.id, size=upload.size, offset=upload.offset, part_bytes=upload.part_bytes, expires_at=upload.expires_at)
+
+
+def _has_part(upload: Upload, offset: int, digest: str) -> bool:
+    position, rest = divmod(offset, upload.part_bytes)
+    return not rest and position < len(upload.parts) and upload.parts[position].digest == digest
+
+
+def _check_offset(upload: Upload, offset: int) -> None:
+    if offset != upload.offset or not upload.next_size:
+        raise Conflict("the next part begins elsewhere", path="offset", value=upload.offset, hint=f"go on from byte {upload.offset}")
+
+
+class PartsReader:
+    """The parts of an upload as one stream; memory does not grow with their number."""
+
+    def __init__(self, store: ObjectStore, parts: tuple[Part, ...]) -> None:
+        self._chunks = _chunks(store, parts)
+        self._rest = b""
+
+    def read(self, length: int = -1) -> bytes:
+        """Return the next bytes, at most ``length``; b"" at the end. Raises what reading the store does."""
+        if not self._rest:
+            self._rest = next(self._chunks, b"")
+        count = len(self._rest) if length < 0 else length
+        content, self._rest = self._rest[:count], self._rest[count:]
+        return content
+
+
+def _chunks(store: ObjectStore, parts: tuple[Part, ...]) -> Iterator[bytes]:
+    for part in parts:
+        yield from store.get(part.digest)

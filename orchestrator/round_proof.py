@@ -1,0 +1,203 @@
+"""What a round's record, receipts and bytes prove, checked by whoever holds them: pure functions, no I/O but the given reader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict
+
+from orchestrator.aggregate import FederationState, Refused
+from orchestrator.federation_files import read_state, write_adapter, write_state
+from orchestrator.federation_round import Federation, ReadBytes, Sent, combine_round
+from wegeft.contracts.adapter import digest_of
+from wegeft.contracts.base_model_name import pinned_name
+from wegeft.contracts.errors import Forbidden, WegeftError
+from wegeft.contracts.federation import Member, RoundState, SignedReceipt, SignedUpdate
+from wegeft.contracts.round_evidence import RoundEvidence
+from wegeft.contracts.signatures import is_signed
+
+
+class Check(BaseModel):
+    """One thing that was looked at."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    is_ok: bool | None
+    """None where it could not be looked at."""
+    found: str
+    """What was proved, or what is wrong, in words."""
+
+
+def check_round(evidence: RoundEvidence, read: ReadBytes, expected_start: str | None = None, weights: str | None = None) -> list[Check]:
+    """Return what the evidence of a committed round proves; every check is made, whatever the others find.
+
+    ``read`` gives the bytes of a digest, and raises :class:`Forbidden` where the caller may not see them. ``expected_start``: the result of
+    the round before, and ``weights``: digest of the published version's tensors, each where it is known.
+    """
+    proof = _Proof(evidence, read, expected_start, weights)
+    return [_checked(name, look) for name, look in proof.looks().items()]
+
+
+class _Wrong(Exception):
+    """What a check has found to be wrong."""
+
+
+class _Unseen(Exception):
+    """Why a check could not be made."""
+
+
+def _checked(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name=name, is_ok=True, found=look())
+    except _Unseen as unseen:
+        return Check(name=name, is_ok=None, found=str(unseen))
+    except Forbidden:
+        return Check(name=name, is_ok=None, found="the bytes of updates are for this service's administrators")
+    except _Wrong as wrong:
+        return Check(name=name, is_ok=False, found=str(wrong))
+    except WegeftError as error:
+        return Check(name=name, is_ok=False, found=" ".join(str(error).split()))
+
+
+class _Proof:
+    def __init__(self, evidence: RoundEvidence, read: ReadBytes, expected_start: str | None, weights: str | None) -> None:
+        self._evidence, self._record = evidence, evidence.record
+        self._read, self._expected_start, self._weights = read, expected_start, weights
+        self._updates = {signed.update.site: signed for signed in evidence.updates}
+        self._receipts = {signed.receipt.site: signed for signed in evidence.receipts}
+        self._after: FederationState | None = None
+
+    def looks(self) -> dict[str, Callable[[], str]]:
+        """Return every check by its name, in the order in which they build on each other."""
+        return {
+            "members": self._look_at_members,
+            "signatures": self._look_at_signatures,
+            "receipts": self._look_at_receipts,
+            "start": self._look_at_start,
+            "tensors": self._look_at_tensors,
+            "result": self._look_at_result,
+            "version": self._look_at_version,
+        }
+
+    def _members(self) -> Iterator[tuple[Member, SignedUpdate]]:
+        for member in self._record.members:
+            if member.site not in self._updates:
+                raise _Wrong(f"there is no update of {member.site}, which is a member")
+            yield member, self._updates[member.site]
+
+    def _look_at_members(self) -> str:
+        record = self._record
+        if record.state is not RoundState.COMMITTED or record.result is None or not record.members:
+            raise _Wrong("the round is not committed")
+        names = [member.site for member in record.members]
+        if names != sorted(set(names)):
+            raise _Wrong("the members are not sorted, or one is named twice")
+        for member, signed in self._members():
+            _same(f"the update of {member.site}", signed.update.digest, member.update)
+            update, offer = signed.update, self._evidence.offers.get(member.site)
+            if offer is None:
+                raise _Wrong(f"there is no offer to {member.site}")
+            _same(f"the offer that {member.site} answers", update.offer, offer.digest)
+            said = (update.job_id, update.round, update.attempt, update.tensors, update.examples, update.start)
+            wanted = (record.job_id, record.round, record.attempt, member.tensors, member.examples, offer.start)
+            if said != wanted:
+                raise _Wrong(f"what {member.site} has signed is not what the record says of it")
+        return f"{len(names)} members, each with the update that the record names, which answers its offer in this round"
+
+    def _look_at_signatures(self) -> str:
+        for member, signed in self._members():
+            if not any(self._is_by(signed, key.public_key, key.until) for key in self._evidence.keys.get(member.site, ())):
+                raise _Wrong(f"the update of {member.site} is not signed with a key that it had then")
+        return "every update is signed with the key that its site had when it came"
+
+    def _is_by(self, signed: SignedUpdate, public_key: str, until: datetime | None) -> bool:
+        receipt = self._receipts.get(signed.update.site)
+        is_then = until is None or receipt is None or receipt.receipt.received_at <= until
+        return is_then and is_signed(public_key, signed.update.to_bytes(), signed.signature)
+
+    def _look_at_receipts(self) -> str:
+        for member, signed in self._members():
+            kept = self._receipts.get(member.site)
+            if kept is None:
+                raise _Wrong(f"there is no receipt of {member.site}")
+            self._check_receipt(kept, signed)
+        return "every member has a receipt for its update, signed by the server, of before the round closed"
+
+    def _check_receipt(self, kept: SignedReceipt, signed: SignedUpdate) -> None:
+        receipt, update = kept.receipt, signed.update
+        if not is_signed(self._evidence.server_key, receipt.to_bytes(), kept.signature):
+            raise _Wrong(f"the receipt of {update.site} is not signed with the server's key")
+        said = (receipt.job_id, receipt.round, receipt.attempt, receipt.update, receipt.tensors)
+        if said != (update.job_id, update.round, update.attempt, update.digest, update.tensors):
+            raise _Wrong(f"the receipt of {update.site} is for another update")
+        if self._record.closed_at is not None and receipt.received_at > self._record.closed_at:
+            raise _Wrong(f"the update of {update.site} came after the round had closed")
+
+    def _look_at_start(self) -> str:
+        if self._expected_start is not None:
+            _same(f"the start, which should be the result of round {self._evidence.parent},", self._record.start, self._expected_start)
+        state = self._read_state()
+        before = f"the result of round {self._evidence.parent}" if self._expected_start else "not compared with the round before"
+        return f"{self._record.start}, {before}, after {state.rounds} rounds"
+
+    def _read_state(self) -> FederationState:
+        return read_state(self._bytes_of(self._record.start))
+
+    def _bytes_of(self, digest: str) -> bytes:
+        content = self._read(digest)
+        _same("what is stored", digest_of(content), digest)
+        return content
+
+    def _look_at_tensors(self) -> str:
+        total = 0
+        for member, signed in self._members():
+            size = len(self._bytes_of(member.tensors))
+            if size != signed.update.size:
+                raise _Wrong(f"{member.site} has signed {signed.update.size} bytes, and {size} are stored")
+            total += size
+        return f"the bytes of {len(self._record.members)} updates, {total:,} in all, are those that were signed"
+
+    def _look_at_result(self) -> str:
+        record = self._record
+        outcome = combine_round(self._federation(), self._read_state(), record.round, record.attempt, self._sent(), self._bytes_of)
+        if isinstance(outcome, Refused):
+            raise _Wrong(f"computed again, the round fails: {outcome.code}")
+        for member in record.members:
+            if outcome.weights.get(member.site) != member.weight:
+                raise _Wrong(f"computed again, {member.site} weighs {outcome.weights.get(member.site)}, and {member.weight} in the record")
+        _same("the result, computed again,", digest_of(write_state(outcome.state)), str(record.result))
+        self._after = outcome.state
+        return f"{record.result}, computed again bit for bit"
+
+    def _sent(self) -> Sequence[Sent]:
+        full = max(edit.pair.rank for edit in self._read_state().edits.values())
+        ranks = {site: offer.rank for site, offer in self._evidence.offers.items()}
+        if missing := sorted(set(self._updates) - set(ranks)):
+            raise _Wrong(f"there is no offer to {', '.join(missing)}")
+        asked = [(signed.update, ranks[member.site]) for member, signed in self._members()]
+        return [Sent(update=update, rank=None if rank == full else rank) for update, rank in asked]
+
+    def _federation(self) -> Federation:
+        spec = self._evidence.spec
+        assert spec.federation is not None  # noqa: S101 - only a federated job has rounds
+        return Federation(
+            job_id=self._record.job_id,
+            base_model=pinned_name(spec.base_model, spec.base_model_revision),
+            spec=spec.federation,
+            seed=spec.seed,
+            pseudonyms=self._evidence.pseudonyms,
+            max_steps=spec.max_steps,
+        )
+
+    def _look_at_version(self) -> str:
+        if self._weights is None or self._after is None:
+            raise _Unseen("not compared: the result was not computed, or the version cannot be read")
+        _same(f"the tensors of {self._record.published}", self._weights, digest_of(write_adapter(self._after, has_one_rank=True).weights))
+        return f"the tensors of {self._record.published} are this result"
+
+
+def _same(what: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise _Wrong(f"{what} has the digest {found}, and {expected} was expected")
