@@ -213,11 +213,12 @@ def _print_round(view: RoundView, names: dict[str, str]) -> None:
                 f"{member.examples:,}",
                 f"{member.weight:.4f}",
                 _optional(member.agreement),
+                _optional(member.contribution),
                 member.update,
             )
             for member in record.members
         ]
-        print_table(["member", "#examples", "#weight", "#agreement", "update"], rows)
+        print_table(["member", "#examples", "#weight", "#agreement", "#contribution", "update"], rows)
     if record.left_out:
         say("")
         excluded = [
