@@ -131,7 +131,7 @@ def sqlite(engines: Iterator[Engine]) -> Engine:
     return next(engines)
 
 
-@pytest.mark.parametrize("stride", [31, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("stride", [61, pytest.param(1, marks=pytest.mark.soak)])
 def test_a_server_may_die_before_any_step_of_a_buffered_federation(engines: Iterator[Engine], stride: int) -> None:
     quiet = tell(next(engines))
     expected, steps = quiet.server.results(quiet.job_id), quiet.fate.steps
