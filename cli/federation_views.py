@@ -102,6 +102,7 @@ def print_round(view: RoundView, names: dict[str, str]) -> None:
     print_fields(
         [
             ("rule", f"{record.rule.name}, {record.server_optimizer.name}, defence {record.defence.name}"),
+            ("failure", str(record.failure) if record.failure else None),
             ("published", record.published),
             ("start", record.start),
             ("result", record.result),
@@ -116,11 +117,12 @@ def print_round(view: RoundView, names: dict[str, str]) -> None:
                 f"{member.examples:,}",
                 f"{member.weight:.4f}",
                 _optional(member.agreement),
+                _optional(member.contribution),
                 member.update,
             )
             for member in record.members
         ]
-        print_table(["member", "#examples", "#weight", "#agreement", "update"], rows)
+        print_table(["member", "#examples", "#weight", "#agreement", "#contribution", "update"], rows)
     if record.left_out:
         say("")
         excluded = [

@@ -274,6 +274,7 @@ def _member(sent: Sent, outcome: Outcome, number: int) -> Member:
         weight=outcome.weights[update.site],
         agreement=score.agreement if score else None,
         influence=score.influence if score else None,
+        contribution=score.contribution if score else None,
         staleness=number - update.round if sent.position is not None else None,
         position=sent.position,
         start=sent.start,

@@ -58,7 +58,7 @@ def score_members(gram: Array, sites: Sequence[str], coefficients: Mapping[str, 
     """Return, for each member of some weight, how its update stands to the others', leave-one-out on the Gram.
 
     With ``u = Σaₖuₖ``: agreement is the cosine of ``uₖ`` and ``u − aₖuₖ``; influence is ``‖u − u₋ₖ‖ / ‖u‖``, where ``u₋ₖ`` is the aggregate
-    of the others at the same total weight. Zero where a norm is.
+    of the others at the same total weight; contribution is ``⟨aₖuₖ, u⟩ / ‖u‖²``, below 0 for who pulls the other way. Zero where a norm is.
     """
     weights = np.array([coefficients[site] for site in sites])
     return {site: _score(gram, weights, index) for index, site in enumerate(sites) if weights[index] != 0}
@@ -73,7 +73,11 @@ def _score(gram: Array, weights: Array, index: int) -> Score:
     rest = total - own
     moved = weights - others * (total / rest) if rest > 0 else weights
     whole = _length(gram, weights)
-    return Score(agreement=max(-1.0, min(1.0, agreement)), influence=_length(gram, moved) / whole if whole > 0 else 0.0)
+    return Score(
+        agreement=max(-1.0, min(1.0, agreement)),
+        influence=_length(gram, moved) / whole if whole > 0 else 0.0,
+        contribution=own * float(gram[index] @ weights) / whole**2 if whole > 0 else 0.0,
+    )
 
 
 def _length(gram: Array, weights: Array) -> float:

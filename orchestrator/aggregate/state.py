@@ -102,6 +102,8 @@ class Score:
     """Cosine of its update with the sum of the others', -1 to 1."""
     influence: float
     """How far the aggregate moves without it, as a share of the aggregate's norm."""
+    contribution: float
+    """Its share of the aggregate: of what it weighs, the part along the aggregate; over all members they add up to 1."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

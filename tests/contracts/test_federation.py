@@ -57,7 +57,7 @@ def test_numbers_that_json_lacks_are_refused(loss: float) -> None:
         an_update(metrics={"train_loss": loss})
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"round": 0}, {"start": "sha256:x"}, {"site": "a b"}, {"surprise": 1}])
+@pytest.mark.parametrize("change", [{"version": 3}, {"round": 0}, {"start": "sha256:x"}, {"site": "a b"}, {"surprise": 1}])
 def test_messages_of_another_protocol_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         an_update(**change)

@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from wegeft.contracts.errors import InvalidJob, Problem
 from wegeft.contracts.federation_rules import (
     PRODUCT_RULES,
+    Buffered,
     Defence,
     FedAdagrad,
     FedAdam,
@@ -15,6 +16,7 @@ from wegeft.contracts.federation_rules import (
     MultiKrum,
     PoissonSampling,
     Rule,
+    Synchronous,
     TrimmedMean,
     is_linear,
     least_sites,
@@ -207,3 +209,39 @@ def test_scaffold_needs_plain_and_bounded_steps() -> None:
     assert load_spec(job).max_grad_norm == 1.0
     found = problems_of(job + "weight_decay: 0.1\nmax_grad_norm: null\nval_set_size: 2\neval_steps: 1\nearly_stopping_patience: 2")
     assert set(found) == {"weight_decay", "max_grad_norm", "early_stopping_patience"}
+
+
+BUFFERED = {"name": "buffered", "buffer_size": 5}
+
+
+def test_mode_is_synchronous_unless_it_says_buffered() -> None:
+    assert parse().mode == Synchronous()
+    assert parse(mode="synchronous").mode == Synchronous()
+    assert parse(mode=BUFFERED, min_sites=5).mode == Buffered(buffer_size=5, max_staleness=10)
+    for wrong in ("buffered", {"name": "buffered"}, {**BUFFERED, "buffer_size": 0}, {**BUFFERED, "max_staleness": -1}, "async"):
+        with pytest.raises(ValidationError):
+            parse(mode=wrong, min_sites=5)
+
+
+def test_buffer_that_could_not_fill_or_keep_its_promise_is_refused() -> None:
+    assert "min_sites (4) or less" in clashes(mode=BUFFERED, min_sites=4)["mode.buffer_size"]
+    krum = {"name": "multi_krum", "malicious": 1}
+    assert parse(mode=BUFFERED, min_sites=9, defence=krum)
+    assert "must be 5 or more for multi_krum" in clashes(mode={**BUFFERED, "buffer_size": 4}, min_sites=9, defence=krum)["mode.buffer_size"]
+    assert "buffer_size − malicious − 2 (2)" in clashes(mode=BUFFERED, min_sites=9, defence={**krum, "keep": 3})["defence.keep"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_that_stale_updates_do_not_fit_are_refused(rule: str) -> None:
+    if rule == "alternate":
+        assert "different factors" in clashes(rule=rule, mode=BUFFERED, min_sites=5)["rule"]
+    else:
+        assert parse(rule=rule, mode=BUFFERED, min_sites=5).rule.name == rule
+
+
+@pytest.mark.parametrize(
+    "defence", ["coordinate_median", "trimmed_mean", {"name": "bulyan", "malicious": 0}, {"name": "fltrust", "root": "a"}]
+)
+def test_defences_that_staleness_does_not_fit_are_refused(defence: object) -> None:
+    assert "defence" in clashes(mode=BUFFERED, min_sites=5, defence=defence)
+    assert "of one version" in clashes(mode=BUFFERED, min_sites=5, rule="core", site_optimizer="scaffold")["site_optimizer"]

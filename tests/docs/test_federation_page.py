@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 from sqlalchemy import Engine
 
 from cli.home import Home
 from infra.settings import PREFIX, Settings
 from tests.orchestrator.federating import Server
 from tests.orchestrator.samples import new_sqlite
-from wegeft.contracts.federation import FailureCode, ReasonCode, SitePolicy
+from wegeft.contracts.federation import FailureCode, Member, ReasonCode, SitePolicy
+from wegeft.contracts.federation_rules import FactorMean, Rule, has_fixed_gauge, is_linear
 from wegeft.contracts.federation_spec import FederationSpec
 
 PAGE = (Path(__file__).parents[2] / "docs" / "federation.md").read_text(encoding="utf-8")
@@ -56,6 +58,22 @@ def test_every_field_of_a_policy_is_on_the_page_with_what_it_says() -> None:
     assert told == there
 
 
+def test_every_rule_is_on_the_page_with_what_it_is() -> None:
+    section = PAGE.partition("## Rules\n")[2].partition("\n## ")[0]
+    told = {
+        name: (linear == "yes", fixed == "yes")
+        for name, linear, fixed in re.findall(r"^\| (`.+?) \| (\w+) \| (\w+) \|$", section, re.MULTILINE)
+    }
+    rules: TypeAdapter[Rule] = TypeAdapter(Rule)
+    parsed = {f"`{name}`": rules.validate_python(name) for name in rules.json_schema()["discriminator"]["mapping"]}
+    parsed["`factor_mean`, `align: false`"] = FactorMean(align=False)
+    assert told == {name: (is_linear(rule), has_fixed_gauge(rule)) for name, rule in parsed.items()}
+
+
 def test_every_code_of_a_record_is_on_the_page() -> None:
     section = PAGE.partition("## What a record says")[2].partition("\n## ")[0]
+    codes, _, scores = section.partition("What each member's work did")
+    assert re.findall(r"^\| `(\w+)` \|", scores, re.MULTILINE) == ["agreement", "influence", "contribution"]
+    assert {"agreement", "influence", "contribution"} <= Member.model_fields.keys()
+    section = codes
     assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == [*map(str, ReasonCode), *map(str, FailureCode)]

@@ -259,6 +259,8 @@ class Member(Message):
     """Cosine of its update with the aggregate of the others."""
     influence: Finite | None = None
     """How far the aggregate moves without it, as a share of the aggregate's norm."""
+    contribution: Annotated[Finite | None, Later] = None
+    """Its share of the aggregate: of what it weighs, the part along the aggregate; over all members they add up to 1."""
     staleness: Annotated[int | None, Later] = None
     """In buffered mode, the versions that had come out since the one that it started from."""
     position: Annotated[int | None, Later] = None

@@ -1,6 +1,7 @@
 """Every rule against dense float64; order, gauge and ranks."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from orchestrator.aggregate import Contribution, FederationState, Plan, Refused, aggregate, new_edit, start_at
 from orchestrator.aggregate.aggregation import reading_of
+from orchestrator.aggregate.gramian import update_of
 from orchestrator.aggregate.sums import sum_updates
 from tests.algebra.generators import dense, draw
 from tests.orchestrator.aggregate.federations import (
@@ -17,6 +19,7 @@ from tests.orchestrator.aggregate.federations import (
     a_state,
     bits_of,
     dense_mean_change,
+    flat,
     in_gauge,
     members_of,
     put_together,
@@ -254,6 +257,25 @@ def test_scores_tell_agreement_and_influence() -> None:
     assert abs(scores["s-9"].agreement) < 0.3
     assert scores["s-9"].influence > 2 * scores["s-0"].influence
     assert put_together(Plan(rule=GeneratorExact(), scored_sites=3), state, [*honest, odd]).scores == {}
+
+
+def test_contributions_share_out_the_aggregate() -> None:
+    """Dense: ⟨aₖUₖ, U⟩ / ‖U‖², which adds up to 1; who pulls the other way has less than nothing."""
+    state, members = a_state(5), members_of(a_state(5), 4, 6)
+    hostile = a_member(state, "s-x", 600, drift=0.3, examples=3)
+    outcome = put_together(Plan(rule=GeneratorExact()), state, [*members, replace(hostile, site="s-x")])
+    parts = {one.site: outcome.weights[one.site] * flat(update_of(state, one)) for one in [*members, hostile]}
+    whole_update = np.sum(list(parts.values()), axis=0)
+    for site, score in outcome.scores.items():
+        assert score.contribution == pytest.approx(parts[site] @ whole_update / (whole_update @ whole_update))
+    assert sum(score.contribution for score in outcome.scores.values()) == pytest.approx(1)
+    against = replace(members[0], site="s-y", load=lambda: {name: -0.5 * array for name, array in members[0].load().items()})
+    few = put_together(Plan(rule=FreezePsi()), state, [_only_phi(members[0]), _only_phi(against)]).scores
+    assert few["s-y"].contribution < 0 < few[members[0].site].contribution
+
+
+def _only_phi(member: Contribution) -> Contribution:
+    return replace(member, load=lambda: {name: array for name, array in member.load().items() if name.endswith("phi")}, examples=1)
 
 
 def test_nothing_to_put_together_is_refused() -> None:
