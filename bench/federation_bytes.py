@@ -32,13 +32,12 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from bench._counting_proxy import CountingProxy, counting
+from bench._noop_site import update_of
 from cli.home import Home
 from wegeft.client import Client
 from wegeft.client.federation import FederationClient
 from wegeft.client.site import SiteClient, SiteCredentials, enrol
-from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.enrolment import InvitationRequest
-from wegeft.contracts.federation import Offer, Update
 from wegeft.contracts.job import parse_spec
 from wegeft.contracts.tensor_writer import write_tensors
 from wegeft.contracts.wire import Wire, as_received, write_update
@@ -156,12 +155,6 @@ def answer_round(client: SiteClient, folder: Path) -> int:
     client.store_blob(content)
     client.submit(update_of(offer, content))
     return len(content)
-
-
-def update_of(offer: Offer, content: bytes) -> Update:
-    """Return what the site says of it."""
-    told = {name: getattr(offer, name) for name in ("job_id", "round", "attempt", "site", "base_model", "start")}
-    return Update(**told, offer=offer.digest, tensors=digest_of(content), size=len(content), examples=10, steps=1)
 
 
 def count_round(service: tuple[str, str], folder: Path, asked: tuple[str, int, Wire], proxy: CountingProxy) -> Row:

@@ -130,6 +130,14 @@ def test_refusals_keep_their_names(error: WegeftError) -> None:
     assert caught.value.problems == error.problems
 
 
+def test_request_that_was_sent_twice_on_the_way_is_signed_anew() -> None:
+    twice = refusal(Unauthenticated("this very request has come before", path="nonce"))
+    with answering(twice, http(200, OFFER.to_bytes(), JSON)) as (url, requests), client_of(url, patience_seconds=5) as client:
+        assert client.offer() == OFFER
+    first, second = (headers_of(request)["wegeft-nonce"] for request in requests)
+    assert first != second
+
+
 def receipt_for(key: bytes, **change: Any) -> bytes:
     update = make_update()
     said = {name: getattr(update, name) for name in ("job_id", "round", "attempt", "site", "tensors")}

@@ -21,6 +21,7 @@ from wegeft.contracts.errors import (
     ServiceTimeout,
     ServiceUnreachable,
     StorageFull,
+    Unauthenticated,
     UnexpectedAnswer,
     WegeftError,
     error_from_body,
@@ -32,6 +33,9 @@ API_PREFIX = "/api/v1"
 CONNECT_SECONDS = 5.0
 MAX_ANSWER_BYTES = 64 << 20
 """Of an answer that is read at once; blobs are streamed."""
+
+_NONCE_PATH = "nonce"
+"""Where the problem is with a request that has come before."""
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})\Z")
 
@@ -256,7 +260,14 @@ def _is_cut(error: httpx2.RemoteProtocolError) -> bool:
 def may_pass(error: BaseException) -> bool:
     """Return whether the same call may succeed by itself a moment later."""
     # The bare WegeftError is the server's own 500.
-    return type(error) is WegeftError or (isinstance(error, Broken) and error.is_retryable and not isinstance(error, StorageFull))
+    if type(error) is WegeftError or _is_repetition(error):
+        return True
+    return isinstance(error, Broken) and error.is_retryable and not isinstance(error, StorageFull)
+
+
+def _is_repetition(error: BaseException) -> bool:
+    """Return whether something between us and the server has sent one signed request twice; the next try is signed anew."""
+    return isinstance(error, Unauthenticated) and any(problem.path == _NONCE_PATH for problem in error.problems)
 
 
 def _parse(content: bytes, answer: type[Answer]) -> Answer:

@@ -1,0 +1,81 @@
+"""Flower's deployment, for ``bench.federation_rounds``: a SuperLink and a SuperNode for each site, over HTTP on loopback, without TLS.
+
+All as it comes: state in memory, a process for each message. Only the installing of the application's dependencies at run time and
+telemetry are off.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from bench._round_timing import GROUPS, RANK, Cell, Timing, end_all, read_marks, timing_of, wait_for, watching
+
+_CONNECTION = '[superlink]\ndefault = "bench"\n[superlink.bench]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+
+
+def run_flower(cell: Cell, folder: Path, venv: Path) -> Timing:
+    """Time rounds of FedAvg."""
+    environment = _environment(folder, venv)
+    shutil.copytree(Path(__file__).parent / "_flower_app", folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    ports = _free_ports(cell.sites + 1)
+    (folder / "flower" / "config.toml").write_text(_CONNECTION.format(port=ports[0]))
+    started: list[int] = []
+    try:
+        link = ["flower-superlink", "--insecure", "--disable-runtime-dependency-installation", "--port", str(ports[0])]
+        started.append(_start(link, folder / "link.log", environment))
+        _wait_for_port(ports[0])
+        with watching(lambda: list(started)) as samples:
+            for port in ports[1:]:
+                node = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{ports[0]}", "--port", str(port)]
+                started.append(_start(node, folder / "nodes.log", environment))
+            _submit(cell, folder, environment)
+            last = cell.rounds + 2
+            wait_for(lambda: any(one.what == "round" and one.round == last for one in read_marks(folder / "marks")), cell.limit_seconds)
+        return timing_of(read_marks(folder / "marks"), samples)
+    finally:
+        end_all(started)
+
+
+def _environment(folder: Path, venv: Path) -> dict[str, str]:
+    (folder / "flower").mkdir(parents=True)
+    path = f"{venv.absolute() / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+    own = {"PATH": path, "FLWR_HOME": str(folder / "flower"), "FLWR_TELEMETRY_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return kept | own
+
+
+def _start(command: list[str], log: Path, environment: Mapping[str, str]) -> int:
+    with log.open("ab") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file, env=dict(environment)).pid
+
+
+def _submit(cell: Cell, folder: Path, environment: Mapping[str, str]) -> None:
+    values = {
+        "rounds": cell.rounds + 1, "sites": cell.sites, "width": cell.width, "rank": RANK, "groups": GROUPS,
+        "work": float(cell.work_seconds), "marks": f"'{folder / 'marks'}'",
+    }  # fmt: skip
+    said = " ".join(f"{name}={value}" for name, value in values.items())
+    command = ["flwr", "run", str(folder / "app"), "bench", "--run-config", said]
+    subprocess.run(command, env=dict(environment), check=True, stdout=subprocess.DEVNULL, timeout=120)
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        return [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)]
+
+
+def _wait_for_port(port: int) -> None:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        with socket.socket() as tried:
+            if tried.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise RuntimeError("the SuperLink did not start")
