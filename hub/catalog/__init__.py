@@ -27,7 +27,7 @@ from hub.catalog.publishing import publish
 from hub.catalog.repositories import REPOSITORIES, Repository, create_repository, delete_adapter, find_repository, lock_latest
 from hub.catalog.search import AdapterFilter, Order
 from hub.catalog.tables import ADAPTERS, ALIASES, BLOBS, HOLDS, VERSIONS
-from hub.catalog.tags import TAGS, Tag, create_tag, delete_tag, list_tags
+from hub.catalog.tags import TAGS, Tag, create_tag, delete_tag, list_tags, refuse_tag
 
 __all__ = [
     "ADAPTERS",
@@ -67,6 +67,7 @@ __all__ = [
     "list_versions",
     "lock_latest",
     "publish",
+    "refuse_tag",
     "resolve",
     "resolve_commit",
     "seize",
