@@ -159,6 +159,7 @@ def _alias_router(services: HubServices) -> APIRouter:
     @router.put("/{alias}", summary="Let an alias point to a version, by compare-and-set")
     def put_alias(adapter: Name, alias: str, body: AliasMove) -> AdapterView:
         with writing(services.engine) as connection:
+            catalog.refuse_tag(connection, adapter, alias)
             catalog.set_alias(connection, adapter, alias, body, services.clock())
             return catalog.find_adapter(connection, adapter)
 

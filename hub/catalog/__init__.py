@@ -50,7 +50,7 @@ from hub.catalog.tables import (
     UPLOADS,
     VERSIONS,
 )
-from hub.catalog.tags import TAGS, Tag, create_tag, delete_tag, list_tags
+from hub.catalog.tags import TAGS, Tag, create_tag, delete_tag, list_tags, refuse_tag
 from hub.catalog.uploads import Part, Upload, add_part, close_upload, find_upload, forget_expired_uploads, open_upload
 from hub.catalog.visibility import check_path, check_publisher, require_right, right_of, seen_by, set_visibility
 
@@ -134,6 +134,7 @@ __all__ = [
     "problem_with",
     "publish",
     "put_card",
+    "refuse_tag",
     "register_keys",
     "report_evaluation",
     "require_right",

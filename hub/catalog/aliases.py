@@ -9,7 +9,6 @@ from sqlalchemy import ColumnElement, Connection, delete, select, update
 
 from hub.catalog.lookup import resolve
 from hub.catalog.tables import ADAPTERS, ALIASES, key_of, upsert
-from hub.catalog.tags import refuse_tag
 from infra import audit
 from wegeft.contracts.adapter import LATEST, AdapterName, AdapterRef, AliasMove, check_alias
 from wegeft.contracts.errors import AdapterNotFound, AliasMoved, AliasNotFound, InvalidRequest
@@ -18,11 +17,9 @@ from wegeft.contracts.errors import AdapterNotFound, AliasMoved, AliasNotFound, 
 def set_alias(connection: Connection, adapter: AdapterName, alias: str, move: AliasMove, now: datetime) -> None:
     """Let an alias point to a version, unless it has moved from where ``move`` expects it: then raise :class:`AliasMoved`.
 
-    Raises :class:`VersionNotFound`, :class:`Conflict` for a tag's name, and :class:`InvalidRequest` for ``latest``, which follows the
-    versions by itself.
+    Raises :class:`VersionNotFound`, and :class:`InvalidRequest` for ``latest``, which follows the versions by itself.
     """
-    row: dict[str, Any] = {"adapter_id": _settable(connection, adapter, alias), "alias": alias, "number": move.version, "updated_at": now}
-    refuse_tag(connection, row["adapter_id"], alias)
+    row = {"adapter_id": _settable(connection, adapter, alias), "alias": alias, "number": move.version, "updated_at": now}
     resolve(connection, AdapterRef(adapter=adapter, selector=str(move.version)))
     added = upsert(connection, ALIASES).values(row)
     is_ours = (ALIASES.c.adapter_id == row["adapter_id"]) & (ALIASES.c.alias == alias)

@@ -74,7 +74,7 @@ def _adapter_view(row: Row[Any], aliases: dict[int, dict[str, int]], tags: dict[
 
 
 def resolve(connection: Connection, ref: AdapterRef) -> VersionView:
-    """Return the version that a reference means now, by its number, an alias or a tag.
+    """Return the version that a reference means now, by its number, a tag or an alias.
 
     Raises :class:`AdapterNotFound`, :class:`VersionNotFound` for a number and :class:`AliasNotFound` for a name.
     """
@@ -83,12 +83,12 @@ def resolve(connection: Connection, ref: AdapterRef) -> VersionView:
         query = query.where(VERSIONS.c.number == ref.number)
     elif ref.selector == LATEST:
         query = query.where(VERSIONS.c.number == ADAPTERS.c.latest_number)
+    elif (tagged := find_tagged(connection, ref.adapter, ref.selector)) is not None:
+        query = query.where(VERSIONS.c.number == tagged)  # first, so that no alias that comes later changes what a tag means
     else:
         pointed = (ALIASES.c.adapter_id == ADAPTERS.c.id) & (ALIASES.c.number == VERSIONS.c.number) & (ALIASES.c.alias == ref.selector)
         query = query.join(ALIASES, pointed)
     row = connection.execute(query).one_or_none()
-    if row is None and ref.number is None and (tagged := find_tagged(connection, ref.adapter, ref.selector)):
-        return resolve(connection, AdapterRef(adapter=ref.adapter, selector=str(tagged)))
     if row is None:
         raise _explain_missing(connection, ref)
     return _version_view(row, _aliases_of(connection, [row.adapter_id]))

@@ -104,9 +104,10 @@ def list_tags(connection: Connection, adapter: AdapterName) -> Mapping[str, str]
     return {row.tag: row.manifest_digest for row in rows}
 
 
-def refuse_tag(connection: Connection, adapter_id: int, alias: str) -> None:
-    """Raise :class:`Conflict` where a tag has, or had, the name that an alias would get."""
-    if _find(connection, adapter_id, alias) is not None:
+def refuse_tag(connection: Connection, adapter: AdapterName, alias: str) -> None:
+    """Raise :class:`Conflict` where a tag has, or had, the name that somebody would give to an alias: the tag would hide it."""
+    adapter_id = connection.execute(select(ADAPTERS.c.id).where(ADAPTERS.c.key == key_of(adapter))).scalar_one_or_none()
+    if adapter_id is not None and _find(connection, adapter_id, alias) is not None:
         raise Conflict("a tag has this name, or had it", path="alias", value=alias, hint="use another one")
 
 

@@ -115,6 +115,7 @@ def _branch_router(services: HubServices) -> APIRouter:
         version = resolve_version(services, adapter, body.startingPoint)
         with writing(services.engine) as connection:
             _refuse_present(connection, adapter, branch)
+            catalog.refuse_tag(connection, adapter, branch)
             catalog.set_alias(connection, adapter, branch, AliasMove(version=version.version, expected=0), services.clock())
         return {}
 

@@ -127,10 +127,13 @@ def references():
 
 def command_line():
     """The same by ``hf``."""
-    repos = ["repos"] if not huggingface_hub.__version__.startswith("0.") else ["repo"]
+    is_old = huggingface_hub.__version__.startswith("0.")
+    repos = ["repo"] if is_old else ["repos"]
     uploaded = hf("upload", "demo/by-hand", str(ADAPTER))
     steps = [uploaded, hf(*repos, "tag", "create", "demo/by-hand", "v2", "-m", "second"), hf(*repos, "tag", "list", "demo/by-hand")]
     steps.append(hf(*repos, "tag", "delete", "demo/by-hand", "v2", "-y"))
+    if not is_old:  # which has no such command
+        steps.append(hf("models", "ls", "--author", "demo", "--filter", "lora", "--search", "hand"))
     return {"codes": [code for code, _ in steps], "shown": [shown for _, shown in steps]}
 
 

@@ -9,6 +9,7 @@ import json
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -70,6 +71,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 def client(hub: Hub, numbers: Iterator[int] = itertools.count()) -> Client:  # noqa: B008 - one count for all tests
     """Of an adapter of this test's own, which is empty."""
     return Client(hub, f"demo/made{next(numbers)}").create()
+
+
+@pytest.fixture
+def stored(database_url: str, tmp_path: Path) -> Iterator[Client]:
+    """Of an empty adapter, on each database."""
+    with made_hub(database_url, FolderStore(tmp_path / "blobs")) as hub:
+        yield Client(hub).create()
 
 
 def file(path: str, content_: bytes, **changes: Any) -> dict[str, Any]:
@@ -254,15 +262,15 @@ def test_a_repeated_commit_is_one_version(client: Client) -> None:
     assert (other.status_code, other.json()["code"]) == (412, "stale_parent")
 
 
-def test_of_two_commits_on_one_parent_one_wins(client: Client) -> None:
+def test_of_two_commits_on_one_parent_one_wins(stored: Client) -> None:
     """And of those without a parent none is lost."""
-    parent = client.commit(good()).json()["commitOid"]
-    raced = race(client, [[with_header(parentCommit=parent), file("README.md", b"# %d" % number)] for number in range(4)])
+    parent = stored.commit(good()).json()["commitOid"]
+    raced = race(stored, [[with_header(parentCommit=parent), file("README.md", b"# %d" % number)] for number in range(4)])
     assert sorted(answer.status_code for answer in raced) == [200, 412, 412, 412]
-    free = race(client, [[HEADER, file("README.md", b"## %d" % number)] for number in range(4)])
+    free = race(stored, [[HEADER, file("README.md", b"## %d" % number)] for number in range(4)])
     assert [answer.status_code for answer in free] == [200] * 4
     assert len({answer.json()["commitOid"] for answer in free}) == 4
-    assert history(client) == 6
+    assert history(stored) == 6
 
 
 def race(client: Client, commits: list[Lines]) -> list[httpx2.Response]:
@@ -297,20 +305,20 @@ def test_nobody_writes_without_the_role(client: Client) -> None:
     assert newest(client) == EMPTY_COMMIT
 
 
-def test_only_an_admin_deletes_and_numbers_go_on(client: Client) -> None:
+def test_only_an_admin_deletes_and_numbers_go_on(stored: Client) -> None:
     """Nothing is left of a deleted adapter but its numbers; its bytes go with the next collection after their time."""
-    assert client.commit(good()).status_code == 200
-    assert client.ask("POST", f"{client.root}/tag/main", json={"tag": "v1"}).status_code == 200
-    assert client.ask("DELETE", "/api/repos/delete", json=client.named).status_code == 403
-    assert client.ask("DELETE", "/api/repos/delete", "admin", json=client.named).status_code == 200
-    assert client.ask("DELETE", "/api/repos/delete", "admin", json=client.named).headers["x-error-code"] == "RepoNotFound"
-    own = f"/api/v1/adapters/{client.name}"
-    for path in (client.root, f"/{client.name}/resolve/1/adapter_config.json", f"{own}/versions/1", own):
-        assert client.ask("GET", path).status_code == 404, path
-    assert client.commit(good()).status_code == 404
-    client.create()
-    assert client.commit(good()).status_code == 200
-    assert client.ask("GET", own).json()["latest_version"] == 2
+    assert stored.commit(good()).status_code == 200
+    assert stored.ask("POST", f"{stored.root}/tag/main", json={"tag": "v1"}).status_code == 200
+    assert stored.ask("DELETE", "/api/repos/delete", json=stored.named).status_code == 403
+    assert stored.ask("DELETE", "/api/repos/delete", "admin", json=stored.named).status_code == 200
+    assert stored.ask("DELETE", "/api/repos/delete", "admin", json=stored.named).headers["x-error-code"] == "RepoNotFound"
+    own = f"/api/v1/adapters/{stored.name}"
+    for path in (stored.root, f"/{stored.name}/resolve/1/adapter_config.json", f"{own}/versions/1", own):
+        assert stored.ask("GET", path).status_code == 404, path
+    assert stored.commit(good()).status_code == 404
+    stored.create()
+    assert stored.commit(good()).status_code == 200
+    assert stored.ask("GET", own).json()["latest_version"] == 2
 
 
 def test_the_bytes_of_a_deleted_adapter_are_collected_after_their_time(client: Client) -> None:

@@ -15,7 +15,7 @@ from hub.hf_api.ignored_files import is_ignored
 from tests.hub.hf_clients import sound_files
 from tests.hub.serving import MAX_BLOB_BYTES, made_hub
 from tests.hub.test_hf_commits import Client, file, good, told, with_header
-from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE
+from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, AliasMove
 
 ROOT = "/api/models/demo/made"
 
@@ -155,12 +155,16 @@ def test_a_tag_never_means_another_version(client: Client) -> None:
     assert post("nowhere", "v2") == 404
 
 
-def test_an_alias_and_a_tag_never_have_one_name(client: Client) -> None:
+def test_nobody_gives_one_name_to_an_alias_and_a_tag_and_a_job_that_does_changes_no_tag(client: Client) -> None:
     assert client.ask("POST", f"{ROOT}/tag/1", json={"tag": "v-first"}).status_code == 200
     assert client.ask("POST", f"{ROOT}/branch/v-first", json={}).status_code == 409
+    own = "/api/v1/adapters/demo/made"
+    assert client.ask("PUT", f"{own}/aliases/v-first", json={"version": 2}).status_code == 409
     assert client.ask("POST", f"{ROOT}/branch/moving", json={"startingPoint": "1"}).status_code == 200
     assert client.ask("POST", f"{ROOT}/tag/1", json={"tag": "moving"}).status_code == 409
-    assert client.ask("GET", "/api/v1/adapters/demo/made/versions/v-first").json()["version"] == 1
+    client.hub.move("v-first", AliasMove(version=2), "demo/made")
+    assert client.ask("GET", f"{own}/versions/v-first").json()["version"] == 1
+    assert client.ask("GET", f"{own}/versions/moving").json()["version"] == 1
 
 
 @pytest.mark.parametrize("branch", ["main", "latest", "7", "Upper", "a%2Fb", "%2E%2E%2Fx", "é", "x" * 65])
