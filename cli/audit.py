@@ -18,8 +18,8 @@ from wegeft.contracts.errors import DigestMismatch, InvalidData, Problem, Unexpe
 def audit() -> None:
     """Export the log of every change, and check that nobody touched it; for an administrator.
 
-    Each entry carries a hash of itself and of the one before. Note the hash of the last entry somewhere else from time to time: it shows even
-    a log that was written anew from its beginning.
+    Each entry carries a hash of itself and of the one before. Note the hash of the last entry somewhere else from time to time: it shows
+    even a log that was written anew from its beginning.
     """
 
 

@@ -27,8 +27,8 @@ def _local_option(command: Command) -> Command:
 def tokens() -> None:
     """Make, list and revoke tokens.
 
-    A token speaks for an account, whose name it bears. It may read, write (submit, cancel, publish) or admin (look after the whole service);
-    each may do what the ones before it may. With scopes it may do that in some namespaces or with some adapters alone.
+    A token speaks for an account, whose name it bears. It may read, write (submit, cancel, publish) or admin (look after the whole
+    service); each may do what the ones before it may. With scopes it may do so in some namespaces or with some adapters alone.
     """
 
 
@@ -49,7 +49,8 @@ def tokens() -> None:
 def create(name: str | None, role: RoleName | None, scopes: tuple[str, ...], expires: str | None, is_local: bool, is_json: bool) -> None:
     """Make a token and print it; it is never shown again.
 
-    NAME is the account, by default your own; only an administrator makes tokens for others. No token makes one that may do more than itself.
+    NAME is the account, by default your own; only an administrator makes tokens for others. No token makes one that may do more than
+    itself.
     """
     expires_at = None if expires is None else datetime.now(UTC) + parse_duration(expires, "--expires")
     request = TokenRequest(name=name, role=role or (None if scopes else "write"), scopes=scopes, expires_at=expires_at)

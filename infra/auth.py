@@ -150,7 +150,7 @@ def grant_token(connection: Connection, grant: TokenGrant, now: datetime) -> tup
     row = {"id": token_id, "name": grant.name, "role": role, "secret_hash": hash_secret(secret), "made_by": grant.made_by}
     kept = {"scopes": " ".join(scopes) or None, "created_at": now, "expires_at": grant.expires_at}
     connection.execute(insert(TOKENS).values(**row, **kept))
-    expiry = grant.expires_at and grant.expires_at.isoformat()
+    expiry = grant.expires_at.isoformat() if grant.expires_at else None
     audit.note(connection, "token.create", token_id, now, name=grant.name, role=role, scopes=[*scopes], expires_at=expiry)
     return token_id, f"wgt_{token_id}_{secret}"
 

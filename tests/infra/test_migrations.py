@@ -90,8 +90,10 @@ def test_what_was_stored_before_is_held_as_it_is_named(database_url: str) -> Non
     with engine.connect() as connection:
         held = {(digest[7:8], holder) for digest, holder in connection.execute(select(catalog.HOLDS.c.digest, catalog.HOLDS.c.holder))}
         sizes = {digest[7:8]: size for digest, size in connection.execute(select(catalog.BLOBS.c.digest, catalog.BLOBS.c.size))}
+        opened = connection.execute(select(catalog.ADAPTERS.c.is_private, tables.JOBS.c.adapter_key, tables.JOBS.c.namespace_key)).one()
     assert held == {("a", "version:job:1"), ("b", "job:1"), ("c", "checkpoint:1"), ("c", "delivery:1"), ("d", "delivery:1")}
     assert sizes == {"a": 3, "b": None, "c": 5, "d": None}
+    assert tuple(opened) == (False, "local/n", "local")
     engine.dispose()
 
 
@@ -101,7 +103,8 @@ def _insert_old_rows(connection: Connection) -> None:
     spec = json.dumps({"datasets": [{"path": b}], "test_datasets": [{"path": "left.jsonl"}]})
     moment = "'2026-01-01 00:00:00+00:00'" if connection.dialect.name == "postgresql" else "'2026-01-01 00:00:00'"
     statements = [
-        f"INSERT INTO adapters (id, key, namespace, name, latest_number, next_number, created_at, updated_at) VALUES (1, 'a/b', 'a', 'b', 1, 2, {moment}, {moment})",
+        "INSERT INTO adapters (id, key, namespace, name, latest_number, next_number, created_at, updated_at)"
+        f" VALUES (1, 'a/b', 'a', 'b', 1, 2, {moment}, {moment})",
         f"INSERT INTO versions VALUES (1, 1, 1, 'job:1', '{manifest}', '{a}', 'm', 'wegeft', 1, 3, '{{}}', {moment}, 'ada')",
         "INSERT INTO jobs (id, name, owner, token_id, state, priority, queue_rank, spec, request_digest, created_at, run_after, attempt,"
         " restarts, preemptions, lease_token, step, last_sequence, resume_from) VALUES ('1', 'n', 'o', 't', 'running', 1, -1,"

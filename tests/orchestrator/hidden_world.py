@@ -59,8 +59,7 @@ def make_world(engine: Engine, **tokens: tuple[str, str]) -> HiddenWorld:
     named = {"ada": ("ada", "write"), "stranger": ("mallory", "write"), "operator": ("root", "admin")} | tokens
     with writing(engine) as connection:
         made = {who: create_token(connection, name, role, now())[1] for who, (name, role) in named.items()}
-        for who in made:
-            site.tokens[who] = made[who]
+        site.tokens |= made
     digest = plain_spec()["datasets"][0]["path"]
     with writing(engine) as connection:
         assert site.services.intake.own(connection, digest, 1, catalog.upload_of(made["ada"].split("_")[1]))
