@@ -24,9 +24,7 @@ from wegeft.contracts.errors import InvalidInput, InvalidSetting
 )
 @click.argument("name")
 @click.option("--edit", "is_edited", is_flag=True, help="Open it in the editor that VISUAL or EDITOR names.")
-@click.option(
-    "--file", "file", type=click.Path(path_type=Path, allow_dash=True), help="Take this Markdown as the card; - is standard input."
-)
+@click.option("--file", "file", type=click.Path(path_type=Path, allow_dash=True), help="Take this Markdown; - is standard input.")
 @click.option("--license", "license_", metavar="SPDX", help="Set the licence, an SPDX id such as apache-2.0 or mit.")
 @click.option("--reset", "is_reset", is_flag=True, help="Forget what was edited: the latest version's own card is shown again.")
 @json_option

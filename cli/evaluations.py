@@ -49,18 +49,14 @@ def _row(one: EvaluationView) -> tuple[str, str, str, str]:
 @click.argument("ref")
 @click.argument("metric")
 @click.argument("value", type=float)
-@click.option("--data", type=click.Path(path_type=Path), help="The data set's file: its digest is kept, and nothing of it is sent.")
-@click.option("--dataset-digest", metavar="SHA256", help="The same, by digest: sha256:...")
+@click.option("--data", metavar="FILE|sha256:...", help="The data set's file, of which only the digest is sent, or its digest.")
 @click.option("--dataset", "dataset_name", metavar="NAME", help="What the data set is called.")
 @json_option
-def add_evaluation(
-    ref: str, metric: str, value: float, data: Path | None, dataset_digest: str | None, dataset_name: str | None, is_json: bool
-) -> None:
+def add_evaluation(ref: str, metric: str, value: float, data: str | None, dataset_name: str | None, is_json: bool) -> None:
     """Report what was measured of a version; measured again on the same data, the new value stands."""
-    if data and dataset_digest:
-        raise InvalidSetting("either the file or its digest", path="--dataset-digest")
-    digest = _digest_of(data) if data else dataset_digest
-    name = dataset_name or (data.name if data else None)
+    file = Path(data) if data and not data.startswith("sha256:") else None
+    digest = _digest_of(file) if file else data
+    name = dataset_name or (file.name if file else None)
     try:
         report = EvaluationReport(metric=metric, value=value, dataset_digest=digest, dataset_name=name)
     except ValidationError as error:

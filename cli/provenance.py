@@ -30,7 +30,7 @@ _MAX_KEY_BYTES = 10_000
     epilog=example(
         "wgctl adapters verify demo/arithmetic@3\n"
         "wgctl adapters verify ./adapter\n"
-        "wgctl adapters verify ~/.cache/huggingface/hub/models--demo--arithmetic/snapshots/COMMIT --signature model.sig --public-key hub.pem"
+        "wgctl adapters verify models--demo--arithmetic/snapshots/COMMIT --signature model.sig --public-key hub.pem"
     ),
 )
 @click.argument("target", metavar="REF|FOLDER")

@@ -18,8 +18,10 @@ from sqlalchemy import Engine
 
 from hub import api, catalog
 from hub.objects import ObjectStore
+from hub.provenance import publish_keys
 from hub.publication import Publication
 from hub.services import HubServices
+from hub.signing import Signer
 from infra.auth import Guard, Role, create_token
 from infra.database import make_engine, upgrade, writing
 from infra.http import create_app
@@ -58,7 +60,7 @@ class Hub:
         entries = tuple(FileEntry(path=path, digest=self.put(body), size=len(body)) for path, body in files.items())
         publication = Publication(adapter=AdapterName.parse(name), files=entries, source=source, **(described | changes))
         with writing(self.engine) as connection:
-            return catalog.publish(connection, publication, NOW).version
+            return catalog.publish(connection, publication, NOW, self.services.signer).version
 
     def move(self, alias: str, move: AliasMove, name: str = "demo/arithmetic") -> None:
         with writing(self.engine) as connection:
@@ -66,13 +68,15 @@ class Hub:
 
 
 @contextmanager
-def made_hub(database_url: str, store: ObjectStore) -> Iterator[Hub]:
+def made_hub(database_url: str, store: ObjectStore, signer: Signer | None = None) -> Iterator[Hub]:
     engine = make_engine(database_url)
     try:
         upgrade(engine)
         with writing(engine) as connection:
             tokens = {role.value: create_token(connection, role.value, role, NOW)[1] for role in Role}
-        services = HubServices(engine=engine, store=store, clock=lambda: NOW, max_blob_bytes=MAX_BLOB_BYTES)
+        services = HubServices(engine=engine, store=store, clock=lambda: NOW, max_blob_bytes=MAX_BLOB_BYTES, signer=signer)
+        if signer is not None:
+            publish_keys(engine, signer, NOW)
         router = api.make_router(services, Guard(engine=engine, clock=lambda: NOW))
         yield Hub(create_app([router], title="hub", version="test"), engine, store, tokens, services)
     finally:

@@ -121,7 +121,7 @@ def test_a_card_is_split_and_joined() -> None:
         ("---\na: *b\n---\n", ""),
         ("---\na: 1\na: 2\n---\n", ""),
         (f"---\na: {'x' * (65 << 10)}\n---\n", "README.md"),
-        ("x" * ((1 << 20) + 1), "README.md"),
+        ("x" * ((256 << 10) + 1), "README.md"),
         ("a\0b", "README.md"),
     ],
 )

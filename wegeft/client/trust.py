@@ -88,7 +88,8 @@ def fetch_keys(transport: Transport) -> KeySet:
 def trusted_keys(transport: Transport, store: TrustStore, wanted: str | None) -> dict[str, str]:
     """Return the keys that are trusted for a server, PEM by id.
 
-    A server that is met for the first time is trusted with what it shows. Afterwards, where the key ``wanted`` is not pinned, those that a pinned key endorses are pinned too.
+    A server that is met for the first time is trusted with what it shows. Afterwards, where the key ``wanted`` is not pinned, those that a
+    pinned key endorses are pinned too.
     """
     pinned = store.keys_of(transport.server)
     if pinned and (wanted is None or wanted in pinned):

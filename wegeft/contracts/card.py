@@ -15,7 +15,8 @@ from wegeft.contracts.adapter import Digest
 from wegeft.contracts.errors import InvalidInput, Problem, WegeftError, shorten
 from wegeft.contracts.yaml_source import Data, parse_yaml
 
-MAX_CARD_BYTES = 1 << 20
+MAX_CARD_BYTES = 256 << 10
+"""Of a card that is edited."""
 MAX_FRONT_MATTER_BYTES = 64 << 10
 MAX_ITEMS = 200
 """Of tags, data sets and languages."""
