@@ -56,7 +56,8 @@ def row_of(number: int, pick: random.Random) -> dict[str, Any]:
     return {
         "namespace": namespace, "name": name, "key": f"{namespace}/{name}", "base_model": base, "tags": list(dict.fromkeys(tags)),
         "method": pick.choice(("wegeft", "wegeft", "lora", "vera")), "rank": pick.choice((4, 8, 16, 64)), "size": pick.randrange(1 << 24),
-        "task": "causal_lm", "licence": pick.choice(("apache-2.0", "mit", "")), "loss": pick.random(), "text": " ".join(pick.sample(WORDS, 12)),
+        "task": "causal_lm", "licence": pick.choice(("apache-2.0", "mit", "")), "loss": pick.random(),
+        "text": " ".join(pick.sample(WORDS, 12)),
     }  # fmt: skip
 
 
@@ -85,10 +86,12 @@ def _insert(connection: Connection, made: Sequence[tuple[int, dict[str, Any], da
         named = {key: row[key] for key in ("namespace", "name", "key")}
         adapters.append({**named, "id": number, "latest_number": 1, "next_number": 2, "created_at": at, "updated_at": at})
         versions.append({**same, "id": number, "adapter_id": number, "number": 1, "source": f"job:{number}", "manifest": body,
-                         "manifest_digest": digest, "metrics": {"eval_loss": row["loss"]}, "created_at": at, "created_by": "bench"})  # fmt: skip
+                         "manifest_digest": digest, "metrics": {"eval_loss": row["loss"]},
+                         "created_at": at, "created_by": "bench"})  # fmt: skip
         words = stored_words([row["namespace"], row["name"], row["base_model"], row["method"], *row["tags"], row["text"]])
         listings.append({**same, "version_id": number, "adapter_id": number, "key": row["key"], "namespace": row["namespace"],
-                         "base_name": row["base_model"].partition("@")[0], "task": row["task"], "licence": row["licence"], "words": words})  # fmt: skip
+                         "base_name": row["base_model"].partition("@")[0], "task": row["task"], "licence": row["licence"],
+                         "words": words})  # fmt: skip
         tags += [{"tag": tag, "version_id": number, "key": row["key"]} for tag in row["tags"]]
         metrics += [{"version_id": number, "name": name, "value": row["loss"]} for name in ("eval_loss", "train_loss")]
     for table, rows in ((ADAPTERS, adapters), (VERSIONS, versions), (LISTINGS, listings), (LISTING_TAGS, tags), (LISTING_METRICS, metrics)):
@@ -217,7 +220,8 @@ def fill_mlflow(url: str, rows: int) -> None:
     """Insert registered models, a version of each and the same tags into MLflow's tables."""
     engine, pick = make_engine(url), random.Random(1)
     statements = (
-        "INSERT INTO registered_models (name, creation_time, last_updated_time, description, workspace) VALUES (:name, :at, :at, '', 'default')",
+        "INSERT INTO registered_models (name, creation_time, last_updated_time, description, workspace)"
+        " VALUES (:name, :at, :at, '', 'default')",
         "INSERT INTO model_versions (name, version, creation_time, last_updated_time, current_stage, source, status, workspace)"
         " VALUES (:name, 1, :at, :at, 'None', 'x', 'READY', 'default')",
         "INSERT INTO registered_model_tags (name, key, value, workspace) VALUES (:name, :key, '1', 'default')",

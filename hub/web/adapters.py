@@ -69,8 +69,9 @@ def make_router(frame: Frame) -> APIRouter:
     async def get_version(request: Request, namespace: str, name: str, selector: str) -> Response:
         visit = await frame.visit(request)
         version = await visit.calls.get(api_path("adapters", namespace, name, "versions", selector), VersionView)
-        card = await _card(frame, visit, version)
-        return frame.page("version.html", visit, {"version": version, "card": card, "snippets": snippets_for(version, _origin(request))})
+        adapter = await visit.calls.get(api_path("adapters", namespace, name), AdapterView)
+        snippets = snippets_for(version, _origin(request), adapter.task)
+        return frame.page("version.html", visit, {"version": version, "card": await _card(frame, visit, version), "snippets": snippets})
 
     @router.get("/{namespace:namespace}/{name}/versions/{selector}/files/{path:path}")
     async def get_file(request: Request, namespace: str, name: str, selector: str, path: str) -> Response:
@@ -116,7 +117,8 @@ async def _list(frame: Frame, visit: Visit, namespace: str | None) -> Response:
     shown: dict[str, Any] = {
         "page": page,
         "facets": facets,
-        "asked": asked,
+        "asked": dict.fromkeys((*_LISTED, *_SEVERAL, "order", "after")) | asked,
+        "is_narrowed": bool(asked.keys() - {"order", "after", "namespace" if namespace else ""}),
         "problems": problems,
         "namespace": namespace,
         "orders": _ORDERS,
@@ -173,7 +175,7 @@ async def _show_adapter(frame: Frame, visit: Visit, named: tuple[str, str]) -> R
         "latest": latest,
         "is_first": after is None,
         "card": await _card(frame, visit, latest),
-        "snippets": snippets_for(latest, _origin(visit.request)),
+        "snippets": snippets_for(latest, _origin(visit.request), adapter.task),
     }
     return frame.page("adapter.html", visit, values)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from hub.web.showing import show_model
 from wegeft.contracts.adapter import VersionView
+from wegeft.contracts.job_tasks import TaskType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,23 +18,25 @@ class Snippet:
     code: str
 
 
-def snippets_for(version: VersionView, server: str) -> tuple[Snippet, ...]:
+def snippets_for(version: VersionView, server: str, task: str | None) -> tuple[Snippet, ...]:
     """Return how to fetch a version, load it, serve it and convert it; the lines are those that the README shows."""
     return (
         Snippet(title="wgctl", note="Download it; every byte is verified.", code=f"wgctl adapters download {version.ref} -o adapter"),
-        Snippet(title="Python", note="Load it into its base model with PEFT.", code=_peft(version)),
+        Snippet(title="Python", note="Load it into its base model with PEFT.", code=_peft(version, task)),
         Snippet(title="Hugging Face clients", note="Set two variables, and their tools find it here.", code=_hugging_face(version, server)),
         Snippet(title="vLLM", note="Serve it as a LoRA that computes the same.", code=_vllm(version)),
         Snippet(title="Exports", note="For llama.cpp and Ollama, for mlx-lm, and as a whole model.", code=_exports(version)),
     )
 
 
-def _loader(version: VersionView) -> str:
-    return "AutoModelForSequenceClassification" if "accuracy" in version.metrics else "AutoModelForCausalLM"
+_LOADERS = {
+    TaskType.SEQUENCE_CLASSIFICATION.value: "AutoModelForSequenceClassification",
+    TaskType.IMAGE_CLASSIFICATION.value: "AutoModelForImageClassification",
+}
 
 
-def _peft(version: VersionView) -> str:
-    loader, base = _loader(version), version.base_model.partition("@")[0]
+def _peft(version: VersionView, task: str | None) -> str:
+    loader, base = _LOADERS.get(task or "", "AutoModelForCausalLM"), version.base_model.partition("@")[0]
     teaching = "import wegeft.method  # teaches PEFT the method\n" if version.method == "wegeft" else ""
     return (
         f"from peft import PeftModel\nfrom transformers import {loader}\n{teaching}\n"

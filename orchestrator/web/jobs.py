@@ -33,7 +33,7 @@ def make_router(frame: Frame) -> APIRouter:
         asked = {name: value for name in ("state", "after") if (value := request.query_params.get(name))}
         page = await visit.calls.get(api_path("jobs"), JobPage, {"limit": PAGE_SIZE, **asked})
         following = urlencode({**asked, "after": page.next_cursor}) if page.next_cursor else None
-        values = {"page": page, "asked": asked, "states": tuple(JobState), "following": following}
+        values = {"page": page, "asked": {"state": None, "after": None} | asked, "states": tuple(JobState), "following": following}
         return frame.page("jobs.html", visit, values)
 
     @router.get("/{job_id}")

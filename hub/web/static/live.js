@@ -12,8 +12,6 @@
       // The server made this HTML and escaped what is in it, as in the page itself.
       const found = new DOMParser().parseFromString(await answer.text(), "text/html");
       part.replaceChildren(...found.body.childNodes);
-      const log = part.querySelector(".log");
-      if (log) log.scrollTop = log.scrollHeight;
       if (answer.headers.get("x-job-final") === "1") return location.reload();
     } catch { /* the service may be restarting */ }
     setTimeout(refresh, pauseMilliseconds);
