@@ -82,6 +82,11 @@ def let_go(connection: Connection, holder: str, until: datetime, *, but: Iterabl
     connection.execute(gone.values(until=until))
 
 
+def let_go_of_arrivals(connection: Connection, digests: Iterable[str], until: datetime) -> None:
+    """Let bytes go at a moment that were kept only because they had come."""
+    let_go(connection, _ARRIVAL, until, only=digests)
+
+
 def find_had(connection: Connection, holder: str, digests: Iterable[str]) -> frozenset[str]:
     """Return those blobs whose bytes the holder has had, and that everybody may read because they are published."""
     is_theirs = or_(HOLDS.c.holder == holder, HOLDS.c.holder.startswith(_VERSION))

@@ -16,7 +16,7 @@ OPTIONS: dict[str, Any] = {
     "layers_to_transform": [0],
     "modules_to_save": ["lm_head"],
     "tied_modules": [["q_proj", "k_proj"]],
-    "transform": "tanh",
+    "transform": "input",
     "init_weights": "orthogonal",
     "rank_pattern": {"q_proj": 2},
     "alpha_pattern": {"q_proj": 2.0},

@@ -107,6 +107,11 @@ def client_of(site: FakeSite, one_request_bytes: int = PART) -> SiteClient:
     return SiteClient(str(site.http.base_url), credentials, now, patience_seconds=0, one_request_bytes=one_request_bytes)
 
 
+def collect(world: World, seconds: float = 0) -> None:
+    """Delete what nobody needs, now or so much later."""
+    Collector(engine=world.server.engine, store=world.server.store).collect(now() + timedelta(seconds=seconds), 1000)
+
+
 def stores(asked: Asked) -> Asked:
     return [one for one in asked if one[0] == "PUT" or one[1].startswith("uploads")]
 
@@ -125,6 +130,9 @@ def test_what_has_come_is_not_sent_again_by_another_process_to_another_one(world
     offsets = [path.split("/")[3] for method, path in app.asked if method == "PUT"]
     assert offsets == [str(offset) for offset in range(PART, len(content), PART)]
     assert world.server.store.has(digest_of(content)) == len(content)
+    collect(world)
+    parts = [digest_of(content[offset : offset + PART]) for offset in range(0, len(content), PART)]
+    assert [world.server.store.has(digest) for digest in [*parts, digest_of(content)]] == [None] * len(parts) + [len(content)]
     del app.asked[:]
     with client_of(other) as client:
         client.store_blob(content)
@@ -205,14 +213,13 @@ def test_uploads_that_nobody_goes_on_with_are_collected_with_their_parts(world: 
     upload = begin_upload(site, content).json()["id"]
     put_part(site, upload, content, 0)
     part = "sha256:" + hashlib.sha256(content[:PART]).hexdigest()
-    collector = Collector(engine=world.server.engine, store=world.server.store)
-    collector.collect(now(), 100)
+    collect(world)
     assert world.server.store.has(part) == PART
     later = now() + timedelta(seconds=world.server.services.keep_seconds + 1)
     with writing(world.server.engine) as connection:
         assert catalog.forget_expired_uploads(connection, now(), 100) == 0
         assert catalog.forget_expired_uploads(connection, later, 100) == 1
-    collector.collect(later, 100)
+    collect(world, world.server.services.keep_seconds + 1)
     assert world.server.store.has(part) is None
     with reading(world.server.engine) as connection:
         assert connection.execute(select(catalog.UPLOAD_PARTS)).all() == []
