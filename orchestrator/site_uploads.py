@@ -37,8 +37,9 @@ class SiteUploads:
         with reading(self.services.engine) as connection:
             site = caller.site.pseudonym
             rounds.check_blob(connection, key_of(caller, offer), site, request.digest, self.most_files)
-            if rounds.has_delivered(connection, key_of(caller, offer), site, request.digest):
-                return uploads.stored(request.size), False
+            is_delivered = rounds.has_delivered(connection, key_of(caller, offer), site, request.digest)
+        if is_delivered and self.services.store.has(request.digest) == request.size:
+            return uploads.stored(request.size), False
         return uploads.open(_owner_of(caller), request)
 
     def look(self, caller: Caller, upload_id: str) -> UploadView:

@@ -84,6 +84,11 @@ def let_go(connection: Connection, holder: str, until: datetime, *, but: Iterabl
     connection.execute(gone.values(until=until))
 
 
+def let_go_of_arrivals(connection: Connection, digests: Iterable[str], until: datetime) -> None:
+    """Let bytes go at a moment that were kept only because they had come."""
+    let_go(connection, _ARRIVAL, until, only=digests)
+
+
 def find_had(connection: Connection, holder: str, digests: Iterable[str], reader: Principal | None = None) -> frozenset[str]:
     """Return those blobs whose bytes the holder has had, and those of published versions that ``reader`` may see; None sees the public."""
     asked = set(digests)

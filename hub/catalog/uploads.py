@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
-from hub.catalog.holds import arrive, let_go
+from hub.catalog.holds import arrive, let_go, let_go_of_arrivals
 from hub.catalog.tables import UPLOAD_PARTS, UPLOADS, upsert
 from wegeft.contracts.errors import InvalidRequest, NotFound, TooLarge
 
@@ -88,8 +88,12 @@ def add_part(connection: Connection, upload: Upload, part: Part, until: datetime
 
 
 def close_upload(connection: Connection, upload: Upload, now: datetime) -> None:
-    """Forget an upload, and let its parts go; harmless to repeat."""
+    """Forget an upload, and let its parts go; harmless to repeat.
+
+    Whoever is just sending the same bytes as a part of theirs may be told to send them again.
+    """
     let_go(connection, _holder_of(upload.id), now)
+    let_go_of_arrivals(connection, [part.digest for part in upload.parts], now)
     _forget(connection, [upload.id])
 
 

@@ -56,7 +56,7 @@ class Committer:
 
     def _find(self, digest: str) -> FileEntry | None:
         with reading(self.services.engine) as connection:
-            may_know = digest in catalog.find_had(connection, self._holder, [digest])
+            may_know = digest in catalog.find_had(connection, self._holder, [digest], self.caller)
         size = self.services.store.has(digest) if may_know else None
         return None if size is None else FileEntry(path="", digest=digest, size=size)
 

@@ -162,7 +162,7 @@ def _elsewhere_router(doors: Doors) -> APIRouter:
 def _known(services: HubServices, caller: Principal, digests: list[str]) -> frozenset[str]:
     """Return those bytes that need not come again, because the caller has sent them or may read them."""
     with reading(services.engine) as connection:
-        return catalog.find_had(connection, catalog.upload_of(caller.token_id), digests)
+        return catalog.find_had(connection, catalog.upload_of(caller.token_id), digests, caller)
 
 
 def _lfs_answer(item: LfsObject, *, is_known: bool) -> dict[str, Any]:

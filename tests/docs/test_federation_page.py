@@ -28,7 +28,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 
 def test_every_route_is_on_the_page_and_no_other(engine: Engine) -> None:
-    told = set(re.findall(r"^\| (GET|POST|PUT|DELETE) \| `([^`]+)` \|", PAGE, re.MULTILINE))
+    told = set(re.findall(r"^\| (GET|HEAD|POST|PUT|DELETE) \| `([^`]+)` \|", PAGE, re.MULTILINE))
     paths = Server(engine).app().openapi()["paths"]
     there = {
         (method.upper(), path.removeprefix("/api/v1"))

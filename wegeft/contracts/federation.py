@@ -318,7 +318,7 @@ class SitePolicy(Message):
     allowed_rules: tuple[str, ...] = ("*",)
     """Aggregation rules it will answer, by name; ``*`` is any."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
-    """Optimizer steps in one round at most; null is without limit."""
+    """Optimizer steps in one round at most, counted before training where the job names epochs; null is without limit."""
     max_rank: Annotated[int, Field(ge=1)] | None = None
     """Rank at most."""
     max_update_norm: Annotated[float, Field(gt=0)] | None = None

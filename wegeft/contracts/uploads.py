@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from wegeft.contracts.adapter import Digest
-from wegeft.contracts.federation import Instant, Message
 
 OFFSET_HEADER = "Upload-Offset"
 """Bytes that have come, as the answer to HEAD says."""
@@ -15,16 +14,20 @@ LENGTH_HEADER = "Upload-Length"
 """Bytes in all."""
 
 
-class UploadRequest(Message):
+class UploadRequest(BaseModel):
     """Bytes that are to be sent in parts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     digest: Digest
     """Of the whole."""
     size: Annotated[int, Field(ge=1, lt=2**62)]
 
 
-class UploadView(Message):
+class UploadView(BaseModel):
     """An upload, as far as it is."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     id: Annotated[str, Field(max_length=32)]
     """Empty where nothing is left to send."""
@@ -33,7 +36,7 @@ class UploadView(Message):
     """Bytes that have come: where the next part begins."""
     part_bytes: Annotated[int, Field(ge=1)]
     """Bytes of each part; the last one has what is left."""
-    expires_at: Instant
+    expires_at: AwareDatetime
     """Until when it must go on."""
 
     @property
