@@ -185,3 +185,17 @@ def test_a_wrong_section_is_told_in_plain_words() -> None:
     assert found["federation.defence"].message == "must be a name, or a mapping with a name"
     assert (found["federation.grace"].hint, found["federation.grace"].line) == ("a number and s, m, h or d, for example 60s", 7)
     assert "whole number" in found["federation.min_sites"].message
+
+
+@pytest.mark.parametrize("defence", ["coordinate_median", "geometric_median", {"name": "krum", "malicious": 1}, "norm_clip"])
+def test_no_defence_is_taken_for_factors_that_are_not_aligned(defence: object) -> None:
+    """A defence sees generators, and a hostile gauge is another form of the same one."""
+    section = {"min_sites": 9, "defence": defence, "rule": {"name": "factor_mean", "align": False}}
+    assert clashes(**section).keys() <= {"rule.align", "defence"}
+    assert parse(rule={"name": "factor_mean", "align": False}).defence.name == "none"
+
+
+def test_the_clash_of_defence_and_gauge_names_the_way_out() -> None:
+    section = {"min_sites": 9, "defence": "geometric_median", "rule": {"name": "factor_mean", "align": False}}
+    assert "one hostile gauge ruins the mean" in clashes(**section)["rule.align"]
+    parse(min_sites=9, defence="geometric_median", rule="factor_mean")
