@@ -7,19 +7,21 @@ import statistics
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench._rotated_digits import job_of, make_base, read_given
+from bench._digit_network import hand_for, network_simulation, rotated
+from bench._rotated_digits import job_of, make_base
 from simulation.attacks import Attack
-from simulation.preparation import Given, Simulation, prepare_simulation
+from simulation.preparation import Simulation, prepare_simulation
 from simulation.reports import RoundReport, SimulationReport
 from simulation.run import Around, simulate
 from simulation.scenario import Options
 from wegeft.contracts.errors import RoundsFailed
 from wegeft.contracts.federation_spec import FederationSpec
 from workers.crew import InlineCrew
+from workers.simulated_site import AnyOrder, AnyResult
 
 
 @dataclass(frozen=True, order=True)
@@ -38,6 +40,11 @@ class Run:
     federation: str
     """The section, as JSON."""
     byzantine: str | None = None
+    task: str = "network"
+    """``network``, trained by a loop of the bench's own, or ``vit``, by the workers'."""
+
+
+TASKS = ("network", "vit")
 
 
 @dataclass(frozen=True)
@@ -61,11 +68,10 @@ class Figures:
     """Why the rounds failed."""
 
 
-def perform(run: Run, base: Path, given: Given, *, has_bounds: bool = False) -> Figures:
-    """Simulate and measure, in this process."""
-    simulation = simulation_of(run, base, given)
+def perform(run: Run, folder: Path, *, has_bounds: bool = False) -> Figures:
+    """Simulate and measure, in this process; the base model of ``vit`` is made in ``folder`` once."""
+    simulation, crew = _prepared(run, folder)
     reports: list[RoundReport] = []
-    crew = InlineCrew(simulation.workplace.prepare)
     try:
         found: SimulationReport | None = simulate(simulation, Around(crew=crew, tell=reports.append), has_bounds=has_bounds)
         failure = None
@@ -91,11 +97,17 @@ def accepted(report: RoundReport) -> set[str]:
     return {member.site for member in report.record.members} & set(report.hostile)
 
 
-def simulation_of(run: Run, base: Path, given: Given) -> Simulation:
-    """Return the simulation of a run."""
-    spec, section = job_of(base, steps=run.steps, learning_rate=run.learning_rate), FederationSpec.model_validate_json(run.federation)
-    options = Options(sites=run.sites, partition=f"dirichlet:{run.alpha:g}", seed=run.seed, byzantine=run.byzantine)
-    return replace(prepare_simulation(spec, options, given, section), rounds=run.rounds)
+def _prepared(run: Run, folder: Path) -> tuple[Simulation, InlineCrew[AnyOrder, AnyResult]]:
+    """Return the simulation of a run, and who trains."""
+    section = FederationSpec.model_validate_json(run.federation)
+    partition = f"dirichlet:{run.alpha:g}"
+    options = Options(sites=run.sites, partition=partition, seed=run.seed, byzantine=run.byzantine, rounds=run.rounds)
+    if run.task == "network":
+        quick = network_simulation(section, options, run.steps)
+        return quick, InlineCrew(lambda: hand_for(quick, run.learning_rate))
+    spec = job_of(make_base(folder / "rotated-digits-base"), steps=run.steps, learning_rate=run.learning_rate)
+    simulation = prepare_simulation(spec, options, rotated(), section)
+    return simulation, InlineCrew(simulation.workplace.prepare)
 
 
 def known(results: Path) -> dict[Run, Figures]:
@@ -123,10 +135,9 @@ def _do(missing: Sequence[Run], results: Path, needs_bounds: Callable[[Run], boo
     import torch
 
     torch.set_num_threads(1)
-    base, given = make_base(results.parent / "rotated-digits-base"), read_given()
     for number, run in enumerate(missing, start=1):
         print(f"{number} of {len(missing)}: {run.label}, seed {run.seed}", file=sys.stderr, flush=True)
-        done[run] = perform(run, base, given, has_bounds=needs_bounds(run))
+        done[run] = perform(run, results.parent, has_bounds=needs_bounds(run))
         with results.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"run": asdict(run), "figures": asdict(done[run])}) + "\n")
 

@@ -12,7 +12,7 @@ import rich_click as click
 from cli.options import example, job_file_argument, json_option, override_option
 from cli.output import error_console, is_terminal, note, print_fields, print_json_line, say, show_bytes
 from wegeft.contracts.errors import InvalidData, InvalidSetting, Problem
-from wegeft.contracts.federation import ReasonCode, RoundState
+from wegeft.contracts.federation import Exclusion, ReasonCode, RoundState
 from wegeft.contracts.job import DatasetSpec, DatasetType, JobSpec
 
 if TYPE_CHECKING:
@@ -218,7 +218,6 @@ def _announce(simulation: Simulation) -> None:
 _WORDS = {
     ReasonCode.NO_ANSWER: "dropped",
     ReasonCode.LATE: "late",
-    ReasonCode.TRAINING_FAILED: "failed to train",
     ReasonCode.NO_WEIGHT: "excluded by the defence",
 }
 _SHOWN = 8
@@ -230,15 +229,12 @@ def _tell(report: RoundReport) -> None:
     number = f"{record.round}.{record.attempt}" if record.attempt > 1 else str(record.round)
     state = f"{len(record.members)} of {len(report.asked)} in" if record.state is RoundState.COMMITTED else f"failed: {record.failure}"
     say(f"round {number}  {state}", style=None if record.state is RoundState.COMMITTED else "red")
-    refused = report.left_out(ReasonCode.REFUSED)
     print_fields(
         [
             ("  asked", _listed(report.asked)),
             *((f"  {word}", _listed([one.site for one in found])) for reason, word in _WORDS.items() if (found := report.left_out(reason))),
-            (
-                "  refused",
-                _listed([f"{one.site} ({', '.join(problem.path or '-' for problem in one.problems)})" for one in refused]) or None,
-            ),
+            ("  refused", _listed([f"{one.site} ({_paths(one)})" for one in report.left_out(ReasonCode.REFUSED)]) or None),
+            ("  failed to train", _listed([f"{one.site} ({_first(one)})" for one in report.left_out(ReasonCode.TRAINING_FAILED)]) or None),
             ("  hostile in it", _listed(report.hostile_members) or None),
             ("  loss", _change(report.before, report.after)),
             ("  loss of training", None if report.train_loss is None else f"{report.train_loss:.4f}"),
@@ -247,6 +243,14 @@ def _tell(report: RoundReport) -> None:
             ("  closed after", f"{report.seconds:,.0f} s" if report.seconds else None),
         ]
     )
+
+
+def _paths(one: Exclusion) -> str:
+    return ", ".join(problem.path or "-" for problem in one.problems)
+
+
+def _first(one: Exclusion) -> str:
+    return str(one.problems[0]) if one.problems else "-"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -37,7 +37,7 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / _WHAT
         if not path.exists():
-            if any(self.folder.iterdir()):
+            if any(not path.name.startswith(".") for path in self.folder.iterdir()):
                 raise InvalidSetting("the folder holds something else", path="--out", value=str(self.folder), hint="give an empty one")
             write_durably(path, _json(what))
             return

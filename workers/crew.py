@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from wegeft.contracts.errors import WorkerLost
+from wegeft.contracts.errors import WegeftError, WorkerLost
 from workers.pool import RayPool
 
 Order = TypeVar("Order")
@@ -116,6 +116,8 @@ def _result_of(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        raise error.as_instanceof_cause() from None
+        if isinstance(error.cause, WegeftError):
+            raise error.cause from None
+        raise
     except ray.exceptions.RayError as error:
         raise WorkerLost(f"an actor ended without a word ({type(error).__name__})", hint="fewer --actors need less memory") from error

@@ -245,3 +245,17 @@ def test_rules_that_stale_updates_do_not_fit_are_refused(rule: str) -> None:
 def test_defences_that_staleness_does_not_fit_are_refused(defence: object) -> None:
     assert "defence" in clashes(mode=BUFFERED, min_sites=5, defence=defence)
     assert "of one version" in clashes(mode=BUFFERED, min_sites=5, rule="core", site_optimizer="scaffold")["site_optimizer"]
+
+
+@pytest.mark.parametrize("defence", ["coordinate_median", "geometric_median", {"name": "krum", "malicious": 1}, "norm_clip"])
+def test_no_defence_is_taken_for_factors_that_are_not_aligned(defence: object) -> None:
+    """A defence sees generators, and a hostile gauge is another form of the same one."""
+    section = {"min_sites": 9, "defence": defence, "rule": {"name": "factor_mean", "align": False}}
+    assert clashes(**section).keys() <= {"rule.align", "defence"}
+    assert parse(rule={"name": "factor_mean", "align": False}).defence.name == "none"
+
+
+def test_the_clash_of_defence_and_gauge_names_the_way_out() -> None:
+    section = {"min_sites": 9, "defence": "geometric_median", "rule": {"name": "factor_mean", "align": False}}
+    assert "one hostile gauge ruins the mean" in clashes(**section)["rule.align"]
+    parse(min_sites=9, defence="geometric_median", rule="factor_mean")

@@ -13,6 +13,7 @@ from wegeft.contracts.federation_rules import (
     Buffered,
     Count,
     Defence,
+    FactorMean,
     FedAvg,
     FractionSampling,
     GeneratorExact,
@@ -114,6 +115,9 @@ class FederationSpec(Frozen):
         if name in ENTRYWISE_DEFENCES and rule not in ("generator_exact", "generator_truncate"):
             message = f"{name} gives a generator, not factors, so {rule} cannot follow it"
             return [Clash(path="defence", message=message, hint="rule: generator_exact or generator_truncate")]
+        if name != "none" and isinstance(self.rule, FactorMean) and not self.rule.align:
+            message = f"{name} sees generators, and without alignment it is their factors that decide: one hostile gauge ruins the mean"
+            return [Clash(path="rule.align", message=message, hint="align: true, or rule: generator_exact")]
         if name in RESCALING_DEFENCES and rule not in PRODUCT_RULES | _LINEAR_IN_ONE_FACTOR:
             message = f"{name} changes the length of updates, which has no meaning for the factors that {rule} averages"
             return [Clash(path="defence", message=message, hint="rule: generator_exact")]
