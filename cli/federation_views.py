@@ -71,7 +71,10 @@ def describe_round(view: RoundView) -> str:
     """Return where a round is, on one line."""
     attempt = f", try {view.attempt}" if view.attempt > 1 else ""
     closes = f", until {show_time(view.closes_at)}" if view.closes_at else ""
-    return f"round {view.round}{attempt}: {view.state}, {view.accepted} of {view.asked} sites have sent{closes}"
+    have = f"{view.accepted} of {view.asked} sites have sent"
+    if view.buffer_size is not None:
+        have = f"{view.accepted} of {view.buffer_size} updates are in the buffer"
+    return f"round {view.round}{attempt}: {view.state}, {have}{closes}"
 
 
 def _name_state(view: RoundView) -> str:
@@ -118,11 +121,12 @@ def print_round(view: RoundView, names: dict[str, str]) -> None:
                 f"{member.weight:.4f}",
                 _optional(member.agreement),
                 _optional(member.contribution),
+                "-" if member.staleness is None else str(member.staleness),
                 member.update,
             )
             for member in record.members
         ]
-        print_table(["member", "#examples", "#weight", "#agreement", "#contribution", "update"], rows)
+        print_table(["member", "#examples", "#weight", "#agreement", "#contribution", "#staleness", "update"], rows)
     if record.left_out:
         say("")
         excluded = [

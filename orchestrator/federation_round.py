@@ -79,6 +79,7 @@ def closing_of(spec: FederationSpec) -> Closing:
         min_sites=spec.min_sites,
         grace=timedelta(seconds=seconds_of(spec.grace)),
         deadline=timedelta(seconds=seconds_of(spec.deadline)),
+        buffer_size=spec.mode.buffer_size if isinstance(spec.mode, Buffered) else None,
     )
 
 

@@ -67,6 +67,8 @@ class Closing:
     """How long it waits for the others once it has them."""
     deadline: timedelta
     """How long it waits at all, for sites to ask and then again for their updates."""
+    buffer_size: int | None = None
+    """Updates that make a version where rounds are buffered; see :mod:`orchestrator.buffer`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, func, select
@@ -26,7 +25,7 @@ def list_rounds(connection: Connection, job_id: str, closing: Closing, before: i
     numbers = select(ROUNDS.c.number).where(below).distinct().order_by(ROUNDS.c.number.desc()).limit(limit)
     wanted = connection.execute(numbers).scalars().all()
     rows = connection.execute(_newest_first(job_id).where(ROUNDS.c.number.in_(wanted)))
-    return tuple(_view(row, closing.deadline) for row in rows)
+    return tuple(_view(row, closing) for row in rows)
 
 
 def find_round(connection: Connection, job_id: str, number: int, closing: Closing) -> RoundView:
@@ -34,7 +33,7 @@ def find_round(connection: Connection, job_id: str, number: int, closing: Closin
     row = connection.execute(_newest_first(job_id).where(ROUNDS.c.number == number).limit(1)).one_or_none()
     if row is None:
         raise NotFound("there is no such round yet", path="round", value=str(number))
-    return _view(row, closing.deadline)
+    return _view(row, closing)
 
 
 def count_joined(connection: Connection, job_id: str) -> dict[str, int]:
@@ -103,7 +102,7 @@ def _count_accepted(row: Row[Any]) -> int:
     return max(row.accepted, row.waiting) if RoundState(row.state) in _WAITING else int(row.accepted)
 
 
-def _view(row: Row[Any], deadline: timedelta) -> RoundView:
+def _view(row: Row[Any], closing: Closing) -> RoundView:
     state = RoundState(row.state)
     return RoundView(
         round=row.number,
@@ -111,7 +110,8 @@ def _view(row: Row[Any], deadline: timedelta) -> RoundView:
         state=state,
         asked=row.asked,
         accepted=_count_accepted(row),
+        buffer_size=closing.buffer_size,
         record=RoundRecord.model_validate_json(row.record) if row.record else None,
         opened_at=row.since,
-        closes_at=row.since + deadline if state in _WAITING else None,
+        closes_at=row.since + closing.deadline if state in _WAITING else None,
     )

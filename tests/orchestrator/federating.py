@@ -150,6 +150,7 @@ def train(offer: Offer, index: int, drift: float = 0.1, **fields: Any) -> tuple[
     moved = {name: drift * random.standard_normal(form.shape) for name, form in sorted(offer.tensors.items())}
     content = write_update(moved, offer.wire)
     told = {
+        "version": offer.version,
         "job_id": offer.job_id, "round": offer.round, "attempt": offer.attempt, "site": offer.site, "offer": offer.digest,
         "base_model": offer.base_model, "start": offer.start, "tensors": digest_of(content), "size": len(content), "examples": 10 + index,
         "steps": 3, "metrics": {"train_loss": 1.0 / offer.round},

@@ -90,6 +90,7 @@ def test_last_whole_checkpoint_is_read(journal: Journal) -> None:
     "break_off",
     [
         lambda entry: (entry.folder / ".tensors.safetensors.abc").write_bytes(b"half"),
+        lambda entry: entry.control_file.write_bytes(b"whole, but its tensors were not written"),
         lambda entry: (entry.folder / "tensors.safetensors").write_bytes(b"whole, but its update was not written"),
         lambda entry: (entry.folder / ".update.json.abc").write_bytes(b'{"half'),
     ],

@@ -118,7 +118,9 @@ class RoundView(Message):
     asked: Annotated[int, Field(ge=0)]
     """Sites that were sent an offer."""
     accepted: Annotated[int, Field(ge=0)]
-    """Updates that passed the gate."""
+    """Updates that passed the gate; of an open round of a buffered federation, those that wait, whatever round asked for them."""
+    buffer_size: Annotated[int | None, Field(ge=1)] = None
+    """In buffered mode, the updates that make a version."""
     record: RoundRecord | None
     """Everything of a round that is over; None before."""
     opened_at: Instant | None
