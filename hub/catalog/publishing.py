@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from hub.catalog.holds import hold, version_of
+from hub.catalog.holds import hold, note_sizes, version_of
 from hub.catalog.namespaces import starts_private
 from hub.catalog.quotas import enforce
 from hub.catalog.tables import ADAPTERS, VERSIONS, key_of, upsert
@@ -56,6 +56,7 @@ def _hold_files(connection: Connection, publication: Publication) -> None:
             for entry in gone
         ]
         raise InvalidRequest("the files are not all stored", problems=problems)
+    note_sizes(connection, {entry.digest: entry.size for entry in publication.files})
 
 
 def _lock_adapter(connection: Connection, publication: Publication, now: datetime) -> Row[Any]:
