@@ -7,7 +7,7 @@ A holder is a kind and a name, such as ``version:job:…``; a hold that is over 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -65,6 +65,12 @@ def hold(connection: Connection, holder: str, digests: Iterable[str], until: dat
     there = connection.execute(query).scalars().all()
     _put_holds(connection, holder, there, until)
     return frozenset(asked.difference(there))
+
+
+def note_sizes(connection: Connection, sizes: Mapping[str, int]) -> None:
+    """Note the sizes, in bytes, of blobs that were checked and of which nobody has noted it yet: quotas count them."""
+    for digest, size in sorted(sizes.items()):
+        connection.execute(update(BLOBS).where(BLOBS.c.digest == digest, BLOBS.c.size.is_(None)).values(size=size))
 
 
 def _put_holds(connection: Connection, holder: str, digests: Iterable[str], until: datetime | None) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, insert, select, update
 
 from hub.catalog.tables import ADAPTERS, MEMBERS, NAMESPACES, upsert
 from infra import audit
+from infra.auth import is_account
 from infra.principals import Principal, Role
 from wegeft.contracts.adapter import Visibility
 from wegeft.contracts.errors import Conflict
@@ -37,12 +38,15 @@ def skeleton_of(namespace: str) -> str:
 def claim(connection: Connection, namespace: str, owner: Principal, now: datetime, *, is_private_by_default: bool) -> None:
     """Give a namespace that nobody uses to the caller's account; nothing happens where somebody has it, or has published there.
 
-    Raises :class:`Conflict` where the name looks like another owner's.
+    Raises :class:`Conflict` where the name looks like another owner's, or is another account's; to that one an operator gives it.
     """
     key = namespace.lower()
     if key == SHARED or is_owned(connection, key) or has_adapters(connection, key):
         return
-    add_namespace(connection, namespace, "account", owner.account, now, is_private_by_default=is_private_by_default)
+    account = key if is_account(connection, key) else owner.account
+    if account != owner.account and not owner.is_operator:
+        raise Conflict("the namespace is kept for the account of its name", path="namespace", value=namespace, hint="choose another name")
+    add_namespace(connection, namespace, "account", account, now, is_private_by_default=is_private_by_default)
 
 
 def add_namespace(connection: Connection, namespace: str, kind: Kind, admin: str, now: datetime, *, is_private_by_default: bool) -> bool:
@@ -61,6 +65,17 @@ def add_namespace(connection: Connection, namespace: str, kind: Kind, admin: str
     connection.execute(insert(MEMBERS).values(namespace=key, account=admin, role=Role.ADMIN.value, added_at=now))
     audit.note(connection, "namespace.create", key, now, kind=kind, admin=admin, is_private_by_default=is_private_by_default)
     return True
+
+
+def share_own(connection: Connection, key: str, owner: Principal, now: datetime) -> bool:
+    """Make an organisation of a namespace that one account has alone, the caller's unless an operator asks; return whether it was one."""
+    owned = update(NAMESPACES).where(NAMESPACES.c.key == key, NAMESPACES.c.kind == "account")
+    if not owner.is_operator and role_in(connection, key, owner.account) is not Role.ADMIN:
+        return False
+    is_done = bool(connection.execute(owned.values(kind="organisation")).rowcount)
+    if is_done:
+        audit.note(connection, "namespace.share", key, now)
+    return is_done
 
 
 def is_owned(connection: Connection, key: str) -> bool:

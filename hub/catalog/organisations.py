@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, select
 
-from hub.catalog.namespaces import SHARED, add_namespace, has_adapters, namespaces_of, role_in
+from hub.catalog.namespaces import SHARED, add_namespace, has_adapters, namespaces_of, role_in, share_own
 from hub.catalog.tables import MEMBERS, NAMESPACES, upsert
 from infra import audit
 from infra.auth import is_account
@@ -21,7 +21,7 @@ from wegeft.contracts.organisations import MemberView, OrganisationView
 def create_organisation(
     connection: Connection, name: str, founder: Principal, now: datetime, *, is_private_by_default: bool
 ) -> OrganisationView:
-    """Make an organisation with the caller's account as its admin.
+    """Make an organisation with the caller's account as its admin; a namespace that the account has alone becomes one.
 
     Raises :class:`InvalidReference` for what is no name, :class:`Conflict` where the name is taken, looks like a taken one or is somebody's
     account, and :class:`Forbidden` where there are adapters under it already, which only an operator may hand over.
@@ -31,9 +31,11 @@ def create_organisation(
         raise Conflict("this namespace is everybody's", path="organisation", value=name, hint="choose another name")
     if key != founder.account and is_account(connection, key):
         raise Conflict("an account is called that", path="organisation", value=name, hint="choose another name")
-    if founder.scopes or (has_adapters(connection, key) and not founder.is_operator):
+    is_in_use = has_adapters(connection, key) and role_in(connection, key, founder.account) is not Role.ADMIN
+    if founder.scopes or (is_in_use and not founder.is_operator):
         raise Forbidden("you may not make this organisation", path="organisation", value=name, hint="ask an admin of the service")
-    if not add_namespace(connection, name, "organisation", founder.account, now, is_private_by_default=is_private_by_default):
+    is_new = add_namespace(connection, name, "organisation", founder.account, now, is_private_by_default=is_private_by_default)
+    if not is_new and not share_own(connection, key, founder, now):
         raise Conflict("the namespace has an owner already", path="organisation", value=name, hint="choose another name")
     return find_organisation(connection, name, founder)
 

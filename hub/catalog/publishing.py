@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from hub.catalog.evaluations import Measured, record_measured
-from hub.catalog.holds import hold, version_of
+from hub.catalog.holds import hold, note_sizes, version_of
 from hub.catalog.lineage import record_parents
 from hub.catalog.listings import list_newest
 from hub.catalog.namespaces import starts_private
@@ -79,6 +79,7 @@ def _hold_files(connection: Connection, publication: Publication) -> None:
             for entry in gone
         ]
         raise InvalidRequest("the files are not all stored", problems=problems)
+    note_sizes(connection, {entry.digest: entry.size for entry in publication.files})
 
 
 def _lock_adapter(connection: Connection, publication: Publication, now: datetime) -> Row[Any]:

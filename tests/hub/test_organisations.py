@@ -19,6 +19,7 @@ from infra.auth import Guard, Principal, Role, authenticate, create_token
 from infra.database import make_engine, reading, upgrade, writing
 from infra.http import create_app
 from infra.principals import Scope
+from tests.orchestrator.samples import new_sqlite
 from wegeft.contracts.adapter import AdapterName
 from wegeft.contracts.errors import Conflict, WegeftError
 
@@ -34,13 +35,13 @@ class Office:
         self.engine = engine
         guard = Guard(engine=engine, clock=lambda: NOW)
         services = HubServices(engine=engine, store=MemoryStore(), clock=lambda: NOW)
-        self.app = create_app([api.make_router(services, guard)], title="t", version="1")
+        self.client = TestClient(create_app([api.make_router(services, guard)], title="t", version="1"))
         with writing(engine) as connection:
             self.tokens = {name: create_token(connection, name, role, NOW)[1] for name, role in PEOPLE.items()}
 
     def ask(self, who: str, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        client = TestClient(self.app, headers={"Authorization": f"Bearer {self.tokens[who]}"})
-        answer = client.request(method, f"/api/v1/organisations{path}", json=body)
+        headers = {"Authorization": f"Bearer {self.tokens[who]}"}
+        answer = self.client.request(method, f"/api/v1/organisations{path}", json=body, headers=headers)
         return answer.status_code, answer.json() if answer.content else None
 
     def caller(self, who: str) -> Principal:
@@ -52,15 +53,19 @@ class Office:
 def office(database_url: str) -> Iterator[Office]:
     """On SQLite and on PostgreSQL."""
     engine = make_engine(database_url)
-    yield Office(engine)
+    office = Office(engine)
+    with office.client:
+        yield office
     engine.dispose()
 
 
 @pytest.fixture
 def small(tmp_path: Any) -> Iterator[Office]:
     """On SQLite alone."""
-    engine = make_engine(f"sqlite:///{tmp_path / 'a.db'}")
-    yield Office(engine)
+    engine = new_sqlite(tmp_path / "a.db")
+    office = Office(engine)
+    with office.client:
+        yield office
     engine.dispose()
 
 
@@ -194,6 +199,20 @@ def test_a_namespace_goes_to_who_publishes_first(small: Office) -> None:
 def test_names_that_look_alike(one: str, other: str) -> None:
     """Have one skeleton."""
     assert skeleton_of(one) == skeleton_of(other) != skeleton_of(one + "x")
+
+
+def test_a_namespace_of_ones_own_becomes_an_organisation(small: Office) -> None:
+    """With what is in it; nobody else can do that, and the name of an account is kept for it."""
+    with writing(small.engine) as connection:
+        catalog.claim(connection, "home", small.caller("ada"), NOW, is_private_by_default=True)
+        with pytest.raises(Conflict, match="kept for the account"):
+            catalog.claim(connection, "Eve", small.caller("bob"), NOW, is_private_by_default=True)
+        catalog.claim(connection, "eve", small.caller("root"), NOW, is_private_by_default=True)
+        assert catalog.namespaces_of(connection, "eve") == ("eve",)
+    assert small.ask("bob", "POST", "", {"name": "home"})[0] == 409
+    assert small.ask("ada", "POST", "", {"name": "home"})[1]["kind"] == "organisation"
+    assert small.ask("ada", "PUT", "/home/members/bob", {"role": "write"})[0] == 200
+    assert small.ask("ada", "POST", "", {"name": "home"})[0] == 409
 
 
 READS, WRITES, ADMINS = Role.READ, Role.WRITE, Role.ADMIN

@@ -48,7 +48,7 @@ def test_shared_bytes_count_once(hub: Hub) -> None:
     hub.publish("job:2", "demo/one", b"a" * 100)
     hub.publish("job:3", "Demo/two", b"b" * 10)
     hub.publish("job:4", "demo-2/one", b"a" * 100)
-    hub.publish("job:5", "dem_/one", b"c")
+    hub.publish("job:5", "dem_o/one", b"c")
     assert used(hub) == used(hub, "DEMO") == Amounts(bytes=110 + len(CONFIG), adapters=2, versions=3)
     assert used(hub, "demo-2").bytes == 100 + len(CONFIG)
     assert used(hub, "nobodys") == Amounts(bytes=0, adapters=0, versions=0)

@@ -171,12 +171,13 @@ def test_an_admin_looks_after_tokens(http: TestClient) -> None:
 
 
 def test_nobody_else_does(http: TestClient, engine: Engine) -> None:
-    """A writer is no admin."""
-    _, token = make(engine, "write")
-    headers = {"Authorization": f"Bearer {token}"}
+    """A reader makes none at all, and a writer none of another account and no admin's."""
+    reader, writer = ({"Authorization": f"Bearer {make(engine, role)[1]}"} for role in ("read", "write"))
     for method, path in (("GET", "/tokens"), ("POST", "/tokens"), ("DELETE", "/tokens/x")):
-        body = {"name": "x", "role": "read"} if method == "POST" else None
-        assert http.request(method, f"/api/v1{path}", headers=headers, json=body).status_code == 403
+        body = {"role": "read"} if method == "POST" else None
+        assert http.request(method, f"/api/v1{path}", headers=reader, json=body).status_code == 403
+    for wrong in ({"name": "x", "role": "read"}, {"role": "admin"}):
+        assert http.post("/api/v1/tokens", headers=writer, json=wrong).status_code == 403
 
 
 @pytest.mark.parametrize(

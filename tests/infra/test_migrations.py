@@ -90,10 +90,11 @@ def test_what_was_stored_before_is_held_as_it_is_named(database_url: str) -> Non
     with engine.connect() as connection:
         held = {(digest[7:8], holder) for digest, holder in connection.execute(select(catalog.HOLDS.c.digest, catalog.HOLDS.c.holder))}
         sizes = {digest[7:8]: size for digest, size in connection.execute(select(catalog.BLOBS.c.digest, catalog.BLOBS.c.size))}
-        opened = connection.execute(select(catalog.ADAPTERS.c.is_private, tables.JOBS.c.adapter_key, tables.JOBS.c.namespace_key)).one()
+        opened = connection.execute(select(tables.JOBS.c.adapter_key, tables.JOBS.c.namespace_key)).one()
+        is_private = connection.execute(select(catalog.ADAPTERS.c.is_private)).scalar_one()
     assert held == {("a", "version:job:1"), ("b", "job:1"), ("c", "checkpoint:1"), ("c", "delivery:1"), ("d", "delivery:1")}
     assert sizes == {"a": 3, "b": None, "c": 5, "d": None}
-    assert tuple(opened) == (False, "local/n", "local")
+    assert (is_private, *opened) == (False, "local/n", "local")
     engine.dispose()
 
 
