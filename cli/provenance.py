@@ -17,7 +17,7 @@ from infra.settings import load_settings
 from wegeft.contracts.bundles import BundleKind, key_of_bundle
 from wegeft.contracts.errors import InvalidSetting
 from wegeft.contracts.provenance import LineageView, Relative
-from wegeft.contracts.signing_keys import key_id
+from wegeft.contracts.signing_keys import Algorithm, key_id
 
 if TYPE_CHECKING:
     from wegeft.contracts.bundles import SignedVersion
@@ -102,8 +102,15 @@ def _verify_published(ref: str) -> SignedVersion:
 @click.option("--public-key", type=click.Path(path_type=Path), help="Trust this key for the service, and no other: a PEM file.")
 @click.option("--renew", is_flag=True, help="Forget what is trusted for the service, and trust the keys that it shows now.")
 @click.option("--save", type=click.Path(path_type=Path), metavar="FILE", help="Write the key that the service signs with now, as PEM.")
+@click.option(
+    "--algorithm",
+    type=click.Choice(["ed25519", "ecdsa-p256"]),
+    default="ed25519",
+    show_default=True,
+    help="With --save: which of its two keys; the OpenSSF's model_signing takes ecdsa-p256.",
+)
 @json_option
-def trust(public_key: Path | None, renew: bool, save: Path | None, is_json: bool) -> None:
+def trust(public_key: Path | None, renew: bool, save: Path | None, algorithm: Algorithm, is_json: bool) -> None:
     """Show which keys are trusted for the service, and change that.
 
     The keys that a service shows when it is first met are pinned. A key that takes over from a pinned one is trusted by itself; any other
@@ -124,14 +131,12 @@ def trust(public_key: Path | None, renew: bool, save: Path | None, is_json: bool
         shown = client.keys().keys
     rows = [key for key in shown if key.id in trusted]
     if save:
-        _save_key(save, [key.pem for key in rows if key.algorithm == "ed25519" and key.retired_at is None])
+        _save_key(save, [key.pem for key in rows if key.algorithm == algorithm and key.retired_at is None])
     if is_json:
         print_json({"server": client.server, "trusted": trusted})
         return
     others = len(shown) - len(rows)
-    print_table(
-        ["key", "algorithm", "state"], [(key.id, key.algorithm, "retired" if key.retired_at else "signs") for key in rows]
-    ) if rows else note("no key is trusted")
+    print_table(["key", "algorithm", "state"], [(key.id, key.algorithm, "retired" if key.retired_at else "signs") for key in rows])
     if others:
         note(f"{others} keys that the service shows are not trusted; --renew trusts all that it shows")
 

@@ -67,9 +67,12 @@ def test_a_version_and_a_folder_are_verified(call: Call, tmp_path: Path, monkeyp
     assert json.loads(out)["ref"] == "demo/x@2"
     assert call("adapters", "download", "demo/x@1", "-o", "one")[0] == 0
     assert call("adapters", "trust", "--save", "hub.pem")[0] == 0
+    assert call("adapters", "trust", "--save", "p256.pem", "--algorithm", "ecdsa-p256")[0] == 0
+    assert call("adapters", "signature", "demo/x@1", "--kind", "ecdsa-p256", "-o", "p256.sig")[0] == 0
     monkeypatch.setenv("WEGEFT_SERVER", "http://127.0.0.1:9")
     assert "demo/x@1 is what its hub has signed" in call("adapters", "verify", "one")[1]
     assert call("adapters", "verify", "one", "--public-key", "hub.pem")[0] == 0
+    assert call("adapters", "verify", "one", "--public-key", "p256.pem", "--signature", "p256.sig")[0] == 0
     (tmp_path / "other.pem").write_text("no key")
     assert call("adapters", "verify", "one", "--public-key", "other.pem")[0] == 7
     weights = tmp_path / "one" / WEIGHTS_FILE

@@ -74,7 +74,9 @@ def made_hub(database_url: str, store: ObjectStore, signer: Signer | None = None
         upgrade(engine)
         with writing(engine) as connection:
             tokens = {role.value: create_token(connection, role.value, role, NOW)[1] for role in Role}
-        services = HubServices(engine=engine, store=store, clock=lambda: NOW, max_blob_bytes=MAX_BLOB_BYTES, signer=signer)
+        services = HubServices(
+            engine=engine, store=store, clock=lambda: NOW, max_blob_bytes=MAX_BLOB_BYTES, signer=signer, is_private_by_default=False
+        )
         if signer is not None:
             publish_keys(engine, signer, NOW)
         router = api.make_router(services, Guard(engine=engine, clock=lambda: NOW))

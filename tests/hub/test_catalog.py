@@ -153,6 +153,7 @@ def test_a_number_is_never_given_again(engine: Engine) -> None:
     publish(engine, "job:1")
     publish(engine, "job:2")
     with writing(engine) as connection:
+        connection.execute(catalog.EVALUATIONS.delete())
         connection.execute(catalog.VERSIONS.delete().where(catalog.VERSIONS.c.number == 2))
         connection.execute(catalog.ADAPTERS.update().values(latest_number=1))
     assert publish(engine, "job:3") == 3

@@ -20,7 +20,8 @@ from hub import catalog
 from hub.folder_store import FolderStore
 from hub.hf_api import commit_lines
 from hub.hf_views import EMPTY_COMMIT
-from infra.database import reading
+from infra.auth import Role, create_token
+from infra.database import reading, writing
 from tests.hub.hf_clients import sound_files
 from tests.hub.serving import MAX_BLOB_BYTES, NOW, Hub, made_hub
 from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, digest_of
@@ -305,12 +306,30 @@ def test_nobody_writes_without_the_role(client: Client) -> None:
     assert newest(client) == EMPTY_COMMIT
 
 
-def test_only_an_admin_deletes_and_numbers_go_on(stored: Client) -> None:
+def test_a_private_one_is_there_for_its_owner_alone(client: Client) -> None:
+    with writing(client.hub.engine) as connection:
+        client.hub.tokens["stranger"] = create_token(connection, "mallory", Role.WRITE, NOW)[1]
+    hidden = {"name": "hidden", "organization": "demo"}
+    assert client.ask("POST", "/api/repos/create", json=hidden | {"private": True}).status_code == 200
+    root = "/api/models/demo/hidden"
+    assert client.ask("GET", root).json()["private"] is True
+    assert Client(client.hub, "demo/hidden").commit(good()).status_code == 200
+    for who in ("stranger", "read"):
+        answers = [client.ask("GET", f"/api/models/demo/{name}", who) for name in ("absent", "hidden")]
+        assert [(answer.status_code, answer.headers["x-error-code"]) for answer in answers] == [(404, "RepoNotFound")] * 2
+        assert "demo/hidden" not in client.ask("GET", "/api/models", who).text
+    assert Client(client.hub, "demo/hidden").commit(good(), role="stranger").status_code == 404
+    assert client.ask("DELETE", "/api/repos/delete", "stranger", json=hidden).status_code == 404
+
+
+def test_only_its_owner_or_an_admin_deletes_and_numbers_go_on(stored: Client) -> None:
     """Nothing is left of a deleted adapter but its numbers; its bytes go with the next collection after their time."""
     assert stored.commit(good()).status_code == 200
     assert stored.ask("POST", f"{stored.root}/tag/main", json={"tag": "v1"}).status_code == 200
-    assert stored.ask("DELETE", "/api/repos/delete", json=stored.named).status_code == 403
-    assert stored.ask("DELETE", "/api/repos/delete", "admin", json=stored.named).status_code == 200
+    with writing(stored.hub.engine) as connection:
+        stored.hub.tokens["stranger"] = create_token(connection, "mallory", Role.WRITE, NOW)[1]
+    assert stored.ask("DELETE", "/api/repos/delete", "stranger", json=stored.named).status_code == 403
+    assert stored.ask("DELETE", "/api/repos/delete", json=stored.named).status_code == 200
     assert stored.ask("DELETE", "/api/repos/delete", "admin", json=stored.named).headers["x-error-code"] == "RepoNotFound"
     own = f"/api/v1/adapters/{stored.name}"
     for path in (stored.root, f"/{stored.name}/resolve/1/adapter_config.json", f"{own}/versions/1", own):

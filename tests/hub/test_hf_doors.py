@@ -42,7 +42,6 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         {"name": "x" * 200, "organization": "demo"},
         {"name": "x.git", "organization": "demo"},
         {"name": "x", "organization": "demo", "type": "dataset"},
-        {"name": "x", "organization": "demo", "private": True},
         {"name": "x", "organization": "demo", "visibility": "protected"},
         {"name": ["x"]},
         {},

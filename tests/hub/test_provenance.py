@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from sqlalchemy import insert, select
-from sqlalchemy.exc import IntegrityError
 from starlette.testclient import TestClient
 
 from hub import catalog
 from hub.objects import MemoryStore
 from infra.database import reading, writing
 from tests.hub.serving import Hub, made_hub
-from wegeft.contracts.adapter import CARD_FILE, CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE, AdapterName, AdapterRef, VersionView
+from wegeft.contracts.adapter import CARD_FILE, CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE, AdapterRef, VersionView
 from wegeft.contracts.comparison import ComparisonView
 from wegeft.contracts.engines import engine_report
 from wegeft.contracts.provenance import MAX_GENERATIONS, LineageView
@@ -208,17 +207,6 @@ def test_a_long_line_is_cut_and_a_diamond_is_told_once(hub: Hub, client: TestCli
     answer = client.get(f"{API}/demo/x/versions/40/lineage")
     assert answer.status_code == 200
     assert len(answer.content) < 200_000
-
-
-def test_a_circle_cannot_be_written(hub: Hub) -> None:
-    """A child is younger than its parent, which the database holds whoever writes."""
-    hub.publish("job:1", "demo/x")
-    hub.publish("job:2", "demo/x", weights=b"2")
-    with reading(hub.engine) as connection:
-        one, two = (catalog.find_version_id(connection, AdapterName.parse("demo/x"), number) for number in (1, 2))
-    circle = insert(catalog.LINEAGE).values(version_id=one, parent_id=two, relation="edited")
-    with pytest.raises(IntegrityError), writing(hub.engine) as connection:
-        connection.execute(circle)
 
 
 # Differences

@@ -46,6 +46,9 @@ def names(world: HiddenWorld, *, is_there: bool) -> dict[str, str]:
         "revision": "main",
         "path": CONFIG_FILE,
         "alias": "production",
+        "tag": "v1",
+        "branch": "production",
+        "kind": "read",
         "number": "1",
         "site": "site-a",
     }

@@ -5,5 +5,6 @@ Every error is a :class:`wegeft.contracts.errors.WegeftError`; what may pass by 
 
 from wegeft.client.attempt import AttemptClient
 from wegeft.client.service import Client
+from wegeft.client.trust import TrustStore
 
-__all__ = ["AttemptClient", "Client"]
+__all__ = ["AttemptClient", "Client", "TrustStore"]
