@@ -79,7 +79,7 @@ def template_of(scope: Scope) -> str:
 
 def page_of(scope: Scope, body: ErrorBody) -> Response | None:
     """Return what shows an error to a browser, where the application has pages and the caller is one."""
-    make_page: ErrorPage | None = getattr(scope["app"].state, "error_page", None)
+    make_page: ErrorPage | None = getattr(scope["app"].state, "error_page", None) if "app" in scope else None
     return make_page(scope, body) if make_page else None
 
 

@@ -23,6 +23,7 @@ from wegeft.contracts.adapter import (
     AliasMove,
     VersionPage,
     VersionView,
+    check_alias,
 )
 from wegeft.contracts.errors import InvalidInput, InvalidRequest, Problem
 
@@ -83,7 +84,8 @@ def make_router(frame: Frame) -> APIRouter:
         fields = await read_form(request, token_of(request))
         visit = await frame.require(request)
         move = AliasMove(version=_number(fields, "version"), expected=_number(fields, "expected"))
-        await visit.calls.send("PUT", api_path("adapters", namespace, name, "aliases", fields.get("alias", "").strip() or "-"), move)
+        alias = check_alias(fields.get("alias", "").strip())
+        await visit.calls.send("PUT", api_path("adapters", namespace, name, "aliases", alias), move)
         return RedirectResponse(path_to(namespace, name) + "#aliases", 303)
 
     return router

@@ -121,7 +121,15 @@ class Frame:
 
     def render(self, template: str, path: str, values: Mapping[str, Any], status: int = 200) -> Response:
         """Return a page; ``values`` hold what its template names."""
-        framed = {"identity": None, "proof": None, "may_write": False, "navigation": self.navigation, "path": path, **values}
+        framed = {
+            "identity": None,
+            "proof": None,
+            "may_write": False,
+            "is_error": False,
+            "navigation": self.navigation,
+            "path": path,
+            **values,
+        }
         return HTMLResponse(self._environment[0].get_template(template).render(framed), status, headers=_HEADERS)
 
     def fragment(self, template: str, values: Mapping[str, Any]) -> Markup:
@@ -136,7 +144,7 @@ class Frame:
         if body.status == 401 and scope["method"] in ("GET", "HEAD"):
             asked = scope["path"] + (f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else "")
             return RedirectResponse(f"{SIGN_IN}?{urlencode({'next': asked})}", 303, headers=_HEADERS)
-        return self.render("error.html", scope["path"], {"error": body}, body.status)
+        return self.render("error.html", scope["path"], {"error": body, "is_error": True}, body.status)
 
 
 def path_to(*parts: object) -> str:

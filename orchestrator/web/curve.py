@@ -56,7 +56,7 @@ class Curve:
 
 def draw(series: Sequence[Series]) -> Curve | None:
     """Return the curve of the series that have points; None where none has."""
-    shown = [Series(name=one.name, points=thin(one.points)) for one in series if one.points]
+    shown = [one for one in (Series(name=one.name, points=thin(one.points)) for one in series) if one.points]
     if not shown:
         return None
     steps = [step for one in shown for step, _ in one.points]

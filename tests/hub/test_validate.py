@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from hub.objects import MemoryStore
-from hub.validate import AdapterFacts, check_version
+from hub.validate import MAX_TEXT_BYTES, AdapterFacts, check_version
 from wegeft.contracts.adapter import CARD_FILE, CONFIG_FILE, JOB_FILE, METRICS_FILE, WEIGHTS_FILE, FileEntry, digest_of
 from wegeft.contracts.errors import DigestMismatch, InvalidInput, InvalidTensors, WegeftError
 
@@ -107,7 +107,7 @@ def test_a_wrong_size_is_named() -> None:
 
 @pytest.mark.parametrize("path", [CONFIG_FILE, CARD_FILE, JOB_FILE, METRICS_FILE])
 def test_a_text_that_is_too_large_is_refused_unread(path: str) -> None:
-    assert "too large" in refuse(files(**{path: b" " * ((1 << 20) + 1)}))
+    assert "too large" in refuse(files(**{path: b" " * (MAX_TEXT_BYTES[path] + 1)}))
 
 
 def test_weights_over_the_servers_limit_are_refused() -> None:

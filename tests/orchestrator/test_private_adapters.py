@@ -49,6 +49,7 @@ def names(world: HiddenWorld, *, is_there: bool) -> dict[str, str]:
         "tag": "v1",
         "branch": "production",
         "kind": "read",
+        "place": "main",
         "number": "1",
         "site": "site-a",
     }
