@@ -30,7 +30,7 @@ def run_flower(cell: Cell, folder: Path, venv: Path) -> Timing:
     try:
         link = ["flower-superlink", "--insecure", "--disable-runtime-dependency-installation", "--port", str(ports[0])]
         started.append(_start(link, folder / "link.log", environment))
-        _wait_for_port(ports[0])
+        _wait_for_port(ports[0], cell.limit_seconds)
         with watching(lambda: list(started)) as samples:
             for port in ports[1:]:
                 node = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{ports[0]}", "--port", str(port)]
@@ -63,7 +63,7 @@ def _submit(cell: Cell, folder: Path, environment: Mapping[str, str]) -> None:
     }  # fmt: skip
     said = " ".join(f"{name}={value}" for name, value in values.items())
     command = ["flwr", "run", str(folder / "app"), "bench", "--run-config", said]
-    subprocess.run(command, env=dict(environment), check=True, stdout=subprocess.DEVNULL, timeout=120)
+    subprocess.run(command, env=dict(environment), check=True, stdout=subprocess.DEVNULL, timeout=cell.limit_seconds)
 
 
 def _free_ports(count: int) -> list[int]:
@@ -71,8 +71,8 @@ def _free_ports(count: int) -> list[int]:
         return [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)]
 
 
-def _wait_for_port(port: int) -> None:
-    end = time.monotonic() + 60
+def _wait_for_port(port: int, seconds: float) -> None:
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         with socket.socket() as tried:
             if tried.connect_ex(("127.0.0.1", port)) == 0:

@@ -201,12 +201,13 @@ def measure(model: Path, folders: dict[str, Path]) -> Iterator[tuple[str, float,
     from peft import PeftModel
 
     import wegeft.method  # noqa: F401 - importing it teaches PEFT the method
-    from wegeft.contracts.job import DatasetSpec
+    from wegeft.contracts.job import DatasetSpec, EvaluationSpec
     from workers.answer_loss import AnswerLoss
     from workers.base_model import ModelRequest, default_cache, load_base_model
     from workers.data import read_rows
-    from workers.evaluate import Answerer, exact_share, held_out_loss
+    from workers.evaluate import Answerer, held_out_score
     from workers.layout import find_layout
+    from workers.matching import Matcher
     from workers.rendering import Renderer
     from workers.tokenization import Rules, encode, questions_of
 
@@ -220,7 +221,8 @@ def measure(model: Path, folders: dict[str, Path]) -> Iterator[tuple[str, float,
         loss = AnswerLoss(answering)
         layout = find_layout(answering, loss, examples)
         answers = Answerer(answering, base.tokenizer, 8, layout.can_pack).answer(questions, lambda: None)
-        return held_out_loss(answering, loss, layout, examples, lambda: None), exact_share(answers, questions)
+        share = Matcher(EvaluationSpec()).share(answers, [question.expected for question in questions])
+        return held_out_score(answering, loss, layout, examples, lambda: None).loss, share
 
     yield "not at all (base model)", *figures(base.model)
     for what, folder in folders.items():
