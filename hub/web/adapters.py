@@ -25,6 +25,7 @@ from wegeft.contracts.adapter import (
     VersionView,
     check_alias,
 )
+from wegeft.contracts.card import CardView
 from wegeft.contracts.errors import InvalidInput, InvalidRequest, Problem
 
 PAGE_SIZE = 30
@@ -176,10 +177,15 @@ async def _show_adapter(frame: Frame, visit: Visit, named: tuple[str, str]) -> R
         "versions": versions,
         "latest": latest,
         "is_first": after is None,
-        "card": await _card(frame, visit, latest),
+        "card": await _newest_card(frame, visit, named),
         "snippets": snippets_for(latest, _origin(visit.request), adapter.task),
     }
     return frame.page("adapter.html", visit, values)
+
+
+async def _newest_card(frame: Frame, visit: Visit, named: tuple[str, str]) -> str | None:
+    card = await visit.calls.get(api_path("adapters", *named, "card"), CardView)
+    return frame.render_card(card.markdown[:_CARD_CHARACTERS]) if card.markdown.strip() else None
 
 
 async def _card(frame: Frame, visit: Visit, version: VersionView) -> str | None:

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import Scope
 
+from hub.cards import render_card
 from hub.web import showing
 from hub.web.calls import Calls, api_path
 from hub.web.sessions import proof_for, token_of
@@ -40,9 +41,9 @@ CardRenderer = Callable[[str], str]
 """Makes safe HTML of a card's Markdown."""
 
 
-def plain_card(text: str) -> str:
-    """Return a card as it was written, in HTML that shows nothing else."""
-    return Markup('<pre class="card-text">{}</pre>').format(text)
+def safe_card(text: str) -> str:
+    """Return a card as HTML that cannot steer the page."""
+    return Markup(render_card(text))  # noqa: S704 - what the renderer lets through is safe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ class Frame:
 
     clock: Callable[[], datetime]
     navigation: tuple[NavigationEntry, ...]
-    render_card: CardRenderer = plain_card
+    render_card: CardRenderer = safe_card
     templates: tuple[Path, ...] = ()
     """Folders of other rooms' templates."""
     _environment: list[Environment] = field(default_factory=list, repr=False)

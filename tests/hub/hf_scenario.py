@@ -137,7 +137,7 @@ def command_line():
     return {"codes": [code for code, _ in steps], "shown": [shown for _, shown in steps]}
 
 
-def closing(admin):
+def closing(reader):
     """Look once more, delete a card, and delete the repository."""
     API.delete_file("README.md", REPO)
     expanded = API.model_info(REPO, expand=["author", "tags"])
@@ -146,10 +146,10 @@ def closing(admin):
         "expanded": [expanded.author, expanded.sha, "peft" in expanded.tags],
         "listed": sorted(model.id for model in API.list_models(author="demo", filter=["peft"])),
         "none": [model.id for model in API.list_models(pipeline_tag="text-classification")],
-        "as_writer": told(API.delete_repo, REPO)[1],
+        "as_reader": told(API.delete_repo, REPO, token=reader)[1],
     }
-    API.delete_repo(REPO, token=admin)
-    return found | {"exists": API.repo_exists(REPO), "again": told(API.delete_repo, REPO, token=admin)[0]}
+    API.delete_repo(REPO)
+    return found | {"exists": API.repo_exists(REPO), "again": told(API.delete_repo, REPO)[0]}
 
 
 made, uploaded = create(), upload()
@@ -162,7 +162,7 @@ answer = {
     "refusals": refusals(),
     "references": references(),
     "command_line": command_line(),
-    "closing": closing(os.environ["ADMIN_TOKEN"]),
+    "closing": closing(os.environ["READER_TOKEN"]),
 }
 deleted = CommitOperationDelete("x/")
 answer["folder"] = told(API.create_commit, "demo/by-hand", [deleted], commit_message="no folder")

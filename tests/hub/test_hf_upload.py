@@ -82,7 +82,7 @@ def check_closing(found: dict[str, Any]) -> None:
     assert found["expanded"] == ["demo", None, True]
     assert found["listed"] == ["demo/by-hand", "demo/uploaded"]
     assert found["none"] == []
-    assert "this needs the role admin" in found["as_writer"]
+    assert "this needs the role write" in found["as_reader"]
     assert (found["exists"], found["again"]) == (False, "RepositoryNotFoundError")
 
 
@@ -95,7 +95,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
 def run_scenario(endpoint: Endpoint, python: str, folder: Path) -> dict[str, Any]:
     adapter_folder = write_adapter(folder / "adapter")
     answer: dict[str, Any] = endpoint.run_client(
-        [python, SCENARIO], "write", ADAPTER=str(adapter_folder), ADMIN_TOKEN=endpoint.hub.tokens["admin"]
+        [python, SCENARIO], "write", ADAPTER=str(adapter_folder), READER_TOKEN=endpoint.hub.tokens["read"]
     )
     return answer
 

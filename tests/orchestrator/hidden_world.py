@@ -12,12 +12,15 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from hub import catalog
+from hub.provenance import publish_keys
 from hub.publication import Publication
+from hub.signing import Signer
 from infra.auth import create_token
 from infra.database import writing
 from orchestrator.ids import make_job_id
 from tests.orchestrator.serving import Site, adapter_files, now, plain_spec
 from wegeft.contracts.adapter import WEIGHTS_FILE, AdapterName, FileEntry, digest_of
+from wegeft.contracts.signing_keys import SigningKey
 
 ADAPTER = "acme/secret"
 MISSING = "acme/absent"
@@ -55,7 +58,9 @@ class HiddenWorld:
 
 def make_world(engine: Engine, **tokens: tuple[str, str]) -> HiddenWorld:
     """Let Ada queue a job for a namespace that nobody has, and publish what it makes; ``tokens`` are others', by name and role."""
-    site = Site(engine)
+    site = Site(engine, signer=Signer(key=SigningKey(bytes(32))))
+    assert site.signer is not None
+    publish_keys(engine, site.signer, now())
     named = {"ada": ("ada", "write"), "stranger": ("mallory", "write"), "operator": ("root", "admin")} | tokens
     with writing(engine) as connection:
         made = {who: create_token(connection, name, role, now())[1] for who, (name, role) in named.items()}

@@ -23,6 +23,7 @@ import hub.api
 from hub import catalog
 from hub.objects import MemoryStore, ObjectStore
 from hub.services import HubServices
+from hub.signing import Signer
 from infra import accounts
 from infra.auth import Guard, create_token
 from infra.database import writing
@@ -50,6 +51,8 @@ class Site:
     policy: Policy = field(default_factory=Policy)
     limits: Limits = field(default_factory=Limits)
 
+    signer: Signer | None = None
+
     def __post_init__(self) -> None:
         self.services = OrchestratorServices(engine=self.engine, store=self.store, clock=now, policy=self.policy, limits=self.limits)
         with writing(self.engine) as connection:
@@ -59,7 +62,7 @@ class Site:
     def app(self) -> FastAPI:
         """The application, made anew."""
         guard = Guard(engine=self.engine, clock=now)
-        hub_services = HubServices(engine=self.engine, store=self.store, clock=now)
+        hub_services = HubServices(engine=self.engine, store=self.store, clock=now, signer=self.signer)
         routers = [
             accounts.make_router(self.engine, guard, now),
             api.make_router(self.services, guard),
