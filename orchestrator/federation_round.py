@@ -190,8 +190,8 @@ def combine_round(
     if isinstance(outcome, Refused) or not federation.has_controls:
         return outcome
     names = trained_names(expected_forms(None, state, sent_parts(spec.rule, number)))
-    digests = {one.update.site: one.update.digest for one in sent}
-    changes = [ControlChange(site=member.site, update=digests[member.site], load=member.load) for member in members]
+    digests = {one.update.site: one.update.tensors for one in sent}
+    changes = [ControlChange(site=member.site, tensors=digests[member.site], load=member.load) for member in members]
     return replace(outcome, state=add_changes(state, outcome.state, changes, names))
 
 

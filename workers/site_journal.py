@@ -204,7 +204,7 @@ class Journal:
         """
         wanted = offer.control.counted if offer.control else None
         for entry in reversed(self.entries()):
-            if entry.control_file.exists() and (update := _read(entry.folder / "update.json", Update)) and update.digest == wanted:
+            if entry.control_file.exists() and (update := _read(entry.folder / "update.json", Update)) and update.tensors == wanted:
                 with local_errors(self.folder):
                     return read_tensors(entry.control_file.read_bytes())
         return None
@@ -245,7 +245,7 @@ class Journal:
             return
         for entry in reversed(entries[:-KEPT_ROUNDS]):
             update = _read(entry.folder / "update.json", Update)
-            if update is not None and update.digest == terms.counted:
+            if update is not None and update.tensors == terms.counted:
                 break
         else:
             return

@@ -21,8 +21,8 @@ class ControlChange:
 
     site: str
     """Pseudonym; changes are taken in its order."""
-    update: str
-    """Digest of the update."""
+    tensors: str
+    """Digest of the update's file: unlike the update's own, it does not depend on when a round was asked."""
     load: Callable[[], Tensors]
     """Gives the update's tensors, the changes among them."""
 
@@ -43,5 +43,5 @@ def add_changes(before: FederationState, after: FederationState, changes: Sequen
         for name in names:
             moved = np.asarray(tensors[control_of(name)], dtype=np.float64)
             controls[name] = controls[name] + moved if name in controls else moved
-        counted[change.site] = change.update
+        counted[change.site] = change.tensors
     return replace(after, controls=controls, counted=counted)

@@ -58,7 +58,7 @@ class FederationState:
     controls: Mapping[str, Array] = field(default_factory=dict)
     """With SCAFFOLD, the sum of all sites' control variates, by the name and in the shape in which the trained tensor travels."""
     counted: Mapping[str, str] = field(default_factory=dict)
-    """The last update of each site whose change is in that sum, its digest by the site's pseudonym."""
+    """The last update of each site whose change is in that sum: the digest of its file, by the site's pseudonym."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

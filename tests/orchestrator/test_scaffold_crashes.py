@@ -61,7 +61,7 @@ def test_state_is_the_sum_of_what_was_sent_and_names_who_was_counted(engines: It
                 total[name] = total.get(name, 0.0) + tensors[control_of(name)].astype(np.float64)
         assert record.result is not None
         state = read_state(read_verified(story.server.store, record.result, 1 << 20))
-        assert state.counted == {member.site: member.update for member in record.members}
+        assert state.counted == {member.site: member.tensors for member in record.members}
     assert state.controls.keys() == total.keys()
     for name, summed in total.items():
         np.testing.assert_allclose(state.controls[name], summed, atol=1e-15)

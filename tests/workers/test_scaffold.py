@@ -187,7 +187,7 @@ def test_record_names_the_sites_and_gives_the_same_state_again() -> None:
     assert record.control_sites == SITES
     assert [member.weight for member in record.members] == [0.5, 0.5]
     assert recompute(sites.federation, record, list(reversed(sent)), sites.blobs.__getitem__) == record.result
-    assert outcome.state.counted == {**before.counted, **{one.update.site: one.update.digest for one in sent}}
+    assert outcome.state.counted == {**before.counted, **{one.update.site: one.update.tensors for one in sent}}
     assert {name: offer.control.counted for name, offer in offers.items() if offer.control} == {
         name: before.counted[name] for name in ("s-01", "s-03")
     }

@@ -152,7 +152,7 @@ def test_federation_keeps_control_variates_at_sites_and_says_when_one_is_lost(wo
     second = member.journal.entries()[1]
     assert second.update is not None
     assert second.offer.control is not None
-    assert second.update.control_from == second.offer.control.counted == records[0].members[0].update
+    assert second.update.control_from == second.offer.control.counted == records[0].members[0].tensors
     forget(member.journal.folder)
     assert member.run() is None
     assert "the control variate is lost and begins at zero again" in member.texts
@@ -163,7 +163,7 @@ def test_federation_keeps_control_variates_at_sites_and_says_when_one_is_lost(wo
     assert member.run() is JobState.SUCCEEDED
     fourth = member.journal.entries()[3].update
     assert fourth is not None
-    assert fourth.control_from == third.digest
+    assert fourth.control_from == third.tensors
 
 
 def forget(folder: Path) -> None:

@@ -190,16 +190,17 @@ def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def keep_round(journal: Journal, number: int, counted: str | None) -> Update:
     """Train a round whose control variate is its number; what counted before it is ``counted``."""
     offer = an_offer(round=number, version=2, control=ControlTerms(sites=1, max_norm=1.0, counted=counted))
-    entry, update = journal.open(offer), a_trained(round=number, version=2)
-    entry.keep_update(update, TENSORS, control={"q.phi": np.full((2, 1), 1 / number)})
+    tensors = str(number).encode()
+    entry, update = journal.open(offer), a_trained(round=number, version=2, tensors=digest_of(tensors), size=len(tensors))
+    entry.keep_update(update, tensors, control={"q.phi": np.full((2, 1), 1 / number)})
     entry.keep_receipt(a_receipt())
     return update
 
 
 def test_control_variate_is_the_one_after_the_update_that_counted(journal: Journal) -> None:
     first = keep_round(journal, 1, None)
-    second = keep_round(journal, 2, first.digest)
-    for counted, expected in ((first.digest, 1.0), (second.digest, 0.5)):
+    second = keep_round(journal, 2, first.tensors)
+    for counted, expected in ((first.tensors, 1.0), (second.tensors, 0.5)):
         offer = an_offer(round=3, version=2, control=ControlTerms(sites=1, max_norm=1.0, counted=counted))
         control = journal.read_control(offer)
         assert control is not None
@@ -212,7 +213,7 @@ def test_control_variate_is_the_one_after_the_update_that_counted(journal: Journ
 def test_control_variates_are_kept_from_the_one_that_counts(journal: Journal) -> None:
     counted: Update | None = None
     for number in range(1, 9):
-        update = keep_round(journal, number, counted.digest if counted else None)
+        update = keep_round(journal, number, counted.tensors if counted else None)
         counted = update if number <= 3 else counted
         journal.prune()
     kept = [entry.offer.round for entry in journal.entries() if entry.control_file.exists()]

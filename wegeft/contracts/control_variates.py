@@ -21,7 +21,7 @@ class ControlTerms(Frozen):
     max_norm: Annotated[float, Field(gt=0)]
     """Norm of the change, over all its tensors, beyond which an update is refused."""
     counted: Digest | None = None
-    """The site's last update whose change is in the server's sum: its control variate is the one after that. None where there is none."""
+    """The file of the site's last update whose change is in the server's sum: it goes on from after that one. None without any."""
 
 
 def control_of(name: str) -> str:

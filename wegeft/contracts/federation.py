@@ -196,7 +196,7 @@ class Update(Message):
     metrics: Annotated[dict[TensorName, Finite], Field(max_length=32)] = Field(default_factory=dict)
     """For example ``train_loss`` and ``eval_loss``."""
     control_from: Annotated[Digest | None, Later] = None
-    """The update after which the site's control variate was what it went on from; absent where it began at zero."""
+    """The file of the update after which the site's control variate was what it went on from; absent where it began at zero."""
 
 
 class SignedUpdate(Message):
