@@ -12,6 +12,7 @@ from hub.comparison import read_config
 from hub.services import HubServices
 from hub.signing import Signer
 from infra.database import reading, writing
+from infra.principals import Principal
 from wegeft.contracts.adapter import AdapterName, VersionView
 from wegeft.contracts.bundles import BundleKind, VersionClaim, claim_of, signature_statement, training_statement
 from wegeft.contracts.engines import EngineReport, engine_report
@@ -75,13 +76,13 @@ def find_engines(services: HubServices, version: VersionView) -> EngineReport:
     return engine_report(version.ref, version.method, read_config(services.store, version))
 
 
-def find_lineage(services: HubServices, version: VersionView) -> LineageView:
-    """Return where a version comes from and what came of it."""
+def find_lineage(services: HubServices, version: VersionView, reader: Principal) -> LineageView:
+    """Return where a version comes from and what came of it, as far as ``reader`` may see it."""
     name, number = AdapterName.parse(version.adapter), version.version
     with reading(services.engine) as connection:
         version_id = catalog.find_version_id(connection, name, number)
-        ancestors, is_cut_above = catalog.find_relatives(connection, version_id, "ancestors")
-        descendants, is_cut_below = catalog.find_relatives(connection, version_id, "descendants")
+        ancestors, is_cut_above = catalog.find_relatives(connection, version_id, "ancestors", reader)
+        descendants, is_cut_below = catalog.find_relatives(connection, version_id, "descendants", reader)
     base, at, revision = version.base_model.rpartition("@")
     round_ = version.source.rpartition(":")[2]
     return LineageView(

@@ -45,14 +45,15 @@ def make_router(services: HubServices, guard: Guard) -> APIRouter:
     """Return the routes below ``/adapters``."""
     router = APIRouter(prefix="/adapters/{namespace}/{name}")
     reader = [Depends(guard.require(Role.READ))]
-    router.include_router(_version_router(services), dependencies=reader)
+    router.include_router(_version_router(services, guard), dependencies=reader)
     router.include_router(_evaluation_router(services, guard), dependencies=reader)
     router.include_router(_card_router(services, guard), dependencies=reader)
     return router
 
 
-def _version_router(services: HubServices) -> APIRouter:
+def _version_router(services: HubServices, guard: Guard) -> APIRouter:
     router = APIRouter(prefix="/versions/{selector}", tags=["provenance"])
+    Reader = Annotated[Principal, Depends(guard.require(Role.READ))]
 
     @router.get("/signature", summary="A signed statement about a version", responses=_BUNDLE, response_class=Response)
     def get_signature(adapter: Name, selector: Selector, kind: BundleKind = "ed25519") -> Response:
@@ -60,8 +61,8 @@ def _version_router(services: HubServices) -> APIRouter:
         return Response(bundle, media_type=BUNDLE_TYPE)
 
     @router.get("/lineage", summary="Where a version comes from, and what came of it")
-    def get_lineage(adapter: Name, selector: Selector) -> LineageView:
-        return provenance.find_lineage(services, _resolve(services, adapter, selector))
+    def get_lineage(adapter: Name, selector: Selector, caller: Reader) -> LineageView:
+        return provenance.find_lineage(services, _resolve(services, adapter, selector), caller)
 
     @router.get("/engines", summary="Which engines load a version")
     def get_engines(adapter: Name, selector: Selector) -> EngineReport:
@@ -71,9 +72,12 @@ def _version_router(services: HubServices) -> APIRouter:
     def get_diff(
         adapter: Name,
         selector: Selector,
+        caller: Reader,
         other: Annotated[str, Query(max_length=300, description="`namespace/name@version`; without @, the latest.")],
     ) -> ComparisonView:
         second = AdapterRef.parse(other)
+        with reading(services.engine) as connection:
+            catalog.require_right(connection, caller, second.adapter, Role.READ)
         return comparison.compare(services, _resolve(services, adapter, selector), _resolve(services, second.adapter, second.selector))
 
     return router

@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import ColumnElement, Connection, Row, or_, select
 
 from hub.catalog.holds import version_of
 from hub.catalog.provenance_tables import LINEAGE
 from hub.catalog.tables import ADAPTERS, HOLDS, VERSIONS, upsert
+from hub.catalog.visibility import seen_by
+from infra.principals import Principal
 from wegeft.contracts.provenance import MAX_GENERATIONS, MAX_RELATIVES, Relation, Relative
 
 _ROUND = re.compile(r"(?P<job>round:.+:)(?P<number>[0-9]{1,9})\Z")
@@ -39,16 +41,22 @@ def _add(connection: Connection, version_id: int, parents: list[int], relation: 
         connection.execute(upsert(connection, LINEAGE).on_conflict_do_nothing(), rows)
 
 
-def find_relatives(connection: Connection, version_id: int, direction: Direction) -> tuple[tuple[Relative, ...], bool]:
+def find_relatives(
+    connection: Connection, version_id: int, direction: Direction, reader: Principal | None = None
+) -> tuple[tuple[Relative, ...], bool]:
     """Return a version's family in one direction as trees, and whether more of it exists than is shown.
+
+    Of other adapters only those that ``reader`` may see; None sees the public ones.
 
     One query a generation; at most :data:`MAX_GENERATIONS` of them, and :data:`MAX_RELATIVES` versions.
     """
     links: dict[int, list[Row[Any]]] = {}
     level, is_cut = [version_id], False
     seen = {version_id}
+    own = select(VERSIONS.c.adapter_id).where(VERSIONS.c.id == version_id).scalar_subquery()
+    is_shown = or_(ADAPTERS.c.id == own, seen_by(connection, reader))
     for _ in range(MAX_GENERATIONS):
-        found = _next_of_kin(connection, level, direction, MAX_RELATIVES - len(seen) + 2)
+        found = _next_of_kin(connection, level, direction, is_shown, MAX_RELATIVES - len(seen) + 2)
         level = []
         for row in found:
             if row.id not in seen and len(seen) > MAX_RELATIVES:
@@ -60,15 +68,17 @@ def find_relatives(connection: Connection, version_id: int, direction: Direction
                 level.append(row.id)
         if not level:
             return _trees(links, version_id), is_cut
-    is_cut = is_cut or bool(_next_of_kin(connection, level, direction, 1))
+    is_cut = is_cut or bool(_next_of_kin(connection, level, direction, is_shown, 1))
     return _trees(links, version_id), is_cut
 
 
-def _next_of_kin(connection: Connection, level: list[int], direction: Direction, limit: int) -> list[Row[Any]]:
+def _next_of_kin(
+    connection: Connection, level: list[int], direction: Direction, is_shown: ColumnElement[bool], limit: int
+) -> list[Row[Any]]:
     near, far = (LINEAGE.c.version_id, LINEAGE.c.parent_id) if direction == "ancestors" else (LINEAGE.c.parent_id, LINEAGE.c.version_id)
     shown = (VERSIONS.c.id, VERSIONS.c.number, VERSIONS.c.source, VERSIONS.c.manifest_digest, ADAPTERS.c.namespace, ADAPTERS.c.name)
     query = select(near.label("near"), LINEAGE.c.relation, *shown).join(VERSIONS, VERSIONS.c.id == far)
-    query = query.join(ADAPTERS, ADAPTERS.c.id == VERSIONS.c.adapter_id).where(near.in_(level))
+    query = query.join(ADAPTERS, ADAPTERS.c.id == VERSIONS.c.adapter_id).where(near.in_(level), is_shown)
     return list(connection.execute(query.order_by(VERSIONS.c.id).limit(max(limit, 1))))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -38,12 +39,17 @@ _HEADERS = {
 }
 
 CardRenderer = Callable[[str], str]
+_HEADING = re.compile(r"<(/?)h([1-5])>")
 """Makes safe HTML of a card's Markdown."""
 
 
 def safe_card(text: str) -> str:
-    """Return a card as HTML that cannot steer the page."""
-    return Markup(render_card(text))  # noqa: S704 - what the renderer lets through is safe
+    """Return a card as HTML that cannot steer the page, its headings one level below the page's own."""
+    return Markup(_HEADING.sub(_lower, render_card(text)))  # noqa: S704 - what the renderer lets through is safe
+
+
+def _lower(heading: re.Match[str]) -> str:
+    return f"<{heading[1]}h{int(heading[2]) + 1}>"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """No route tells a stranger that a private adapter is there: collected from the application, so that a new route cannot forget it."""
 
+import base64
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from tests.orchestrator.hidden_world import ADAPTER, MISSING, HiddenWorld, make_world, publish, routes_of
 from tests.orchestrator.samples import new_sqlite
-from tests.orchestrator.serving import plain_spec
+from tests.orchestrator.serving import adapter_files, plain_spec
 from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, digest_of
 
 NOBODYS = "sha256:" + "5" * 64
@@ -107,8 +108,9 @@ def test_the_owner_is_answered(world: HiddenWorld) -> None:
     """So that the walk above asks for what is there."""
     client, asked = world.client("ada"), 0
     for method, path in routes_of(world.app):
-        if is_about(path) and method in ("GET", "HEAD") and "{model}" not in path and not path.endswith(NOT_FEDERATED):
-            answer = client.request(method, fill(path, names(world, is_there=True)))
+        if is_about(path) and method in ("GET", "HEAD") and "{model}" not in path and "{kind}" not in path and not path.endswith(NOT_FEDERATED):
+            query = {"other": ADAPTER} if path.endswith("/diff") else {}
+            answer = client.request(method, fill(path, names(world, is_there=True)), params=query)
             assert answer.status_code == 200, f"{method} {path}: {answer.text}"
             asked += 1
     assert asked > 15
@@ -192,3 +194,22 @@ def test_what_is_everybodys_stays_so(world: HiddenWorld) -> None:
     assert (hidden.status_code, hidden.json()["code"]) == (409, "conflict")
     asked = plain_spec(output={"visibility": "private"})
     assert world.client("ada").post("/api/v1/jobs", json={"spec": asked}).status_code == 409
+
+
+def test_what_is_named_beside_the_path_is_hidden_too(world: HiddenWorld) -> None:
+    """Comparing with it, and the family of a public one that was made of it."""
+    parent = digest_of(world.files[WEIGHTS_FILE])
+    public = publish(world.site, "open/child", "job:child", adapter_files(seed=9), started_from=(parent,))
+    root = f"/api/v1/adapters/open/child/versions/{public}"
+    stranger, ada = world.client("stranger"), world.client("ada")
+    answers = [stranger.get(f"{root}/diff", params={"other": name}) for name in (ADAPTER, MISSING)]
+    assert [answer.status_code for answer in answers] == [404, 404]
+    assert answers[0].json()["detail"] == answers[1].json()["detail"]
+    assert ada.get(f"{root}/diff", params={"other": ADAPTER}).status_code == 200
+    assert ADAPTER in ada.get(f"{root}/lineage").text
+    for path in ("lineage", "signature?kind=attestation"):
+        answer = stranger.get(f"{root}/{path}")
+        assert answer.status_code == 200
+        assert ADAPTER not in answer.text
+    payload = base64.b64decode(stranger.get(f"{root}/signature?kind=attestation").json()["dsseEnvelope"]["payload"])
+    assert ADAPTER.encode() not in payload
