@@ -48,7 +48,7 @@ def find_bounds(simulation: Simulation, crew: Crew[AnyOrder, AnyResult], done: D
 def _orders(simulation: Simulation) -> list[TrainOrder]:
     names = (*simulation.examples, EVERYBODY)
     rule = Core() if simulation.section.rule.name == "core" else GeneratorExact()
-    change = {"rule": rule, "wire": "fp32", "site_ranks": {}, "max_update_norm": 1e12}
+    change: dict[str, object] = {"rule": rule, "wire": "fp32", "site_ranks": {}, "max_update_norm": 1e12}
     section = simulation.section.model_copy(update=change)
     federation = Federation(job_id=_JOB, base_model=_JOB, spec=section, seed=simulation.scenario.seed, max_steps=simulation.spec.max_steps)
     round_ = Round(number=1, state=RoundState.COLLECTING, closing=closing_of(section), since=BEGINNING, asked=frozenset(names))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from orchestrator.federation_files import read_state, write_state
@@ -82,7 +83,7 @@ class Journal:
             raise InvalidSetting("the state after the last round is lost or changed", path="--out", value=str(path), hint=hint)
         return content
 
-    def _carried(self, number: int) -> dict[str, Moved]:
+    def _carried(self, number: int) -> Mapping[str, Moved]:
         path = self.folder / f"{number:05}-{_CARRIED}"
         if not path.exists():
             return {}
@@ -90,7 +91,7 @@ class Journal:
             tensors = read_tensors(path.read_bytes())
         except InvalidTensors as error:
             raise InvalidSetting("what sites carry over is broken", path="--out", value=str(path), hint="give another folder") from error
-        carried: dict[str, dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float64]]]] = {}
+        carried: dict[str, dict[str, NDArray[np.float64]]] = {}
         for name, array in tensors.items():
             site, _, tensor = name.partition("/")
             carried.setdefault(site, {})[tensor] = array

@@ -14,6 +14,7 @@ from wegeft.contracts.errors import WegeftError, WorkerLost
 from workers.pool import RayPool
 
 Order = TypeVar("Order")
+Taken = TypeVar("Taken", contravariant=True)
 Result = TypeVar("Result")
 Done = Callable[[int], None]
 """Takes how many orders are done."""
@@ -23,10 +24,10 @@ def ignore(_count: int) -> None:
     """Tell nobody."""
 
 
-class Crew(Protocol[Order, Result]):
+class Crew(Protocol[Taken, Result]):
     """Does orders; it is closed when it is not needed any more."""
 
-    def do(self, orders: Sequence[Order], done: Done = ignore) -> list[Result]:
+    def do(self, orders: Sequence[Taken], done: Done = ignore) -> list[Result]:
         """Return what came of each order, in their order."""
         ...
 
