@@ -17,7 +17,7 @@ import psutil
 
 RANK, GROUPS = 16, 7
 """Of the generators whose float32 numbers are a round's payload."""
-_SAMPLE_SECONDS = 0.5
+_SAMPLE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@
 
 A real service is started in a process of its own; a site enrols, and then answers one round through a TCP proxy that counts every byte of
 HTTP in both directions: the offer, the start, the upload, the signed update and its receipt. Nothing is trained: the update is random
-numbers in the shapes of the model, which is all that its size depends on. LoRA's column is computed: the safetensors file that holds A
-and B of every layer at the same rank and in the same numbers, without any HTTP.
+numbers in the shapes of the model, which is all that its size depends on. For LoRA the same service and link carry as many numbers as A
+and B of every layer have at the same rank, a generator in place of each pair; the size of LoRA's own file is computed beside it.
 
 Accuracy is that of ``bench.federation_rules``, a toy of twenty sites, with what each wire does to every update, with and without error
 feedback.
@@ -85,13 +85,17 @@ class Row:
     """Of them, the update's file."""
     received_bytes: int
     """On the link, to the site."""
+    lora_sent_bytes: int
+    """On the link, from a site that sends LoRA's numbers."""
+    lora_received_bytes: int
+    """On the link, to it."""
     lora_bytes: int
     """Of the file that LoRA would send, computed."""
 
     @property
     def share(self) -> float:
-        """Of what LoRA would send, headers of HTTP counted against us alone."""
-        return self.sent_bytes / self.lora_bytes
+        """Of what a site with LoRA sends."""
+        return self.sent_bytes / self.lora_sent_bytes
 
 
 def lora_bytes(shapes: Shapes, rank: int, wire: Wire) -> int:
@@ -105,15 +109,25 @@ def lora_bytes(shapes: Shapes, rank: int, wire: Wire) -> int:
     return len(write_update(tensors, wire))
 
 
-def adapter_files(shapes: Shapes, rank: int) -> tuple[bytes, bytes]:
-    """Return the configuration and the weights of an untrained adapter for all seven linears."""
+def generator_widths(shapes: Shapes) -> dict[str, int]:
+    """Return the width of each generator: one for each type of module."""
+    return {name.rpartition(".")[2]: inputs for name, (inputs, _) in shapes.modules.items()}
+
+
+def lora_widths(shapes: Shapes) -> dict[str, int]:
+    """Return the widths of generators that have as many numbers as LoRA's pairs: one for each module of each layer."""
+    kinds = {name.rpartition(".")[2]: (inputs + outputs) // 2 for name, (inputs, outputs) in shapes.modules.items()}
+    return {f"layer{layer}_{kind}": width for layer in range(shapes.layers) for kind, width in kinds.items()}
+
+
+def adapter_files(widths: Mapping[str, int], rank: int) -> tuple[bytes, bytes]:
+    """Return the configuration and the weights of an untrained adapter with generators of these widths, by name."""
     random, tensors = np.random.default_rng(0), {}
-    names = [name.rpartition(".")[2] for name in shapes.modules]
-    for name, (width, _) in zip(names, shapes.modules.values(), strict=True):
+    for name, width in widths.items():
         tensors[f"base_model.wegeft_generators.{name}.phi"] = np.zeros((width, rank))
         tensors[f"base_model.wegeft_generators.{name}.psi"] = random.uniform(-1, 1, (rank, width)) / width**0.5
-    config = {"peft_type": "WEGEFT", "r": rank, "wegeft_alpha": 2.0 * rank, "target_modules": names, "base_model_name_or_path": "org/model"}
-    return json.dumps(config).encode(), write_tensors(tensors)
+    config = {"peft_type": "WEGEFT", "r": rank, "wegeft_alpha": 2.0 * rank, "target_modules": list(widths)}
+    return json.dumps(config | {"base_model_name_or_path": "org/model"}).encode(), write_tensors(tensors)
 
 
 @contextmanager
@@ -158,23 +172,36 @@ def answer_round(client: SiteClient, folder: Path) -> int:
 
 
 def count_round(service: tuple[str, str], folder: Path, asked: tuple[str, int, Wire], proxy: CountingProxy) -> Row:
-    """Return what one round takes on the link."""
+    """Return what one round takes on the link, and what it would take with LoRA."""
     model, rank, wire = asked
-    credentials = begin(*service, adapter_files(MODELS[model], rank), rank, wire)
+    shapes = MODELS[model]
+    sent, received, size = count_widths(service, folder, (generator_widths(shapes), rank, wire), proxy)
+    lora_sent, lora_received, _ = count_widths(service, folder, (lora_widths(shapes), rank, wire), proxy)
+    return Row(
+        model=model,
+        rank=rank,
+        wire=wire,
+        sent_bytes=sent,
+        update_bytes=size,
+        received_bytes=received,
+        lora_sent_bytes=lora_sent,
+        lora_received_bytes=lora_received,
+        lora_bytes=lora_bytes(shapes, rank, wire),
+    )
+
+
+def count_widths(
+    service: tuple[str, str], folder: Path, asked: tuple[Mapping[str, int], int, Wire], proxy: CountingProxy
+) -> tuple[int, int, int]:
+    """Return the bytes that a site sends and receives in a round over generators of some widths, and those of its update's file."""
+    widths, rank, wire = asked
+    credentials = begin(*service, adapter_files(widths, rank), rank, wire)
     with tempfile.TemporaryDirectory(dir=folder) as fetched:
         up, down = proxy.bytes_up, proxy.bytes_down
         with SiteClient(proxy.url, credentials, lambda: datetime.now(UTC)) as client:
             size = answer_round(client, Path(fetched))
         proxy.settle()
-    return Row(
-        model=model,
-        rank=rank,
-        wire=wire,
-        sent_bytes=proxy.bytes_up - up,
-        update_bytes=size,
-        received_bytes=proxy.bytes_down - down,
-        lora_bytes=lora_bytes(MODELS[model], rank, wire),
-    )
+    return proxy.bytes_up - up, proxy.bytes_down - down, size
 
 
 def count_rounds(models: Sequence[str], rank: int, wires: Sequence[Wire]) -> list[Row]:
@@ -223,10 +250,11 @@ def accuracies(seeds: int, rounds: int) -> dict[str, list[float]]:
 
 def print_rows(rows: Sequence[Row]) -> None:
     """Print the bytes as a table."""
-    print("| model | rank | wire | sent, on the link | of it the update | received | LoRA's file | sent / LoRA |")
-    print("|---|---:|---|---:|---:|---:|---:|---:|")
+    print("| model | rank | wire | sent, on the link | of it the update | received | LoRA: sent | received | its file | sent / LoRA |")
+    print("|---|---:|---|---:|---:|---:|---:|---:|---:|---:|")
     for row in rows:
-        figures = " | ".join(f"{count:,}" for count in (row.sent_bytes, row.update_bytes, row.received_bytes, row.lora_bytes))
+        counted = (row.sent_bytes, row.update_bytes, row.received_bytes, row.lora_sent_bytes, row.lora_received_bytes, row.lora_bytes)
+        figures = " | ".join(f"{count:,}" for count in counted)
         print(f"| {row.model} | {row.rank} | {row.wire} | {figures} | {row.share:.1%} |")
 
 

@@ -82,5 +82,8 @@ def test_a_real_round_is_counted(service: tuple[str, str], tmp_path: Path, capsy
     assert 4 * numbers < whole["update_bytes"] < whole["sent_bytes"] < 4 * numbers + 8192
     assert numbers < small["update_bytes"] < small["sent_bytes"] < numbers + 10_000
     assert whole["received_bytes"] > 4 * numbers
+    for row in (whole, small):
+        assert row["lora_bytes"] < row["lora_sent_bytes"] < 1.3 * row["lora_bytes"]
+        assert row["share"] == row["sent_bytes"] / row["lora_sent_bytes"]
     bench.print_rows(rows)
     assert f"| {whole['share']:.1%} |" in capsys.readouterr().out
