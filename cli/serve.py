@@ -116,8 +116,10 @@ def _assembled(settings: Settings, home: Home, server: str, only: Part | None) -
     """Give the application, its scheduler ticking; stop it and close everything at the end."""
     from prometheus_client import CollectorRegistry
 
+    from hub import catalog
     from infra.auth import Guard
     from infra.database import make_engine, upgrade
+    from orchestrator import ledger
 
     engine = make_engine(settings.database)
     try:
@@ -128,7 +130,7 @@ def _assembled(settings: Settings, home: Home, server: str, only: Part | None) -
         parts = _Parts(
             engine=engine,
             store=store,
-            guard=Guard(engine=engine, clock=now),
+            guard=Guard(engine=engine, clock=now, checks=(catalog.check_path, ledger.check_path)),
             settings=settings,
             registry=CollectorRegistry(),
             jobs=jobs,
