@@ -17,6 +17,7 @@ from cli.evaluations import diff, evaluations
 from cli.options import example, json_option, wanted_options
 from cli.output import note, print_fields, print_json, print_table, say, show_age, show_bytes, show_time
 from cli.provenance import lineage, signature, trust, verify
+from cli.push import push
 from cli.visibility import SEEN_BY, visibility
 from wegeft.contracts.adapter import AdapterPage, AdapterRef, AdapterView, VersionView
 from wegeft.contracts.errors import InvalidSetting
@@ -224,6 +225,7 @@ def _download_lora(client: Client, ref: str, folder: Path, base_model: str | Non
 
 adapters.add_command(export)
 adapters.add_command(import_checkpoint)
+adapters.add_command(push)
 for command in (verify, trust, signature, lineage, diff, evaluations, card):
     adapters.add_command(command)
 

@@ -119,9 +119,11 @@ def _assembled(settings: Settings, home: Home, server: str, only: Part | None) -
     from prometheus_client import CollectorRegistry
 
     from cli.signing_key import find_signer
+    from hub import catalog
     from hub.provenance import publish_keys
     from infra.auth import Guard
     from infra.database import make_engine, upgrade
+    from orchestrator import ledger
 
     engine = make_engine(settings.database)
     try:
@@ -134,7 +136,7 @@ def _assembled(settings: Settings, home: Home, server: str, only: Part | None) -
         parts = _Parts(
             engine=engine,
             store=store,
-            guard=Guard(engine=engine, clock=now),
+            guard=Guard(engine=engine, clock=now, checks=(catalog.check_path, ledger.check_path)),
             settings=settings,
             registry=CollectorRegistry(),
             jobs=jobs,

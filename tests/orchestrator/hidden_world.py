@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from cli import serve
 from hub import catalog
 from hub.provenance import publish_keys
 from hub.publication import Publication
 from hub.signing import Signer
-from infra.auth import create_token
+from infra.auth import Guard, create_token
 from infra.database import writing
+from infra.http import create_app
+from infra.settings import Settings
+from orchestrator import ledger
 from orchestrator.ids import make_job_id
 from tests.orchestrator.serving import Site, adapter_files, now, plain_spec
 from wegeft.contracts.adapter import WEIGHTS_FILE, AdapterName, FileEntry, digest_of
@@ -68,12 +73,20 @@ def make_world(engine: Engine, **tokens: tuple[str, str]) -> HiddenWorld:
     digest = plain_spec()["datasets"][0]["path"]
     with writing(engine) as connection:
         assert site.services.intake.own(connection, digest, 1, catalog.upload_of(made["ada"].split("_")[1]))
-    world = HiddenWorld(site, site.app(), made, "", make_job_id(now(), bytes(10)), adapter_files(seed=7))
+    world = HiddenWorld(site, whole_app(site), made, "", make_job_id(now(), bytes(10)), adapter_files(seed=7))
     answer = world.client("ada").post("/api/v1/jobs", json={"spec": plain_spec(output={"adapter": ADAPTER})})
     assert answer.status_code == 201, answer.text
     world.job_id = answer.json()["id"]
     publish(site, ADAPTER, f"job:{world.job_id}", world.files)
     return world
+
+
+def whole_app(site: Site) -> FastAPI:
+    """The application with every router that the service has, as its composition root puts them together."""
+    guard = Guard(engine=site.engine, clock=now, checks=(catalog.check_path, ledger.check_path))
+    plain: dict[str, Any] = {"engine": site.engine, "store": site.store, "guard": guard, "settings": Settings()}
+    parts = serve._Parts(registry=CollectorRegistry(), jobs=replace(site.services, federation_key=bytes(32)), **plain)
+    return create_app(serve._routers(parts, None), title="test", version="1")
 
 
 def publish(site: Site, name: str, source: str, files: dict[str, bytes], **changes: Any) -> int:

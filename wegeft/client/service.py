@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from wegeft.client import downloads
 from wegeft.client.access import AccessCalls
 from wegeft.client.blobs import Progress, upload
+from wegeft.client.publishing import Push, push
 from wegeft.client.transport import Answer, Call, Transport, json_body
 from wegeft.client.trust import TrustStore, check_version, fetch_keys, trusted_keys
 from wegeft.contracts.accounts import Identity
@@ -210,6 +211,21 @@ class Client(AccessCalls):
         version, _ = self.resolve_signed(ref)
         downloads.download(self._transport, version, folder, overwrite=overwrite)
         return version
+
+    def push(
+        self, folder: Path, name: str, *, message: str = "Upload adapter", parent: str | None = None, on_progress: Progress | None = None
+    ) -> VersionView:
+        """Publish a folder that PEFT wrote as the next version of an adapter; the same push again returns the version that is there.
+
+        ``parent`` is the commit that must be the newest version's. Raises :class:`InvalidData` where the folder is no adapter,
+        :class:`InvalidInput` with everything that the hub's gate refuses, and :class:`StaleParent`.
+        """
+        adapter = AdapterName.parse(name)
+        commit = push(self._transport, Push(folder=folder, adapter=adapter, message=message, parent=parent), on_progress).commitOid
+        made = next((view for view in self.versions(name) if view.manifest_digest.removeprefix("sha256:").startswith(commit)), None)
+        if made is None:
+            raise UnexpectedAnswer("the server answers with a commit that it does not have", path=name, value=commit)
+        return made
 
     def resolve_signed(self, ref: str) -> tuple[VersionView, SignedVersion | None]:
         """Return the version that a reference names now, and what its signature says, once it holds; None where the hub never signs.

@@ -1,0 +1,89 @@
+"""Publishing a folder as the next version of an adapter: bytes first, by digest, then one commit that names them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from wegeft.client.blobs import Progress, upload
+from wegeft.client.transport import Call, Transport, json_body
+from wegeft.contracts.adapter import CONFIG_FILE, PUBLISHABLE_FILES, WEIGHTS_FILE, AdapterName
+from wegeft.contracts.errors import AdapterNotFound, InvalidData, Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Push:
+    """A version about to be made of a folder."""
+
+    folder: Path
+    adapter: AdapterName
+    message: str
+    parent: str | None = None
+    """Commit that must be the newest version's; None puts the version on top of whatever is there."""
+
+
+class _NewRepository(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    organization: str
+
+
+class Committed(BaseModel):
+    """What a commit has made."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    commitOid: str  # noqa: N815 - the Hugging Face Hub's spelling
+
+
+def push(transport: Transport, wanted: Push, on_progress: Progress | None = None) -> Committed:
+    """Publish the folder's files and return the commit; pushing the same again returns the version that is there.
+
+    Files of other names stay where they are. Raises :class:`InvalidData` where the folder is no adapter, :class:`InvalidInput` with
+    everything that the hub's gate refuses, and :class:`StaleParent` where the parent is not the newest version.
+    """
+    paths = files_of(wanted.folder)
+    _create(transport, wanted.adapter)
+    blobs = {path.name: upload(transport, "/blobs", path, on_progress) for path in paths}
+    lines = [_line("header", summary=wanted.message, **({"parentCommit": wanted.parent} if wanted.parent else {}))]
+    lines += [_line("lfsFile", path=name, algo="sha256", oid=blob.digest.removeprefix("sha256:")) for name, blob in blobs.items()]
+    content = "".join(lines).encode()
+    path = f"//api/models/{wanted.adapter}/commit/main"
+    headers = {"Content-Type": "application/x-ndjson", "Content-Length": str(len(content))}
+    return transport.ask(Call(method="POST", path=path, headers=headers, content=lambda: content), Committed)
+
+
+def files_of(folder: Path) -> tuple[Path, ...]:
+    """Return the files of a folder that belong to an adapter; raise :class:`InvalidData` where it is none."""
+    if not folder.is_dir():
+        raise InvalidData("not a folder", path=str(folder), hint="the folder that save_pretrained wrote")
+    found = tuple(sorted(path for path in folder.iterdir() if path.name in PUBLISHABLE_FILES and path.is_file()))
+    problems = list(_missing(folder, {path.name for path in found}))
+    if problems:
+        raise InvalidData(f"{folder} is not an adapter", problems=problems)
+    return found
+
+
+def _missing(folder: Path, names: set[str]) -> Iterator[Problem]:
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if name not in names:
+            yield Problem(path=str(folder / name), message="the file is missing", hint="PEFT's save_pretrained writes it")
+
+
+def _create(transport: Transport, adapter: AdapterName) -> None:
+    try:
+        transport.tell(Call(method="GET", path=f"//api/models/{adapter}"))
+    except AdapterNotFound:
+        body = _NewRepository(name=adapter.name, organization=adapter.namespace)
+        headers = {"Content-Type": "application/json"}
+        transport.tell(Call(method="POST", path="//api/repos/create", headers=headers, content=json_body(body)))
+
+
+def _line(key: str, **value: Any) -> str:
+    return json.dumps({"key": key, "value": value}) + "\n"
