@@ -210,8 +210,8 @@ def version_of(files: dict[str, bytes], **changes: Any) -> VersionView:
 
 
 def lying(view: VersionView, *answers: bytes) -> Any:
-    """A server that tells this version, and then answers so."""
-    return answering(http(200, view.model_dump_json().encode()), *answers)
+    """A server that tells this version, that it never signs, and then answers so."""
+    return answering(http(200, view.model_dump_json().encode()), http(200, b'{"keys": []}'), *answers)
 
 
 def refuses(view: VersionView, folder: Path, kind: type[WegeftError], *answers: bytes) -> None:
@@ -265,4 +265,4 @@ def test_a_file_that_was_cut_is_fetched_again(tmp_path: Path) -> None:
     ):
         client.download("demo/sums", tmp_path / "adapter")
     assert contents(tmp_path / "adapter") == {CONFIG_FILE: b"{}"}
-    assert len(requests) == 4
+    assert len(requests) == 5
