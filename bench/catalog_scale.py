@@ -19,87 +19,80 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
 from urllib.parse import quote
 
 import httpx2
 import psutil
-from sqlalchemy import Connection, Engine, insert, text
+from sqlalchemy import Engine, inspect, text
 
-from hub.catalog import ADAPTERS, LISTING_METRICS, LISTING_TAGS, LISTINGS, VERSIONS
-from hub.catalog.words import stored_words
 from infra.auth import Role, create_token
 from infra.database import make_engine, upgrade, writing
 from tests.servers import free_ports, running_postgres
-from wegeft.contracts.adapter import FileEntry, Manifest, make_manifest
 
-START = datetime(2026, 1, 1, tzinfo=UTC)
-BASES = tuple(f"org-{number % 40}/model-{number}" for number in range(400))
-TAGS = tuple(f"tag-{number}" for number in range(2000))
-WORDS = tuple(
-    f"{first}{second}{third}"
-    for first in ("al", "be", "ga", "de")
-    for second in ("ron", "vit", "lum", "sor", "mek")
-    for third in ("a", "is", "on", "ix")
-)
 PAGE = 50
-CHUNK = 5000
+BASES, TAGS, WORDS, RARE = 400, 2000, 500, 5000
+"""How many different values there are; the first bases and tags belong to many more adapters than the last."""
 Timing = tuple[float, float]
 """Milliseconds: by the wall, and worked."""
 
 
-def row_of(number: int, pick: random.Random) -> dict[str, Any]:
-    """What an adapter of the bench is."""
-    namespace, name = f"ns-{number % 997}", f"{pick.choice(WORDS)}-{pick.choice(WORDS)}-{number}"
-    tags = [TAGS[min(int(pick.paretovariate(0.6)) - 1, len(TAGS) - 1)], *pick.sample(TAGS, 2)]
-    base = f"{BASES[min(int(pick.paretovariate(0.5)) - 1, len(BASES) - 1)]}@{pick.randrange(5):040x}"
-    return {
-        "namespace": namespace, "name": name, "key": f"{namespace}/{name}", "base_model": base, "tags": list(dict.fromkeys(tags)),
-        "method": pick.choice(("wegeft", "wegeft", "lora", "vera")), "rank": pick.choice((4, 8, 16, 64)), "size": pick.randrange(1 << 24),
-        "task": "causal_lm", "licence": pick.choice(("apache-2.0", "mit", "")), "loss": pick.random(),
-        "text": " ".join(pick.sample(WORDS, 12)),
-    }  # fmt: skip
+def some(salt: int, values: int, skew: int = 1) -> str:
+    """Return an SQL expression of a number below ``values`` that looks drawn, from the adapter's number ``i``; the same on every engine."""
+    drawn = f"((i * {7919 + 2 * salt} + {104_729 * salt}) % 1000003 % {values})"
+    return drawn if skew == 1 else f"({drawn} / (1 + (i * {6007 + salt}) % {skew}))"
 
 
-def chunks(rows: int) -> Iterator[range]:
-    """Yield the numbers from 1 on in chunks."""
-    return (range(first, min(first + CHUNK, rows + 1)) for first in range(1, rows + 1, CHUNK))
+_NAMESPACE, _KEY = "'ns-' || (i % 997)", f"'ns-' || (i % 997) || '/' || 'word' || {some(1, WORDS)} || '-' || i"
+_BASE_NUMBER, _METHOD = some(2, BASES, 40), f"CASE {some(3, 4)} WHEN 0 THEN 'lora' WHEN 1 THEN 'vera' ELSE 'wegeft' END"
+_BASE = f"'org-' || ({_BASE_NUMBER} % 40) || '/model-' || {_BASE_NUMBER}"
+_WORDS = (
+    f"'ns ' || (i % 997) || ' org model ' || {_METHOD} || ' word' || {some(4, WORDS)} || ' word' || {some(5, WORDS, 30)} || ' topic'"
+    f" || {some(6, 20)} || ' rare' || {some(7, RARE)}"
+)
+_TAG_SALTS = (8, 9, 10)
+_NUMBERS = "(WITH RECURSIVE r(i) AS (SELECT CAST(1 AS bigint) UNION ALL SELECT i + 1 FROM r WHERE i < {rows}) SELECT i FROM r) AS numbers"
 
 
-def fill(engine: Engine, rows: int) -> None:
-    """Insert adapters, their versions and listings."""
-    pick = random.Random(1)
-    manifest = make_manifest((FileEntry(path="adapter_config.json", digest=f"sha256:{'0' * 64}", size=2),), {})
-    for numbers in chunks(rows):
-        made = [(number, row_of(number, pick), START + timedelta(seconds=number)) for number in numbers]
+def fill_statements(rows: int, engine: str) -> list[str]:
+    """Return what inserts adapters, a version of each, and their listings, tags and metrics."""
+    at, numbers = "'2026-01-01 00:00:00.000000'", _NUMBERS.format(rows=rows)
+    at, words = (f"CAST({at} AS timestamptz)", f"CAST({_WORDS} AS tsvector)") if engine == "postgresql" else (at, _WORDS)
+    metrics, digest = ("CAST('{}' AS json)" if engine == "postgresql" else "'{}'"), f"'sha256:{'1' * 64}'"
+    size, pin = some(11, 1_000_000), "'@' || 'abc'"
+    tags = [
+        f"INSERT INTO listing_tags (tag, version_id, key) SELECT 'tag-' || {some(salt, TAGS, 300)}, i, {_KEY} FROM {numbers} WHERE true"
+        " ON CONFLICT DO NOTHING"
+        for salt in _TAG_SALTS
+    ]
+    return [
+        "INSERT INTO adapters (id, key, namespace, name, latest_number, next_number, created_at, updated_at)"
+        f" SELECT i, {_KEY}, {_NAMESPACE}, 'word' || {some(1, WORDS)} || '-' || i, 1, 2, {at}, {at} FROM {numbers}",
+        "INSERT INTO versions (id, adapter_id, number, source, manifest, manifest_digest, base_model, method, rank, size, metrics,"
+        f" created_at, created_by) SELECT i, i, 1, 'job:' || i, '{{}}', {digest}, {_BASE} || {pin}, {_METHOD}, 8, {size}, {metrics}, {at},"
+        f" 'bench' FROM {numbers}",
+        "INSERT INTO listings (version_id, adapter_id, key, namespace, base_name, base_model, method, rank, size, task, licence, words)"
+        f" SELECT i, i, {_KEY}, {_NAMESPACE}, {_BASE}, {_BASE} || {pin}, {_METHOD}, 8, {size}, 'causal_lm', 'mit', {words} FROM {numbers}",
+        *tags,
+        *(
+            f"INSERT INTO listing_metrics (version_id, name, value) SELECT i, '{name}', {some(12, 1000)} / 1000.0 FROM {numbers}"
+            for name in ("eval_loss", "train_loss")
+        ),
+    ]
+
+
+def fill(engine: Engine, statements: Sequence[str]) -> float:
+    """Run statements, each in a transaction of its own, then gather statistics; return the seconds."""
+    began = time.monotonic()
+    for statement in statements:
         with writing(engine) as connection:
-            _insert(connection, made, manifest)
+            connection.exec_driver_sql(statement.replace("%", "%%") if engine.dialect.name == "postgresql" else statement)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("ANALYZE"))
-
-
-def _insert(connection: Connection, made: Sequence[tuple[int, dict[str, Any], datetime]], manifest: Manifest) -> None:
-    body, digest = manifest.to_bytes().decode(), f"sha256:{'1' * 64}"
-    adapters, versions, listings, tags, metrics = [], [], [], [], []
-    for number, row, at in made:
-        same = {key: row[key] for key in ("base_model", "method", "rank", "size")}
-        named = {key: row[key] for key in ("namespace", "name", "key")}
-        adapters.append({**named, "id": number, "latest_number": 1, "next_number": 2, "created_at": at, "updated_at": at})
-        versions.append({**same, "id": number, "adapter_id": number, "number": 1, "source": f"job:{number}", "manifest": body,
-                         "manifest_digest": digest, "metrics": {"eval_loss": row["loss"]},
-                         "created_at": at, "created_by": "bench"})  # fmt: skip
-        words = stored_words([row["namespace"], row["name"], row["base_model"], row["method"], *row["tags"], row["text"]])
-        listings.append({**same, "version_id": number, "adapter_id": number, "key": row["key"], "namespace": row["namespace"],
-                         "base_name": row["base_model"].partition("@")[0], "task": row["task"], "licence": row["licence"],
-                         "words": words})  # fmt: skip
-        tags += [{"tag": tag, "version_id": number, "key": row["key"]} for tag in row["tags"]]
-        metrics += [{"version_id": number, "name": name, "value": row["loss"]} for name in ("eval_loss", "train_loss")]
-    for table, rows in ((ADAPTERS, adapters), (VERSIONS, versions), (LISTINGS, listings), (LISTING_TAGS, tags), (LISTING_METRICS, metrics)):
-        connection.execute(insert(table), rows)
+        connection.exec_driver_sql("ANALYZE")
+    return time.monotonic() - began
 
 
 def queries() -> dict[str, Iterator[str]]:
@@ -108,16 +101,20 @@ def queries() -> dict[str, Iterator[str]]:
 
     def asking(*templates: str) -> Iterator[str]:
         while True:
-            values = {"tag": pick.choice(TAGS), "top": TAGS[0], "base": quote(pick.choice(BASES), safe=""), "word": pick.choice(WORDS)}
-            yield pick.choice(templates).format(**values, other=pick.choice(WORDS), begun=pick.choice(WORDS)[:4])
+            base = pick.choice((0, pick.randrange(BASES)))
+            values = {"tag": f"tag-{pick.choice((0, pick.randrange(TAGS)))}", "base": quote(f"org-{base % 40}/model-{base}", safe="")}
+            words = {"word": f"word{pick.randrange(WORDS)}", "topic": f"topic{pick.randrange(20)}", "rare": f"rare{pick.randrange(RARE)}"}
+            yield pick.choice(templates).format(**values, **words)
 
     return {
         "list, by name": asking("order=name"),
         "list, last published": asking("order=updated"),
-        "by tag": asking("tag={tag}&order=updated", "tag={top}&order=updated", "tag={tag}&order=name", "tag={top}&order=name"),
+        "by tag": asking("tag={tag}&order=updated", "tag={tag}&order=name"),
         "by base model": asking("base_model={base}&order=updated", "base_model={base}&order=name"),
-        "full text": asking("search={word}&order=updated", "search={word}+{other}&order=updated", "search={begun}&order=updated"),
-        "full text, by name": asking("search={word}&order=name"),
+        "full text": asking(
+            "search={word}&order=updated", "search={topic}+{word}&order=updated", "search={rare}", "search=model+{topic}&order=updated"
+        ),
+        "full text, many, by name": asking("search={topic}&order=name"),
         "tag and base model": asking("tag={tag}&base_model={base}&order=updated"),
         "metric bound": asking("metric=eval_loss%3C0.01&order=updated"),
     }
@@ -215,9 +212,7 @@ def serve(url: str, port: int) -> None:
 def run_ours(url: str, rows: int, turns: int, folder: Path) -> dict[str, list[Timing]]:
     engine = make_engine(url)
     upgrade(engine)
-    began = time.monotonic()
-    fill(engine, rows)
-    print(f"  {rows:,} adapters inserted in {time.monotonic() - began:.0f} s", flush=True)
+    print(f"  {rows:,} adapters inserted in {fill(engine, fill_statements(rows, engine.dialect.name)):.0f} s", flush=True)
     with writing(engine) as connection:
         _, token = create_token(connection, "bench", Role.READ, datetime.now(UTC))
     engine.dispose()
@@ -256,33 +251,24 @@ def _deep(server: Server, turns: int) -> list[Timing]:
     return taken
 
 
-def fill_mlflow(url: str, rows: int) -> None:
-    """Insert registered models, a version of each and the same tags into MLflow's tables."""
-    engine, pick = make_engine(url), random.Random(1)
-    statements = (
-        "INSERT INTO registered_models (name, creation_time, last_updated_time, description, workspace)"
-        " VALUES (:name, :at, :at, '', 'default')",
-        "INSERT INTO model_versions (name, version, creation_time, last_updated_time, current_stage, source, status, workspace)"
-        " VALUES (:name, 1, :at, :at, 'None', 'x', 'READY', 'default')",
-        "INSERT INTO registered_model_tags (name, key, value, workspace) VALUES (:name, :key, '1', 'default')",
-    )
-    columns = {table: _columns(engine, table) for table in ("registered_models", "model_versions", "registered_model_tags")}
-    if "workspace" not in columns["registered_models"]:
-        statements = tuple(one.replace(", workspace", "").replace(", 'default'", "") for one in statements)  # type: ignore[assignment]
-    for numbers in chunks(rows):
-        made = [(f"{row['namespace']}.{row['name']}", row["tags"], number) for number in numbers for row in [row_of(number, pick)]]
-        with writing(engine) as connection:
-            for statement in statements[:2]:
-                connection.execute(text(statement), [{"name": name, "at": number} for name, _, number in made])
-            connection.execute(text(statements[2]), [{"name": name, "key": tag} for name, tags, _ in made for tag in tags])
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("ANALYZE"))
-    engine.dispose()
+def mlflow_statements(rows: int, has_workspaces: bool) -> list[str]:
+    """Return what inserts registered models, a version of each and the same tags into MLflow's tables."""
+    numbers, name = _NUMBERS.format(rows=rows), _KEY.replace("'/'", "'.'")
+    column, value = (", workspace", ", 'default'") if has_workspaces else ("", "")
+    return [
+        f"INSERT INTO registered_models (name, creation_time, last_updated_time, description{column}) SELECT {name}, i, i, ''{value}"
+        f" FROM {numbers}",
+        f"INSERT INTO model_versions (name, version, creation_time, last_updated_time, current_stage, source, status{column})"
+        f" SELECT {name}, 1, i, i, 'None', 'x', 'READY'{value} FROM {numbers}",
+        *(
+            f"INSERT INTO registered_model_tags (name, key, value{column}) SELECT {name}, 'tag-' || {some(salt, TAGS, 300)}, '1'{value}"
+            f" FROM {numbers} WHERE true ON CONFLICT DO NOTHING"
+            for salt in _TAG_SALTS
+        ),
+    ]
 
 
 def _columns(engine: Engine, table: str) -> set[str]:
-    from sqlalchemy import inspect
-
     return {column["name"] for column in inspect(engine).get_columns(table)}
 
 
@@ -296,9 +282,10 @@ def run_mlflow(venv: Path, url: str, rows: int, turns: int, folder: Path) -> dic
         "PATH": f"{venv / 'bin'}:{os.environ['PATH']}",
     }
     subprocess.run([program, "db", "upgrade", plain], check=True, capture_output=True, env=os.environ | environment)
-    began = time.monotonic()
-    fill_mlflow(url, rows)
-    print(f"  MLflow: {rows:,} models inserted in {time.monotonic() - began:.0f} s", flush=True)
+    engine = make_engine(url)
+    seconds = fill(engine, mlflow_statements(rows, "workspace" in _columns(engine, "registered_models")))
+    engine.dispose()
+    print(f"  MLflow: {rows:,} models inserted in {seconds:.0f} s", flush=True)
     [port] = free_ports(1)
     command = [
         str(program),
@@ -316,8 +303,7 @@ def run_mlflow(venv: Path, url: str, rows: int, turns: int, folder: Path) -> dic
 
     def asking() -> Iterator[str]:
         while True:
-            tag = pick.choice((pick.choice(TAGS), TAGS[0]))
-            yield quote(f"tags.`{tag}` = '1'", safe="")
+            yield quote(f"tags.`tag-{pick.choice((0, pick.randrange(TAGS)))}` = '1'", safe="")
 
     address = f"http://127.0.0.1:{port}"
     with _process(command, f"{address}/health", folder / "mlflow.log", environment) as process, _client(address) as client:

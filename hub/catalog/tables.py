@@ -66,6 +66,9 @@ VERSIONS = Table(
     UniqueConstraint("adapter_id", "number"),
 )
 
+LISTED_BY = ("base_name", "namespace", "method", "rank", "task", "licence")
+"""Columns that lists are filtered by; each has an index for the order of publishing and one for that of names."""
+
 LISTINGS = Table(
     "listings",
     METADATA,
@@ -82,9 +85,7 @@ LISTINGS = Table(
     Column("licence", String(64), nullable=False),
     Column("words", Text().with_variant(postgresql.TSVECTOR(), "postgresql"), nullable=False),
     Index(None, "size", "version_id"),
-    Index(None, "base_name", "key"),
-    Index(None, "base_name", "version_id"),
-    *(Index(None, name, "version_id") for name in ("namespace", "method", "rank", "task", "licence")),
+    *(Index(None, name, order) for name in LISTED_BY for order in ("version_id", "key")),
     Index("ix_listings_words", "words", postgresql_using="gin").ddl_if(dialect="postgresql"),
 )
 """What lists show and filter: one row for each adapter, about its newest version, written where that is published."""

@@ -18,7 +18,7 @@ depends_on = None
 _TABLES = ("listing_metrics", "listing_tags", "listings")
 _FULL_TEXT = (
     "CREATE VIRTUAL TABLE listing_words USING fts5(words, content='listings', content_rowid='version_id', detail=none, columnsize=0,"
-    " tokenize='ascii', prefix='2 3')",
+    " tokenize='ascii', prefix='1 2 3 4 5 6 7 8')",
     "CREATE TRIGGER listings_added AFTER INSERT ON listings BEGIN"
     " INSERT INTO listing_words(rowid, words) VALUES (new.version_id, new.words); END",
     "CREATE TRIGGER listings_removed AFTER DELETE ON listings BEGIN"
@@ -66,9 +66,9 @@ def _create_tables(bytewise: sa.String, words: sa.types.TypeEngine[Any]) -> tupl
         sa.UniqueConstraint("key", name="uq_listings_key"),
     )
     op.create_index("ix_listings_size_version_id", "listings", ["size", "version_id"])
-    op.create_index("ix_listings_base_name_key", "listings", ["base_name", "key"])
     for name in ("base_name", "namespace", "method", "rank", "task", "licence"):
-        op.create_index(f"ix_listings_{name}_version_id", "listings", [name, "version_id"])
+        for order in ("version_id", "key"):
+            op.create_index(f"ix_listings_{name}_{order}", "listings", [name, order])
     op.create_table(
         "listing_tags",
         sa.Column("tag", sa.String(64), nullable=False),
