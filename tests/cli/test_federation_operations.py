@@ -50,6 +50,7 @@ def test_going_back_is_one_command_that_says_what_it_did(world: World, wgctl: Sh
     assert told == "back to round 0: round 3 starts from it; round 2, try 1 was cancelled\n"
     assert wgctl.json(*rollback, "--to", "0")["number"] == 1
     answer_round(sites)
+    assert sites[0].offer() is not None
     done = wgctl.json(*rollback, "--to", "local/sums@2")
     assert (done["to_round"], done["opened_round"], done["reason"]) == (3, 5, "site-1 sent nonsense")
     answer_round(sites)
