@@ -84,7 +84,7 @@ def make_world(engine: Engine, **tokens: tuple[str, str]) -> HiddenWorld:
 def whole_app(site: Site) -> FastAPI:
     """The application with every router that the service has, as its composition root puts them together."""
     guard = Guard(engine=site.engine, clock=now, checks=(catalog.check_path, ledger.check_path))
-    plain: dict[str, Any] = {"engine": site.engine, "store": site.store, "guard": guard, "settings": Settings()}
+    plain: dict[str, Any] = {"engine": site.engine, "store": site.store, "guard": guard, "settings": Settings(), "signer": site.signer}
     parts = serve._Parts(registry=CollectorRegistry(), jobs=replace(site.services, federation_key=bytes(32)), **plain)
     return create_app(serve._routers(parts, None), title="test", version="1")
 

@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 
 from cli.serve import _make_app, _Parts, now
 from hub.objects import MemoryStore
+from hub.signing import Signer
 from infra.auth import Guard
 from infra.database import writing
 from infra.http import create_app
@@ -41,7 +42,7 @@ def test_the_service_tells_them_where_it_runs_jobs(tmp_path: Path) -> None:
     add_job(engine)
     plain: dict[str, Any] = {"engine": engine, "store": MemoryStore(), "guard": Guard(engine=engine, clock=now), "settings": Settings()}
     jobs = OrchestratorServices(engine=engine, store=plain["store"], clock=now)
-    parts = _Parts(**plain, registry=CollectorRegistry(), jobs=jobs)
+    parts = _Parts(**plain, registry=CollectorRegistry(), jobs=jobs, signer=Signer(key=SigningKey(bytes(32))))
     with TestClient(_make_app(parts, None, "http://testserver")) as http:
         assert 'wegeft_jobs{state="queued"} 1.0' in http.get("/metrics").text
     with TestClient(_make_app(replace(parts, registry=CollectorRegistry(), jobs=None), "hub", "http://testserver")) as http:
