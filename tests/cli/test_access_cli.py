@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from cli.main import main
 from tests.orchestrator.hidden_world import ADAPTER, HiddenWorld, make_world
@@ -18,7 +19,7 @@ Ask = Callable[..., tuple[int, str, str]]
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HiddenWorld, str]]:
     """A service with Ada's private adapter, and where it is."""
     world = make_world(new_sqlite(Path(tmp_path_factory.mktemp("access")) / "a.db"))
-    with listening(world.app) as url:
+    with capture_logs(), listening(world.app) as url:
         yield world, url
     world.close()
 
