@@ -118,7 +118,7 @@ def _print(view: AdapterView | VersionView, fields: list[tuple[str, str | None]]
         print_fields(fields)
 
 
-def _known_fields(engines: list[tuple[str, str, str]], rows: Sequence[EvaluationView]) -> list[tuple[str, str | None]]:
+def _known_fields(engines: Sequence[tuple[str, str, str]], rows: Sequence[EvaluationView]) -> list[tuple[str, str | None]]:
     reported = [f"{one.metric}  {one.value:.6g}  {one.dataset_name or one.dataset_digest or ''}" for one in rows if one.is_reported]
     return [
         ("reported", "\n".join(reported) or None),

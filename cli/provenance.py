@@ -51,7 +51,12 @@ def verify(target: str, signature: Path | None, public_key: Path | None, is_json
     else:
         signed = _verify_published(target)
     if is_json:
-        answer = {"ref": signed.ref, "manifest_digest": signed.claim.manifest, "key": signed.key, "files": dict(signed.files)}
+        answer: dict[str, object] = {
+            "ref": signed.ref,
+            "manifest_digest": signed.claim.manifest,
+            "key": signed.key,
+            "files": dict(signed.files),
+        }
         print_json(answer)
     else:
         say(f"{signed.ref} is what its hub has signed: {len(signed.files)} files, manifest {signed.claim.manifest}, key {signed.key[:16]}")
