@@ -18,6 +18,7 @@ from orchestrator import ledger
 from orchestrator.metrics import JobGauges
 from orchestrator.services import OrchestratorServices
 from tests.orchestrator.samples import add_job, at, claim, new_sqlite
+from wegeft.contracts.signing_keys import SigningKey
 
 
 def test_every_state_has_a_number(tmp_path: Path) -> None:
