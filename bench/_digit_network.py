@@ -53,6 +53,7 @@ def pixels_of(rows: list[LabelledImage]) -> Digits:
 
 
 @cache
+@torch.enable_grad()  # whoever measures first asks without
 def pretrained() -> tuple[Tensor, ...]:
     """Return the frozen weights, trained on upright digits, the same each time."""
     torch.manual_seed(0)

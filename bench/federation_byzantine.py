@@ -113,7 +113,7 @@ def show(done: Mapping[Run, Figures]) -> list[str]:
     for defence in order:
         cells = [_cell(lost[defence].get(attack)) for attack in attacks]
         worst = max((points for points, _ in lost[defence].values()), default=0.0)
-        lines.append(f"| {defence} | {clean[defence]:.1f} % | {' | '.join(cells)} | {-worst:+.1f} |")
+        lines.append(f"| {defence} | {clean[defence]:.1f} % | {' | '.join(cells)} | {0 - worst:+.1f} |")
     return lines
 
 
@@ -126,7 +126,7 @@ def _cell(lost: tuple[float, float | None] | None) -> str:
     if lost is None:
         return "-"
     points, error = lost
-    return f"{-points:+.1f}" + ("" if error is None else f" ± {error:.1f}")
+    return f"{0 - points:+.1f}" + ("" if error is None else f" ± {error:.1f}")
 
 
 def conclude(done: Mapping[Run, Figures]) -> list[str]:
@@ -138,7 +138,7 @@ def conclude(done: Mapping[Run, Figures]) -> list[str]:
         best = max(lost, key=lambda defence: floor_of(clean[defence], lost[defence]))
         worst = max((points for points, _ in lost[best].values()), default=0.0)
         kept = "yes" if worst <= LIMIT_POINTS else "NO"
-        said.append(f"highest accuracy under its worst attack: {best}, {floor_of(clean[best], lost[best]):.1f} % ({-worst:+.1f} points)")
+        said.append(f"highest accuracy under its worst attack: {best}, {floor_of(clean[best], lost[best]):.1f} % ({0 - worst:+.1f} points)")
         said.append(f"at most {LIMIT_POINTS:g} points lost under every attack: {kept}")
     malformed = {run: figures for run, figures in done.items() if _parts(run)[1] in MALFORMED}
     if malformed:

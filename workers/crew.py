@@ -14,7 +14,7 @@ from wegeft.contracts.errors import WegeftError, WorkerLost
 from workers.pool import RayPool
 
 Order = TypeVar("Order")
-Taken = TypeVar("Taken", contravariant=True)
+Order_contra = TypeVar("Order_contra", contravariant=True)
 Result = TypeVar("Result")
 Done = Callable[[int], None]
 """Takes how many orders are done."""
@@ -24,10 +24,10 @@ def ignore(_count: int) -> None:
     """Tell nobody."""
 
 
-class Crew(Protocol[Taken, Result]):
+class Crew(Protocol[Order_contra, Result]):
     """Does orders; it is closed when it is not needed any more."""
 
-    def do(self, orders: Sequence[Taken], done: Done = ignore) -> list[Result]:
+    def do(self, orders: Sequence[Order_contra], done: Done = ignore) -> list[Result]:
         """Return what came of each order, in their order."""
         ...
 

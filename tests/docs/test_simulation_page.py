@@ -12,7 +12,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "federation.md").read_text(encoding
 
 
 def test_every_attack_is_on_the_page_with_what_it_is() -> None:
-    section = PAGE.partition("## Simulating")[2].partition("\n## ")[0]
+    section = PAGE.partition("## Simulating")[2].partition("\n### ")[0]
     told = re.findall(r"^\| `(\w+)` \| (.+?) \| (.*?) ?\|$", section, re.MULTILINE)
     says = _docstrings()
     there = [(name, says[name][0].lower() + says[name][1:], "the gate refuses it" if Attack(name) in MALFORMED else "") for name in says]
