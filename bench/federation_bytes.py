@@ -159,6 +159,13 @@ def begin(server: str, token: str, files: tuple[bytes, bytes], rank: int, wire: 
     return SiteCredentials(job_id=job_id, pseudonym=enrolment.site.pseudonym, server_key=enrolment.server_key, private_key=key)
 
 
+def await_offer(server: str, credentials: SiteCredentials) -> None:
+    """Return once the site is asked, so that no question that comes too early is counted."""
+    with SiteClient(server, credentials, lambda: datetime.now(UTC)) as client:
+        while client.offer() is None:
+            pass
+
+
 def answer_round(client: SiteClient, folder: Path) -> int:
     """Do what a site does in a round, with random numbers for what it trained; return the bytes of the update's file."""
     offer = client.offer()
@@ -196,6 +203,7 @@ def count_widths(
     """Return the bytes that a site sends and receives in a round over generators of some widths, and those of its update's file."""
     widths, rank, wire = asked
     credentials = begin(*service, adapter_files(widths, rank), rank, wire)
+    await_offer(service[0], credentials)
     with tempfile.TemporaryDirectory(dir=folder) as fetched:
         up, down = proxy.bytes_up, proxy.bytes_down
         with SiteClient(proxy.url, credentials, lambda: datetime.now(UTC)) as client:
