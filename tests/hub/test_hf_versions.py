@@ -18,7 +18,7 @@ def test_everything_that_a_person_does_by_hand(version: str, tmp_path: Path) -> 
     environment = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True, timeout=300)
     python = environment / "bin" / "python"
-    install = [str(python), "-m", "pip", "install", "--quiet", f"huggingface_hub[cli]=={version}"]
+    install = [str(python), "-m", "pip", "install", "--quiet", f"huggingface_hub=={version}"]
     subprocess.run(install, check=True, timeout=900)
     with new_endpoint(tmp_path) as endpoint:
         answer = run_scenario(endpoint, str(python), tmp_path)
