@@ -10,8 +10,8 @@ from hub.signing import Signer
 from tests.hub.serving import CONFIG, WEIGHTS, listening, made_hub
 from tests.hub.test_signing import KEY, TRUSTED
 from wegeft.client import Client
-from wegeft.contracts.adapter import CONFIG_FILE, JOB_FILE, METRICS_FILE, WEIGHTS_FILE, digest_of
-from wegeft.contracts.bundles import open_training_bundle
+from wegeft.contracts.adapter import CONFIG_FILE, JOB_FILE, METRICS_FILE, WEIGHTS_FILE, FileEntry, digest_of
+from wegeft.contracts.bundles import claim_of, make_bundle, open_training_bundle, open_version_bundle, signature_statement
 from wegeft.contracts.signing_keys import key_id
 
 
@@ -43,3 +43,11 @@ def test_how_a_version_was_trained_is_attested(tmp_path: Path) -> None:
     assert [one["name"] for one in run["byproducts"]] == ["round_record"]
     assert [one["name"] for one in upload["buildDefinition"]["resolvedDependencies"]] == ["base_model"]  # it may claim anything
     assert "digest" not in upload["buildDefinition"]["resolvedDependencies"][0]
+
+
+def test_a_statement_lists_files_by_name() -> None:
+    claim = claim_of("a/b", 1, f"sha256:{5:064x}")
+    files = tuple(FileEntry(path=name, digest=f"sha256:{number:064x}", size=1) for number, name in enumerate("cab"))
+    statement = signature_statement(claim, files)
+    assert [one["name"] for one in statement["predicate"]["resources"]] == ["a", "b", "c"]
+    assert open_version_bundle(make_bundle(statement, KEY), TRUSTED).files == {entry.path: entry.digest for entry in files}

@@ -24,8 +24,8 @@ from tests.hub.serving import CONFIG, NOW, WEIGHTS, Hub, listening, made_hub
 from wegeft.client import Client
 from wegeft.client.trust import TrustStore
 from wegeft.client.verification import read_signature, verify_folder
-from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, AdapterName, FileEntry, digest_of
-from wegeft.contracts.bundles import SIGNATURE_FILE, claim_of, make_bundle, open_version_bundle, signature_statement
+from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, AdapterName, digest_of
+from wegeft.contracts.bundles import SIGNATURE_FILE, make_bundle, open_version_bundle
 from wegeft.contracts.errors import InvalidSetting, NotFound, SignatureInvalid, UntrustedKey
 from wegeft.contracts.signing_keys import KeySet, SigningKey, extend_trust, is_signature, key_id
 
@@ -349,11 +349,3 @@ def test_an_attestation_of_another_version_is_noticed(hub: Hub, client: Client) 
         catalog.add_signature(connection, version_id, "attestation", (other, key_id(KEY.pem("ed25519"))), NOW)
     with pytest.raises(SignatureInvalid, match="another version"):
         client.attestation("demo/arithmetic@1")
-
-
-def test_a_statement_lists_files_by_name() -> None:
-    claim = claim_of("a/b", 1, f"sha256:{5:064x}")
-    files = tuple(FileEntry(path=name, digest=f"sha256:{number:064x}", size=1) for number, name in enumerate("cab"))
-    statement = signature_statement(claim, files)
-    assert [one["name"] for one in statement["predicate"]["resources"]] == ["a", "b", "c"]
-    assert open_version_bundle(make_bundle(statement, KEY), TRUSTED).files == {entry.path: entry.digest for entry in files}
