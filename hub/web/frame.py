@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -85,9 +86,9 @@ class Frame:
     render_card: CardRenderer = safe_card
     templates: tuple[Path, ...] = ()
     """Folders of other rooms' templates."""
-    _environment: list[Environment] = field(default_factory=list, repr=False)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def _environment(self) -> Environment:
         loader = FileSystemLoader([_TEMPLATES, *self.templates])
         environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         shown: dict[str, Callable[..., Any]] = {
@@ -101,7 +102,7 @@ class Frame:
         }
         environment.filters.update(shown)
         environment.globals["path_to"] = path_to
-        self._environment.append(environment)
+        return environment
 
     def _show_time(self, moment: datetime) -> Markup:
         text = Markup('<time datetime="{}" title="{}">{}</time>')
@@ -137,11 +138,11 @@ class Frame:
             "path": path,
             **values,
         }
-        return HTMLResponse(self._environment[0].get_template(template).render(framed), status, headers=_HEADERS)
+        return HTMLResponse(self._environment.get_template(template).render(framed), status, headers=_HEADERS)
 
     def fragment(self, template: str, values: Mapping[str, Any]) -> Markup:
         """Return a part of a page, for a page to hold."""
-        return Markup(self._environment[0].get_template(template).render(values))  # noqa: S704 - the template has escaped what is in it
+        return Markup(self._environment.get_template(template).render(values))  # noqa: S704 - the template has escaped what is in it
 
     def error_page(self, scope: Scope, body: ErrorBody) -> Response | None:
         """Return the page that shows an error to a browser; None for every other caller, and for the API's addresses."""
