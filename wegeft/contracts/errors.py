@@ -46,6 +46,20 @@ and one exit status, and says whether trying again may help.
 
 from __future__ import annotations
 
+from wegeft.contracts.faults import (
+    Broken,
+    DatabaseUnavailable,
+    DigestMismatch,
+    PortTaken,
+    ServiceTimeout,
+    ServiceUnreachable,
+    SignatureInvalid,
+    StartFailed,
+    StorageFull,
+    StorageUnavailable,
+    UnexpectedAnswer,
+    UntrustedKey,
+)
 from wegeft.contracts.job_failures import (
     BaseModelUnusable,
     DurationExceeded,
@@ -68,6 +82,9 @@ from wegeft.contracts.problems import ErrorBody, Problem, WegeftError, shorten, 
 __all__ = [  # and every class below
     "ERROR_KINDS",
     "BaseModelUnusable",
+    "Broken",
+    "DatabaseUnavailable",
+    "DigestMismatch",
     "DurationExceeded",
     "ErrorBody",
     "JobCancelled",
@@ -79,10 +96,19 @@ __all__ = [  # and every class below
     "NoCapacity",
     "NoProgress",
     "OutOfMemory",
+    "PortTaken",
     "Problem",
     "RoundsFailed",
+    "ServiceTimeout",
+    "ServiceUnreachable",
+    "SignatureInvalid",
     "Stalled",
+    "StartFailed",
+    "StorageFull",
+    "StorageUnavailable",
     "TrainingCrashed",
+    "UnexpectedAnswer",
+    "UntrustedKey",
     "WegeftError",
     "WorkerLost",
     "error_from_body",
@@ -293,78 +319,6 @@ class QuotaExceeded(TooLarge):
     """The namespace has no room left."""
 
     code = "quota_exceeded"
-
-
-class Broken(WegeftError):
-    """A part that the service stands on does not work."""
-
-    code, http_status, exit_status, is_retryable = "broken", 503, 7, True
-
-
-class DigestMismatch(Broken):
-    """The bytes do not match their digest."""
-
-    code, http_status, is_retryable = "digest_mismatch", 502, False
-
-
-class SignatureInvalid(Broken):
-    """The signature does not hold."""
-
-    code, http_status, is_retryable = "signature_invalid", 502, False
-
-
-class UntrustedKey(Broken):
-    """The signature is by a key that is not trusted."""
-
-    code, http_status, is_retryable = "untrusted_key", 502, False
-
-
-class StorageFull(Broken):
-    """The storage has no room left."""
-
-    code, http_status = "storage_full", 507
-
-
-class StorageUnavailable(Broken):
-    """The object store does not answer."""
-
-    code = "storage_unavailable"
-
-
-class DatabaseUnavailable(Broken):
-    """The database does not answer."""
-
-    code = "database_unavailable"
-
-
-class ServiceUnreachable(Broken):
-    """The service cannot be reached."""
-
-    code = "service_unreachable"
-
-
-class ServiceTimeout(Broken):
-    """The service did not answer in time."""
-
-    code, http_status = "service_timeout", 504
-
-
-class PortTaken(Broken):
-    """The port is already in use."""
-
-    code, is_retryable = "port_taken", False
-
-
-class StartFailed(Broken):
-    """The service did not start."""
-
-    code, is_retryable = "start_failed", False
-
-
-class UnexpectedAnswer(Broken):
-    """The answer is not one of this protocol."""
-
-    code, http_status, is_retryable = "unexpected_answer", 502, False
 
 
 def _tree(kind: type[WegeftError]) -> list[type[WegeftError]]:
