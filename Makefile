@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SEED ?= 1
 SECONDS_BOUND ?= 600
-JOBS ?= 3
+JOBS ?= 4
 
 .PHONY: help install check test soak bench demo demo-federation docs clean
 help: ## say what can be made

@@ -22,7 +22,7 @@ BODIES: dict[str, Any] = {
 """A right body by the last word of a path, so that a request is refused for nothing else."""
 OF_OTHERS = ("/attempts/", "/organisations/", "/tokens/", "/federation/")
 """Addresses that name no adapter and no job of a token's, and have tests of their own."""
-NOT_FEDERATED = ("/federation", "/rounds", "/rounds/{number}", "/evidence")
+NOT_FEDERATED = ("/federation", "/rounds", "/rounds/{number}", "/evidence", "/rounds/{number}/blobs/{digest}")
 
 
 @pytest.fixture(scope="module")
