@@ -108,7 +108,16 @@ class Hand:
         moved = {name: (parts[name].detach().double().numpy() - start.trained[name].astype(np.float64)) for name in sorted(start.learns)}
         content = write_update(moved, order.offer.wire)
         metrics = {"train_loss": loss.item()}
-        return Trained(tensors=content, examples=len(numbers), steps=steps, norm=0.0, is_shortened=False, carried={}, metrics=metrics)
+        return Trained(
+            tensors=content,
+            examples=len(numbers),
+            steps=steps,
+            norm=0.0,
+            is_shortened=False,
+            carried={},
+            control={},
+            metrics=metrics,
+        )
 
     def _numbers(self, site: str) -> list[int]:
         return list(range(len(self.rows.x))) if site == EVERYBODY else self.parts[site]

@@ -25,8 +25,12 @@ def audit() -> None:
 
 @audit.command("export", epilog=example("wgctl audit export > audit.jsonl"))
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="File to write; by default standard output.")
-def export(output: Path | None) -> None:
-    """Write the whole log as JSON lines, an entry a line; the last line says where it ends."""
+@json_option
+def export(output: Path | None, is_json: bool) -> None:
+    """Write the whole log as JSON lines, an entry a line; the last line says where it ends.
+
+    With --output, --json says which file was written.
+    """
     if output is None:
         for line in _lines():
             click.echo(line)
@@ -36,7 +40,10 @@ def export(output: Path | None) -> None:
             file.writelines(f"{line}\n" for line in _lines())
     except OSError as error:
         raise InvalidData("the file cannot be written", path=str(output), hint=error.strerror) from error
-    note(f"the log is in {output}")
+    if is_json:
+        print_json({"output": str(output)})
+    else:
+        note(f"the log is in {output}")
 
 
 @audit.command("verify", epilog=example("wgctl audit verify audit.jsonl\nwgctl audit verify --head 2c26b46b68ffc68f"))

@@ -32,7 +32,7 @@ COMMANDS: dict[str, Entry] = {
     "site": Entry("cli.site:site", "Take part in a federation with data that stays here."),
     "serve": Entry("cli.serve:serve", "Run the service as the settings say, in the foreground."),
     "hub": Entry("cli.collection:hub", "Look after the bytes that the hub keeps; for an administrator."),
-    "tokens": Entry("cli.tokens:tokens", "Make, list and revoke the service's tokens."),
+    "tokens": Entry("cli.tokens:tokens", "Make, list and revoke tokens."),
     "orgs": Entry("cli.organisations:orgs", "Share namespaces: organisations and their members."),
     "audit": Entry("cli.audit:audit", "Export the log of every change, and check that nobody touched it."),
     "quotas": Entry("cli.quotas:quotas", "See and set how much a namespace may hold."),
