@@ -16,10 +16,10 @@ from wegeft.contracts.errors import DigestMismatch, InvalidData, Problem, Unexpe
 
 @click.group(no_args_is_help=True)
 def audit() -> None:
-    """Export the log of every change, and check that nobody touched it; for an administrator.
+    """Export the log of every change, and check that nobody touched it.
 
-    Each entry carries a hash of itself and of the one before. Note the hash of the last entry somewhere else from time to time: it shows
-    even a log that was written anew from its beginning.
+    For administrators. Each entry carries a hash of itself and of the one before. Note the hash of the last entry somewhere else from time
+    to time: it shows even a log that was written anew from its beginning.
     """
 
 
