@@ -35,7 +35,7 @@ COMMANDS: dict[str, Entry] = {
     "tokens": Entry("cli.tokens:tokens", "Make, list and revoke tokens."),
     "orgs": Entry("cli.organisations:orgs", "Share namespaces: organisations and their members."),
     "audit": Entry("cli.audit:audit", "Export the log of every change, and check that nobody touched it."),
-    "quotas": Entry("cli.quotas:quotas", "See and set how much a namespace may hold."),
+    "quotas": Entry("cli.quotas:quotas", "See and set how much a namespace may hold: bytes, adapters and versions."),
     "gateway": Entry("cli.serve:gateway", "Drive Ray for the service that started it.", is_hidden=True),
 }
 

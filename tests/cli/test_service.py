@@ -260,7 +260,7 @@ def test_a_log_goes_on_where_its_server_is_killed_and_started_again(make_wgctl: 
     wgctl = make_wgctl(**FAST)
     fill(wgctl.folder)
     wgctl("up", "--detach")
-    job_id = wgctl("submit", write_job(wgctl.folder, max_steps=60, save_steps=5)).out.strip()
+    job_id = wgctl("submit", write_job(wgctl.folder, max_steps=240, save_steps=5)).out.strip()
     reader = wgctl.start("jobs", "logs", "-f", job_id, "--json", stdout=subprocess.PIPE)
     wait_until(lambda: wgctl("jobs", "show", job_id, "--json").json["step"] >= 5, 60)
     wgctl.kill_service()

@@ -81,7 +81,7 @@ def test_cancelled_jobs_stop_long_before_they_would_end(site: Site, tmp_path: Pa
         assert len(client.versions("local/sums")) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_gateway_is_killed_again_and_again(site: Site, tmp_path: Path) -> None:
     """SIGKILL at random moments: every job succeeds, each with one version, going on from its checkpoint."""
     chance = random.Random(20261121)
