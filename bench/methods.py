@@ -15,7 +15,6 @@ it is not, the methods that beat it are named.
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
+from bench._memory import peak_mebibytes
 from bench._method_table import Row, describe_fronts, show_plot, show_table, write_picture
 from wegeft.contracts.adapter import WEIGHTS_FILE
 from wegeft.contracts.job import JobSpec
@@ -110,7 +110,7 @@ def perform(run: Run) -> Figures:
         callbacks = Callbacks(report=note, save=lambda _step, _files: None, should_stop=lambda: False, now=clock)
         task = TrainingTask(job_id="bench", attempt=1, spec=spec, heartbeat_seconds=1, lease_seconds=5)
         outcome = train(task, inputs, callbacks)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = peak_mebibytes()
         save_adapter(outcome.model, Path(folder) / "adapter")
         size = (Path(folder) / "adapter" / WEIGHTS_FILE).stat().st_size
     durations = [after - before for before, after in pairwise(ends)]

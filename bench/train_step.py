@@ -13,7 +13,6 @@ import argparse
 import copy
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from bench._memory import peak_mebibytes
 from wegeft.method import WeGeFTConfig
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -174,7 +174,7 @@ def take_turns(models: dict[str, nn.Module], ids: Tensor, arguments: argparse.Na
     return turns
 
 
-def peak_mebibytes(form: str, arguments: argparse.Namespace) -> float:
+def peak_of(form: str, arguments: argparse.Namespace) -> float:
     """Return the peak resident memory of a fresh process that runs three steps of one form."""
     command = [sys.executable, "-m", "bench.train_step", "--peak-of", form, "--threads", str(arguments.threads)]
     command += ["--batch", str(arguments.batch), "--length", str(arguments.length)]
@@ -228,12 +228,12 @@ def main() -> None:
         del base
         for _ in range(3):
             step(model, ids)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(peak_mebibytes())
         return
     turns = take_turns({form: over(base, form) for form in arguments.forms}, ids, arguments)
     if not turns:
         sys.exit("interrupted before the first turn ended")
-    peaks = {} if arguments.no_memory else {form: peak_mebibytes(form, arguments) for form in arguments.forms}
+    peaks = {} if arguments.no_memory else {form: peak_of(form, arguments) for form in arguments.forms}
     counted = [turn for turn in turns if turn.others <= arguments.others]
     shares = f"others used {min(turn.others for turn in turns):.0%} to {max(turn.others for turn in turns):.0%} of the cores"
     setup = f"{arguments.clock} clock, {arguments.threads} threads, {arguments.batch}×{arguments.length}, torch {torch.__version__}"
