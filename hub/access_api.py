@@ -6,20 +6,15 @@ from fastapi import APIRouter, Depends, Path
 
 from hub import catalog
 from hub.catalog import organisations, quotas
+from hub.named_adapter import Name
 from hub.services import HubServices
 from infra.auth import Guard, Principal, Role
 from infra.database import reading, writing
-from wegeft.contracts.adapter import AdapterName, AdapterView, VisibilityChange, check_segment
+from wegeft.contracts.adapter import AdapterView, VisibilityChange, check_segment
 from wegeft.contracts.errors import NotFound
 from wegeft.contracts.organisations import MemberRole, OrganisationRequest, OrganisationView
 from wegeft.contracts.quotas import QuotaLimits, QuotaView
 
-
-def _adapter_name(namespace: str, name: str) -> AdapterName:
-    return AdapterName(namespace=check_segment(namespace, "namespace"), name=check_segment(name))
-
-
-Name = Annotated[AdapterName, Depends(_adapter_name)]
 Organisation = Annotated[str, Path(max_length=96, description="The organisation's name.")]
 Account = Annotated[str, Path(max_length=64, description="An account: the name that its tokens bear.")]
 

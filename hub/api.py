@@ -8,6 +8,7 @@ from hub import access_api, catalog, hf_api, provenance, provenance_api
 from hub.adapter_query import AdapterQuery, FilterQuery
 from hub.collection import Collector
 from hub.intake import check_kept
+from hub.named_adapter import Name
 from hub.services import HubServices
 from hub.serving import ServedBlob, answer_blob, answer_head
 from infra.auth import Guard, Principal, Role
@@ -24,7 +25,6 @@ from wegeft.contracts.adapter import (
     VersionPage,
     VersionView,
     check_digest,
-    check_segment,
     check_selector,
 )
 from wegeft.contracts.collection import Collected, CollectionPlan
@@ -58,13 +58,6 @@ def _own_router(services: HubServices, guard: Guard) -> APIRouter:
     router.include_router(access_api.make_router(services, guard))
     router.include_router(_collection_router(services), dependencies=[Depends(guard.require(Role.ADMIN))])
     return router
-
-
-def _adapter_name(namespace: str, name: str) -> AdapterName:
-    return AdapterName(namespace=check_segment(namespace, "namespace"), name=check_segment(name))
-
-
-Name = Annotated[AdapterName, Depends(_adapter_name)]
 
 
 def _blob_router(services: HubServices, guard: Guard) -> APIRouter:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from hub.objects import ObjectStore, read_verified
 from hub.strict_json import parse_object
 from wegeft.contracts.adapter import CARD_FILE, CONFIG_FILE, JOB_FILE, FileEntry
-from wegeft.contracts.errors import InvalidJob
+from wegeft.contracts.card import read_front_matter, split_card
+from wegeft.contracts.errors import InvalidInput
 from wegeft.contracts.job_tasks import TaskType
-from wegeft.contracts.yaml_source import Data, parse_yaml
+from wegeft.contracts.yaml_source import Data
 
 MAX_TAGS = 32
 _MAX_BYTES = 1 << 20
-_FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 _TAG = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._:/@+-]{0,62}[A-Za-z0-9])?\Z")
 _PEFT_TASKS = {"CAUSAL_LM": TaskType.CAUSAL_LM.value, "SEQ_CLS": TaskType.SEQUENCE_CLASSIFICATION.value}
 
@@ -34,7 +34,8 @@ class Description:
 def describe(store: ObjectStore, files: tuple[FileEntry, ...]) -> Description:
     """Return what a version's files say; what cannot be read says nothing, for the gate before publishing judges the files."""
     texts = {entry.path: _read(store, entry) for entry in files if entry.path in (CARD_FILE, CONFIG_FILE, JOB_FILE)}
-    front, text = split_card(texts.get(CARD_FILE, ""))
+    card = texts.get(CARD_FILE, "")
+    front, (_, text) = _front_of(card), split_card(card)
     licence = front.get("license")
     return Description(
         task=_task_of(texts.get(JOB_FILE, ""), texts.get(CONFIG_FILE, "")),
@@ -48,16 +49,11 @@ def _read(store: ObjectStore, entry: FileEntry) -> str:
     return read_verified(store, entry.digest, entry.size).decode(errors="replace") if entry.size <= _MAX_BYTES else ""
 
 
-def split_card(card: str) -> tuple[dict[str, Data], str]:
-    """Return a card's front matter, empty where there is none or it is no mapping, and the text behind it."""
-    match = _FRONT_MATTER.match(card)
-    if match is None:
-        return {}, card
+def _front_of(card: str) -> dict[str, Data]:
     try:
-        front = parse_yaml(match[1]).data
-    except InvalidJob:
-        front = None
-    return front if isinstance(front, dict) else {}, card[match.end() :]
+        return read_front_matter(card)
+    except InvalidInput:
+        return {}
 
 
 def _tags_of(given: Data) -> Iterator[str]:

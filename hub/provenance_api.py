@@ -6,10 +6,11 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 
 from hub import catalog, comparison, provenance
 from hub.card_service import drop_card, edit_card, show_card
+from hub.named_adapter import Name
 from hub.services import HubServices
 from infra.auth import Guard, Principal, Role
 from infra.database import reading, writing
-from wegeft.contracts.adapter import AdapterName, AdapterRef, VersionView, check_segment, check_selector
+from wegeft.contracts.adapter import AdapterName, AdapterRef, VersionView, check_selector
 from wegeft.contracts.bundles import BUNDLE_TYPE, BundleKind
 from wegeft.contracts.card import CardEdit, CardView
 from wegeft.contracts.comparison import ComparisonView
@@ -21,11 +22,6 @@ KEYS_PATH = "/.well-known/wegeft-keys.json"
 _BUNDLE: dict[int | str, dict[str, Any]] = {200: {"content": {BUNDLE_TYPE: {"schema": {"type": "object"}}}}}
 
 
-def _adapter_name(namespace: str, name: str) -> AdapterName:
-    return AdapterName(namespace=check_segment(namespace, "namespace"), name=check_segment(name))
-
-
-Name = Annotated[AdapterName, Depends(_adapter_name)]
 Selector = Annotated[str, Path(description="A version's number, or an alias.")]
 
 

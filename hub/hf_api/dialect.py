@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends, Request, Response
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
 from hub.services import HubServices
 from infra.auth import Guard, Principal, Role
 from infra.http import problem_response
-from wegeft.contracts.adapter import AdapterName, check_segment
 from wegeft.contracts.errors import (
     AdapterNotFound,
     AliasNotFound,
@@ -96,14 +95,6 @@ def _with_lines(answer: Response, error: WegeftError) -> Response:
     body = json.loads(bytes(answer.body)) | {"error": answer.headers["X-Error-Message"], "errors": told}
     kept = {name: value for name, value in answer.headers.items() if name != "content-length"}
     return Response(json.dumps(body), status_code=answer.status_code, headers=kept)
-
-
-def _adapter_name(namespace: str, name: str) -> AdapterName:
-    return AdapterName(namespace=check_segment(namespace, "namespace"), name=check_segment(name))
-
-
-Name = Annotated[AdapterName, Depends(_adapter_name)]
-"""The adapter that a path names, as a FastAPI parameter."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,10 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Depends, Request, Response
 
 from hub.catalog import Repository
-from hub.hf_api.dialect import Doors, HfRoute, Name, refusal
+from hub.hf_api.dialect import Doors, HfRoute, refusal
 from hub.hf_api.revisions import resolve
 from hub.hf_views import EMPTY_COMMIT, commit_of, hex_of, tree_entry
+from hub.named_adapter import Name
 from hub.services import HubServices
 from hub.serving import ServedBlob, answer_blob, answer_head
 from wegeft.contracts.adapter import FileEntry, VersionView

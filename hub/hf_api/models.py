@@ -6,9 +6,10 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from hub import catalog
 from hub.catalog import Repository
-from hub.hf_api.dialect import Doors, HfRoute, Name
+from hub.hf_api.dialect import Doors, HfRoute
 from hub.hf_api.revisions import resolve
 from hub.hf_views import MAIN, View, empty_model, listed_model, model_info, only
+from hub.named_adapter import Name
 from hub.services import HubServices
 from infra.auth import Principal, Role
 from infra.database import reading

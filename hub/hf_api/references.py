@@ -12,9 +12,10 @@ from sqlalchemy import Connection
 
 from hub import catalog
 from hub.catalog import Repository
-from hub.hf_api.dialect import Doors, HfRoute, Name
+from hub.hf_api.dialect import Doors, HfRoute
 from hub.hf_api.revisions import find_version, resolve, resolve_version
 from hub.hf_views import MAIN, View, commit_of, commit_of_digest, commit_view, empty_refs, refs_view
+from hub.named_adapter import Name
 from hub.services import HubServices
 from infra.auth import Principal
 from infra.database import reading, writing

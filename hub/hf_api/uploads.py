@@ -12,10 +12,11 @@ from hub import catalog
 from hub.catalog import Repository
 from hub.hf_api.commit_request import path_problems, weights_problems
 from hub.hf_api.committing import Committer
-from hub.hf_api.dialect import Doors, HfRoute, Name, address_of
+from hub.hf_api.dialect import Doors, HfRoute, address_of
 from hub.hf_api.ignored_files import is_ignored
 from hub.hf_api.revisions import resolve
 from hub.hf_views import EMPTY_COMMIT, MAIN, View, commit_of, git_hash
+from hub.named_adapter import Name
 from hub.services import HubServices
 from infra.auth import Principal
 from infra.bodies import BodyReader, streams_body

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine
 
 from hub import catalog
 from hub.catalog.words import read_search, split_words
-from hub.description import Description, describe, split_card
+from hub.description import Description, describe
 from hub.objects import MemoryStore
 from hub.publication import Publication
 from infra.database import make_engine, reading, upgrade, writing
@@ -264,7 +264,18 @@ def test_a_description_is_read_from_the_files() -> None:
 
 
 @pytest.mark.parametrize(
-    "card", ["---\n- a\n---\n", "---\na: &x [*x]\n---\n", "---\n\tx: !!python/object:os.system\n---\n", "---\nnever ends", "", "a: b"]
+    "card",
+    [
+        "---\n- license: mit\n---\n",
+        "---\nlicense: mit\na: &x [*x]\n---\n",
+        "---\n\tx: !!python/object:os.system\n---\n",
+        "---\nlicense: mit",
+        "",
+        "license: mit",
+    ],
 )
 def test_front_matter_that_is_none_says_nothing(card: str) -> None:
-    assert split_card(card)[0] == {}
+    store, content = MemoryStore(), card.encode()
+    store.put(digest_of(content), io.BytesIO(content), len(content))
+    told = describe(store, (FileEntry(path=CARD_FILE, digest=digest_of(content), size=len(content)),))
+    assert (told.task, told.licence, told.tags) == ("", "", ())

@@ -1,5 +1,6 @@
 """A real database for the ledger's tests: SQLite and PostgreSQL in turn."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,3 +21,18 @@ def engine(database_url: str) -> Iterator[Engine]:
         upgrade(engine)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def engines(tmp_path: Path) -> Iterator[Iterator[Engine]]:
+    """New SQLite databases, as many as one likes."""
+    made: list[Engine] = []
+
+    def make() -> Iterator[Engine]:
+        for number in itertools.count():
+            made.append(new_sqlite(tmp_path / f"{number}.db"))
+            yield made[-1]
+
+    yield make()
+    for engine in made:
+        engine.dispose()

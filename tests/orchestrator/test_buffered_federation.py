@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +19,6 @@ from orchestrator.ledger.rounds import RoundKey
 from orchestrator.round_steps import federation_of, sent_from_buffer
 from orchestrator.update_intake import Caller
 from tests.orchestrator.federating import train
-from tests.orchestrator.samples import new_sqlite
 from tests.orchestrator.test_federation_crashes import Story
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.errors import Conflict, FederationOver, NotFound, TooStale
@@ -91,21 +88,6 @@ def tell(engine: Engine, dies_at: int = -1, **section: Any) -> BufferedStory:
     story.send(0, story.must_take(0))
     story.advance(5)
     return story
-
-
-@pytest.fixture
-def engines(tmp_path: Path) -> Iterator[Iterator[Engine]]:
-    """New SQLite databases, as many as one likes."""
-    made: list[Engine] = []
-
-    def make() -> Iterator[Engine]:
-        for number in itertools.count():
-            made.append(new_sqlite(tmp_path / f"{number}.db"))
-            yield made[-1]
-
-    yield make()
-    for engine in made:
-        engine.dispose()
 
 
 @pytest.mark.parametrize("rule", ["generator_exact", {"name": "factor_mean", "align": False}])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +15,6 @@ from orchestrator.buffer import leave_out
 from orchestrator.ledger import rounds, sites
 from orchestrator.rounds import Aggregate, Arrival, Closing, Fail, Round, Wait, decide
 from orchestrator.update_intake import Caller
-from tests.orchestrator.samples import new_sqlite
 from tests.orchestrator.test_federation_crashes import Story
 from tests.orchestrator.test_federation_round import Simulation, a_federation, sites_of
 from wegeft.contracts.federation import Decline, ReasonCode, RoundState, SiteState
@@ -66,21 +63,6 @@ def test_every_reason_that_there_is_comes_to_be() -> None:
     by_defence = {one.reason for one in Simulation(krum, sites_of(5), seed=4).run_round(1, 1).left_out}
     by_buffer = {one.reason for one in leave_out({"a"}, set(), {"a"}, [sent("b", 1, ReasonCode.TOO_STALE)], set())}
     assert by_rounds | by_defence | by_buffer == set(ReasonCode)
-
-
-@pytest.fixture
-def engines(tmp_path: Path) -> Iterator[Iterator[Engine]]:
-    """New SQLite databases, as many as one likes."""
-    made: list[Engine] = []
-
-    def make() -> Iterator[Engine]:
-        for number in itertools.count():
-            made.append(new_sqlite(tmp_path / f"{number}.db"))
-            yield made[-1]
-
-    yield make()
-    for engine in made:
-        engine.dispose()
 
 
 def tell(engine: Engine, dies_at: int = -1) -> Story:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +23,7 @@ from orchestrator.ledger.rounds import RoundKey
 from orchestrator.round_steps import federation_of, sent_of
 from orchestrator.update_intake import Caller, UpdateIntake
 from tests.orchestrator.federating import SERVER_KEY, Server, key_of, train
-from tests.orchestrator.samples import at, new_sqlite
+from tests.orchestrator.samples import at
 from wegeft.contracts.adapter import AdapterName, digest_of
 from wegeft.contracts.errors import StaleRound
 from wegeft.contracts.federation import SiteState
@@ -140,21 +138,6 @@ def tell(engine: Engine, order: tuple[int, ...] = (0, 1, 2), dies_at: int = -1, 
     story.fate.dies_at = dies_at
     story.run(order)
     return story
-
-
-@pytest.fixture
-def engines(tmp_path: Path) -> Iterator[Iterator[Engine]]:
-    """New SQLite databases, as many as one likes."""
-    made: list[Engine] = []
-
-    def make() -> Iterator[Engine]:
-        for number in itertools.count():
-            made.append(new_sqlite(tmp_path / f"{number}.db"))
-            yield made[-1]
-
-    yield make()
-    for engine in made:
-        engine.dispose()
 
 
 @pytest.mark.parametrize("stride", [9, pytest.param(1, marks=pytest.mark.soak)])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +20,7 @@ from orchestrator.rollbacks import roll_back
 from orchestrator.round_steps import Steps
 from orchestrator.update_intake import Caller
 from tests.orchestrator.federating import train
-from tests.orchestrator.samples import at, new_sqlite
+from tests.orchestrator.samples import at
 from tests.orchestrator.test_federation_crashes import Killed, Story
 from wegeft.contracts.adapter import AdapterName, AliasMove
 from wegeft.contracts.errors import AliasMoved, Conflict, IllegalTransition, InvalidRequest, NotFound, StaleRound
@@ -32,21 +30,6 @@ from wegeft.contracts.training import JobState
 
 SUMS = AdapterName.parse("local/sums")
 ORDER = (0, 1)
-
-
-@pytest.fixture
-def engines(tmp_path: Path) -> Iterator[Iterator[Engine]]:
-    """New SQLite databases, as many as one likes."""
-    made: list[Engine] = []
-
-    def make() -> Iterator[Engine]:
-        for number in itertools.count():
-            made.append(new_sqlite(tmp_path / f"{number}.db"))
-            yield made[-1]
-
-    yield make()
-    for engine in made:
-        engine.dispose()
 
 
 def begin(engine: Engine, **section: Any) -> Story:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,27 +13,11 @@ from infra.database import reading
 from orchestrator.federation_files import read_state
 from orchestrator.ledger import rounds
 from orchestrator.ledger.rounds import RoundKey
-from tests.orchestrator.samples import new_sqlite
 from tests.orchestrator.test_federation_crashes import Story, tell
 from wegeft.contracts.control_variates import control_of
 from wegeft.contracts.wire import read_update
 
 SECTION = {"rule": {"name": "freeze_psi"}, "site_optimizer": "scaffold", "wire": "int8"}
-
-
-@pytest.fixture
-def engines(tmp_path: Path) -> Iterator[Iterator[Engine]]:
-    """New SQLite databases, as many as one likes."""
-    made: list[Engine] = []
-
-    def make() -> Iterator[Engine]:
-        for number in itertools.count():
-            made.append(new_sqlite(tmp_path / f"{number}.db"))
-            yield made[-1]
-
-    yield make()
-    for engine in made:
-        engine.dispose()
 
 
 @pytest.mark.parametrize("stride", [41, pytest.param(1, marks=pytest.mark.soak)])
