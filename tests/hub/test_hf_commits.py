@@ -17,6 +17,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from hub import catalog
+from hub.catalog.quotas import set_quota
 from hub.folder_store import FolderStore
 from hub.hf_api import commit_lines
 from hub.hf_views import EMPTY_COMMIT
@@ -25,6 +26,8 @@ from infra.database import reading, writing
 from tests.hub.hf_clients import sound_files
 from tests.hub.serving import MAX_BLOB_BYTES, NOW, Hub, made_hub
 from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, digest_of
+from wegeft.contracts.errors import QuotaExceeded
+from wegeft.contracts.quotas import QuotaLimits
 
 HEADER: dict[str, Any] = {"key": "header", "value": {"summary": "a commit", "description": ""}}
 Lines = list[Any]
@@ -323,8 +326,10 @@ def test_a_private_one_is_there_for_its_owner_alone(client: Client) -> None:
 
 
 def test_only_its_owner_or_an_admin_deletes_and_numbers_go_on(stored: Client) -> None:
-    """Nothing is left of a deleted adapter but its numbers; its bytes go with the next collection after their time."""
-    assert stored.commit(good()).status_code == 200
+    """Nothing is left of a deleted adapter, of its family or of what was measured but its numbers; its bytes go after their time."""
+    assert stored.commit(good()).status_code == stored.commit([HEADER, file("README.md", b"a child")]).status_code == 200
+    measured = {"metric": "accuracy", "value": 0.5, "dataset_digest": digest_of(b"rows")}
+    assert stored.ask("POST", f"/api/v1/adapters/{stored.name}/versions/1/evaluations", json=measured).status_code == 201
     assert stored.ask("POST", f"{stored.root}/tag/main", json={"tag": "v1"}).status_code == 200
     with writing(stored.hub.engine) as connection:
         stored.hub.tokens["stranger"] = create_token(connection, "mallory", Role.WRITE, NOW)[1]
@@ -337,7 +342,18 @@ def test_only_its_owner_or_an_admin_deletes_and_numbers_go_on(stored: Client) ->
     assert stored.commit(good()).status_code == 404
     stored.create()
     assert stored.commit(good()).status_code == 200
-    assert stored.ask("GET", own).json()["latest_version"] == 2
+    assert stored.ask("GET", own).json()["latest_version"] == 3
+
+
+def test_a_full_namespace_takes_no_bytes(client: Client) -> None:
+    with writing(client.hub.engine) as connection:
+        set_quota(connection, "demo", QuotaLimits(versions=0))
+    refused = client.commit([*good(), file("README.md", b"never stored")])
+    with writing(client.hub.engine) as connection:
+        set_quota(connection, "demo", QuotaLimits())
+    assert (refused.status_code, refused.json()["code"]) == (QuotaExceeded.http_status, "quota_exceeded")
+    assert client.hub.store.has(digest_of(b"never stored")) is None
+    assert newest(client) == EMPTY_COMMIT
 
 
 def test_the_bytes_of_a_deleted_adapter_are_collected_after_their_time(client: Client) -> None:

@@ -130,6 +130,8 @@ def test_no_list_shows_it(world: HiddenWorld, who: str) -> None:
         for query in LISTS if path in ("/api/v1/adapters", "/api/v1/jobs", "/api/models") else ("",):
             text = world.client(who).get(path + query).text
             assert not any(secret in text for secret in secrets), path + query
+    assert "acme" not in world.client(who).get("/api/v1/adapters/facets").text
+    assert "acme" in world.client("ada").get("/api/v1/adapters/facets").text
     for viewer in ("ada", "operator"):
         for path in ("/api/v1/adapters", "/api/v1/jobs", "/api/models"):
             assert ADAPTER in world.client(viewer).get(path).text
