@@ -20,7 +20,7 @@ Model = Any
 """A causal language model of transformers, adapted or not; both are untyped."""
 
 _LOGITS_AT_ONCE = 1 << 25
-"""Numbers, 128 MiB in float32."""
+"""Numbers, 128 MiB in float32; a piece as large as that still multiplies at the processor's full rate."""
 _PROBE_TOKENS = 8
 _PROBE_LOGIT = 1000.0
 """Size of logits in the probe, at which soft-capping cannot hide."""
@@ -57,7 +57,7 @@ class AnswerLoss:
         hidden = self._hidden_at(self._head, batch)
         if torch.is_grad_enabled() and self._head_learns:
             return _cross_entropy(self._head(hidden), batch.targets)
-        total: Tensor = _ChunkedCrossEntropy.apply(hidden, batch.targets, self._head)  # type: ignore[no-untyped-call]
+        total: Tensor = _ChunkedCrossEntropy.apply(hidden, batch.targets, self._head, _is_bare(self._head))  # type: ignore[no-untyped-call]
         return total
 
     def judge(self, batch: Batch) -> Judgement:
@@ -138,7 +138,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """The sum of cross-entropies; its gradient is made with it, chunk by chunk, so that no logits outlive their chunk."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: nn.Module, is_bare: bool) -> Tensor:
         rows = max(1, _LOGITS_AT_ONCE // _vocabulary(head, hidden))
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradients: list[Tensor] = []
@@ -147,18 +147,47 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if not ctx.needs_input_grad[0]:
                 total += _cross_entropy(head(part), wanted)
                 continue
-            with torch.enable_grad():
-                part.requires_grad_()
-                loss = _cross_entropy(head(part), wanted)
-            gradients += torch.autograd.grad(loss, part)
-            total += loss.detach()
+            loss, gradient = (_bare_gradient if is_bare else _head_gradient)(part, wanted, head)
+            gradients.append(gradient)
+            total += loss
         ctx.save_for_backward(torch.cat(gradients) if gradients else torch.zeros_like(hidden))
         return total
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outer[0].to(gradient), None, None
+        return gradient * outer[0].to(gradient), None, None, None
+
+
+def _head_gradient(hidden: Tensor, targets: Tensor, head: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return the sum of cross-entropies and its gradient with respect to ``hidden``, whatever the head is made of."""
+    with torch.enable_grad():
+        hidden.requires_grad_()
+        loss = _cross_entropy(head(hidden), targets)
+    return loss.detach(), torch.autograd.grad(loss, hidden)[0]
+
+
+def _bare_gradient(hidden: Tensor, targets: Tensor, head: Any) -> tuple[Tensor, Tensor]:
+    """Return the same for a head that is one product: the logits turn into their gradient in their own memory, softmax − one-hot.
+
+    −log p(target) is the largest logit − its log p − the target's logit: the likeliest of V has p ≥ 1/V, so nothing underflows.
+    """
+    gradient = nn.functional.linear(hidden, head.weight, head.bias).float()
+    largest, likeliest = gradient.max(dim=1, keepdim=True)
+    wanted = gradient.gather(1, targets[:, None])
+    torch.softmax(gradient, dim=1, out=gradient)
+    loss = (largest - gradient.gather(1, likeliest).log() - wanted).sum()
+    gradient.scatter_add_(1, targets[:, None], gradient.new_full((len(targets), 1), -1.0))
+    return loss, gradient.to(hidden.dtype) @ head.weight
+
+
+def _is_bare(head: nn.Module) -> bool:
+    """Whether a head is one frozen product and nothing watches its calls."""
+    return (
+        type(head) is nn.Linear
+        and not (head._forward_hooks or head._forward_pre_hooks or head._backward_hooks)  # noqa: SLF001 # a hook must see its call
+        and not torch.is_autocast_enabled(head.weight.device.type)
+    )
 
 
 def _vocabulary(head: Callable[[Tensor], Tensor], hidden: Tensor) -> int:

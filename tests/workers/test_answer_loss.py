@@ -107,6 +107,39 @@ def test_the_probe_tells_models_that_do_more_than_their_head(name: str, is_plain
     assert AnswerLoss(MODELS[name]())._is_plain is is_plain
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_bare_head_is_as_exact_as_the_textbook_even_for_hopeless_tokens(dtype: torch.dtype, tolerance: float, has_bias: bool) -> None:
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, 50, bias=has_bias, dtype=dtype).requires_grad_(requires_grad=False)
+    hidden = (200 * torch.randn(12, 16)).to(dtype)
+    targets = torch.randint(0, 50, (12,))
+    exact = hidden.double().requires_grad_()
+    logits = torch.nn.functional.linear(exact, head.weight.double(), head.bias.double() if has_bias else None)
+    wanted = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    assert wanted > 12 * 104, "no float32 softmax holds these probabilities"
+    (slope,) = torch.autograd.grad(wanted, exact)
+    loss, gradient = answer_loss._bare_gradient(hidden, targets, head)
+    assert gradient.dtype == dtype
+    torch.testing.assert_close(loss.double(), wanted, rtol=tolerance, atol=0.0)
+    torch.testing.assert_close(gradient.double(), slope, rtol=tolerance, atol=10 * tolerance)
+
+
+def test_a_hook_on_the_head_sees_its_calls() -> None:
+    model = make_model()
+    head = model.get_output_embeddings()
+    head.weight.requires_grad_(requires_grad=False)
+    calls: list[int] = []
+    _, batch = batch_of()
+    bare = AnswerLoss(model)(batch)
+    with head.register_forward_hook(lambda *_: calls.append(1)):
+        loss = AnswerLoss(model)
+        calls.clear()
+        hooked = loss(batch)
+    assert len(calls) == 2, "once on one token, once on the learnt ones"
+    torch.testing.assert_close(hooked, bare, rtol=1e-6, atol=1e-6)
+
+
 def test_a_head_that_learns_gets_its_gradient() -> None:
     model = make_model()
     examples, batch = batch_of()
