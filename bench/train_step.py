@@ -2,16 +2,20 @@
 
     python -m bench.train_step                      SmolLM2-135M shapes, seeded random weights, 4×256 tokens, float32
     python -m bench.train_step --gguf model.gguf    the same with real weights
+    python -m bench.train_step --learnt 0.5         the second half of each row is learnt, as answers are that follow prompts
 
-A step is forward and backward of the causal loss. All forms stand on one set of frozen weights and take turns, in an order that
-rotates; ratios are paired within a turn. A turn counts only if everything else on the machine used little of it meanwhile. On a
-machine that is never quiet, ``--clock cpu --threads 1`` counts the seconds that the core worked for the step, whoever else waited for
-it. Peak memory is that of a process that runs nothing but three steps of one form.
+A step is forward and backward of the causal loss, as transformers computes it: over the logits of all tokens. Forms that end in
+``_ours`` compute it as our trainer does, over the logits of learnt tokens, which turn into their gradient in place. All forms stand on
+one set of frozen weights and take turns, in an order that rotates; ratios are paired within a turn. A turn counts only if everything
+else on the machine used little of it meanwhile. On a machine that is never quiet, ``--clock cpu --threads 1`` counts the seconds that
+the core worked for the step, whoever else waited for it. Peak memory is that of a process that runs nothing but three steps of one
+form.
 """
 
 import argparse
 import copy
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -30,6 +34,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from bench._memory import peak_mebibytes
 from wegeft.method import WeGeFTConfig
+from workers.answer_loss import AnswerLoss
+from workers.layout import Batch
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SMOLLM2_135M = {
@@ -93,15 +99,52 @@ FORMS: dict[str, Callable[[PreTrainedModel], nn.Module]] = {
     "wegeft_r64": lambda base: wegeft(base, 64),
     "w_form_r64": lambda base: w_form(base, 64),
 }
+STEPS = {form: form for form in FORMS} | {f"{form}_ours": form for form in ("lora_r16", "wegeft_r16", "wegeft_r64")}
+"""Steps that are timed, and the form of each."""
 RATIOS = (
     ("wegeft_r16", "lora_r16", 0.93),
     ("wegeft_r64", "lora_r16", 1.00),
     ("wegeft_r64", "w_form_r64", 0.86),
     ("wegeft_r16", "base", 1.08),
+    ("wegeft_r16_ours", "lora_r16", 0.93),
+    ("wegeft_r64_ours", "lora_r16", 1.00),
+    ("wegeft_r64_ours", "w_form_r64", 0.86),
+    ("wegeft_r16_ours", "base", 1.08),
+    ("wegeft_r16_ours", "lora_r16_ours", None),
+    ("wegeft_r64_ours", "lora_r16_ours", None),
     ("lora_r16", "base", None),
     ("w_form_r64", "lora_r16", None),
 )
 """Pairs whose step times are compared, and the target that the first should not exceed."""
+
+
+class Step:
+    """One form's forward and backward pass over the same tokens."""
+
+    def __init__(self, name: str, base: PreTrainedModel, tokens: Tensor, learnt: float) -> None:
+        self.model = over(base, STEPS[name])
+        self.tokens = tokens
+        start = max(1, round(tokens.shape[1] * (1 - learnt)))
+        self.labels = tokens.clone()
+        self.labels[:, :start] = -100
+        positions = torch.arange(tokens.numel()).view(tokens.shape)[:, start:].flatten() - 1
+        self.batch = Batch(tokens=tokens, positions=positions, targets=tokens[:, start:].flatten())
+        self.loss = AnswerLoss(self.model) if name.endswith("_ours") else None
+
+    def __call__(self, clock: Callable[[], float] = time.perf_counter) -> float:
+        """Return the seconds of one step."""
+        started = clock()
+        self.mean_loss().backward()
+        seconds = clock() - started
+        self.model.zero_grad(set_to_none=True)
+        return seconds
+
+    def mean_loss(self) -> Tensor:
+        """Return the mean of −log p over the learnt tokens."""
+        if self.loss is not None:
+            return self.loss(self.batch) / len(self.batch.targets)
+        loss: Tensor = self.model(input_ids=self.tokens, labels=self.labels).loss
+        return loss
 
 
 @dataclass(frozen=True)
@@ -130,14 +173,6 @@ def over(model: PreTrainedModel, form: str) -> nn.Module:
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def step(model: nn.Module, ids: Tensor, clock: Callable[[], float] = time.perf_counter) -> float:
-    started = clock()
-    model(input_ids=ids, labels=ids).loss.backward()
-    seconds = clock() - started
-    model.zero_grad(set_to_none=True)
-    return seconds
-
-
 def busy() -> tuple[float, float]:
     """Return (seconds that the machine's cores were busy, seconds that this process was)."""
     fields = [int(n) for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
@@ -145,30 +180,30 @@ def busy() -> tuple[float, float]:
     return (sum(fields[:8]) - idle) / os.sysconf("SC_CLK_TCK"), time.process_time()
 
 
-def measured_step(model: nn.Module, ids: Tensor, clock: Callable[[], float]) -> tuple[float, float]:
+def measured(step: Step, clock: Callable[[], float]) -> tuple[float, float]:
     """Return (seconds of one step, share of the cores that everything else used meanwhile)."""
     machine, own = busy()
     started = time.perf_counter()
-    seconds = step(model, ids, clock)
+    seconds = step(clock)
     elapsed = time.perf_counter() - started
     machine_after, own_after = busy()
     others = (machine_after - machine) - (own_after - own)
     return seconds, max(0.0, others) / (elapsed * (os.cpu_count() or 1))
 
 
-def take_turns(models: dict[str, nn.Module], ids: Tensor, arguments: argparse.Namespace) -> list[Turn]:
+def take_turns(steps: dict[str, Step], arguments: argparse.Namespace) -> list[Turn]:
     """Return all turns, counted or not, until enough of them stayed under the limit or three times as many were tried.
 
     Ctrl-C ends them early; what was measured is kept.
     """
-    names, wanted, limit = list(models), arguments.turns, arguments.others
+    names, wanted, limit = list(steps), arguments.turns, arguments.others
     for name in names:
-        step(models[name], ids)
+        steps[name]()
     turns: list[Turn] = []
     with suppress(KeyboardInterrupt):
         while sum(turn.others <= limit for turn in turns) < wanted and len(turns) < 3 * wanted:
             shift = len(turns) % len(names)
-            taken = {name: measured_step(models[name], ids, CLOCKS[arguments.clock]) for name in names[shift:] + names[:shift]}
+            taken = {name: measured(steps[name], CLOCKS[arguments.clock]) for name in names[shift:] + names[:shift]}
             turns.append(Turn({name: taken[name][0] for name in names}, max(share for _, share in taken.values())))
             print(f"turn {len(turns)}: others used {turns[-1].others:.0%}", file=sys.stderr)
     return turns
@@ -178,6 +213,7 @@ def peak_of(form: str, arguments: argparse.Namespace) -> float:
     """Return the peak resident memory of a fresh process that runs three steps of one form."""
     command = [sys.executable, "-m", "bench.train_step", "--peak-of", form, "--threads", str(arguments.threads)]
     command += ["--batch", str(arguments.batch), "--length", str(arguments.length)]
+    command += ["--learnt", str(arguments.learnt)]
     command += ["--gguf", str(arguments.gguf)] if arguments.gguf else []
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -186,10 +222,12 @@ def report(turns: list[Turn], peaks: dict[str, float]) -> str:
     lines = ["| form | median s | × base | peak MiB |", "|---|---:|---:|---:|"]
     for name in turns[0].seconds:
         seconds = [turn.seconds[name] for turn in turns]
-        ratio = statistics.median(turn.seconds[name] / turn.seconds["base"] for turn in turns)
+        ratio = statistics.median(turn.seconds[name] / turn.seconds.get("base", math.nan) for turn in turns)
         lines.append(f"| {name} | {statistics.median(seconds):.3f} | {ratio:.3f} | {peaks.get(name, float('nan')):.0f} |")
     lines += ["", "| ratio | median | quartiles | min-max | target |", "|---|---:|---:|---:|---:|"]
     for first, second, target in RATIOS:
+        if not {first, second} <= turns[0].seconds.keys():
+            continue
         ratios = sorted(turn.seconds[first] / turn.seconds[second] for turn in turns)
         low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios * 3)
         spread = f"{low:.3f}-{high:.3f} | {ratios[0]:.3f}-{ratios[-1]:.3f}"
@@ -202,15 +240,18 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--gguf", type=Path, help="a GGUF file with real weights; default: seeded random weights of SmolLM2-135M's shape")
     parser.add_argument("--batch", type=int, default=4, help="rows")
     parser.add_argument("--length", type=int, default=256, help="tokens a row")
+    parser.add_argument("--learnt", type=float, default=1.0, help="share of each row, at its end, that is learnt")
     parser.add_argument("--turns", type=int, default=9, help="counted turns")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch")
     parser.add_argument("--others", type=float, default=0.06, help="largest share of the cores used by others in a turn that counts")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="what a second is; cpu is for one thread")
-    parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS))
+    parser.add_argument("--forms", nargs="+", choices=list(STEPS), default=list(STEPS))
     parser.add_argument("--json", type=Path, help="write all turns here")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
-    parser.add_argument("--peak-of", choices=list(FORMS), help=argparse.SUPPRESS)
+    parser.add_argument("--peak-of", choices=list(STEPS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if not 0 < arguments.learnt <= 1:
+        parser.error(f"--learnt {arguments.learnt}: give a share above 0 and up to 1")
     if arguments.clock == "cpu":
         if arguments.threads != 1:
             parser.error("--clock cpu needs --threads 1: threads that wait for each other count as working")
@@ -224,19 +265,20 @@ def main() -> None:
     base = base_model(arguments.gguf)
     ids = torch.randint(0, base.config.vocab_size, (arguments.batch, arguments.length), generator=torch.Generator().manual_seed(1))
     if arguments.peak_of:
-        model = over(base, arguments.peak_of)
+        step = Step(arguments.peak_of, base, ids, arguments.learnt)
         del base
         for _ in range(3):
-            step(model, ids)
+            step()
         print(peak_mebibytes())
         return
-    turns = take_turns({form: over(base, form) for form in arguments.forms}, ids, arguments)
+    turns = take_turns({form: Step(form, base, ids, arguments.learnt) for form in arguments.forms}, arguments)
     if not turns:
         sys.exit("interrupted before the first turn ended")
     peaks = {} if arguments.no_memory else {form: peak_of(form, arguments) for form in arguments.forms}
     counted = [turn for turn in turns if turn.others <= arguments.others]
     shares = f"others used {min(turn.others for turn in turns):.0%} to {max(turn.others for turn in turns):.0%} of the cores"
-    setup = f"{arguments.clock} clock, {arguments.threads} threads, {arguments.batch}×{arguments.length}, torch {torch.__version__}"
+    shape = f"{arguments.batch}×{arguments.length}, {arguments.learnt:.0%} learnt"
+    setup = f"{arguments.clock} clock, {arguments.threads} threads, {shape}, torch {torch.__version__}"
     print(f"{len(counted)} of {len(turns)} turns counted; {shares}; {setup}\n")
     print(report(counted or turns, peaks))
     if not counted:

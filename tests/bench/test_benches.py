@@ -8,11 +8,12 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import bench
 from bench import gpu_step, hostile, linears, packing
 from bench.__main__ import claims
-from bench.train_step import FORMS
+from bench.train_step import FORMS, SMOLLM2_135M, STEPS, Step
 from wegeft.contracts.adapter import CONFIG_FILE
 
 FOLDER = Path(bench.__file__).parent
@@ -51,6 +52,20 @@ def test_the_share_of_the_peak_counts_each_weight_twice_and_attention_thrice() -
     weights = 2 * (4 * 128 * 128 + 3 * 128 * 448) + 64 * 128
     scores = 3 * 2 * (2 * 2 * 128 * 10 / 2)
     assert gpu_step.needed_flops(gpu_step.base_model(arguments), 3, 10) == 3 * 10 * (2 * 2 * weights + scores)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+@pytest.mark.parametrize("learnt", [0.5, 1.0])
+def test_all_timed_steps_compute_one_loss(learnt: float) -> None:
+    torch.manual_seed(0)
+    small = {"hidden_size": 72, "intermediate_size": 96, "num_hidden_layers": 1, "vocab_size": 64}
+    base = LlamaForCausalLM(LlamaConfig(**{**SMOLLM2_135M, **small})).requires_grad_(requires_grad=False)
+    tokens = torch.randint(0, 64, (2, 10))
+    losses = torch.stack([Step(name, base, tokens, learnt).mean_loss() for name in STEPS])
+    torch.testing.assert_close(losses, losses[:1].expand(len(STEPS)), rtol=1e-5, atol=0.0)
+    labels = tokens.clone()
+    labels[:, : round(10 * (1 - learnt))] = -100
+    torch.testing.assert_close(losses[0], base(input_ids=tokens, labels=labels).loss, rtol=1e-5, atol=0.0)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")

@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 _THIN_RANK = 32
-"""Up to here sums over tokens are the faster with the code's side on the left, beyond with the wide side there, by up to 1.5 times (MKL, AVX2)."""
+"""Up to here sums over tokens are the faster with the code's side on the left, beyond with the wide side there (MKL, AVX2)."""
 
 
 def edit_delta(x: Tensor, phi: Tensor, psi: Tensor, scaling: float) -> Tensor:
