@@ -15,6 +15,7 @@ from infra import audit
 from infra.auth import Guard, Principal, Role
 from infra.database import reading, writing
 from infra.http import API_PREFIX
+from infra.routers import Gathering
 from orchestrator import attempts_api, evidence_api, federation_api, ledger, sites_api
 from orchestrator.admission import check_submission, explain_missing
 from orchestrator.federation_start import start_problems
@@ -50,7 +51,7 @@ class Submission(BaseModel):
 def make_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
     """Return the orchestrator's routes, each under its full path."""
     guard = guard.checking(ledger.check_path)
-    router = APIRouter(prefix=API_PREFIX)
+    router = Gathering()
     router.include_router(_queue_router(services, guard))
     router.include_router(_jobs_router(services, guard))
     router.include_router(_log_router(services, guard))
@@ -59,8 +60,8 @@ def make_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
     router.include_router(federation_api.make_router(services, guard))
     if services.federation_key is not None:
         router.include_router(evidence_api.make_router(services, guard, services.federation_key))
-    whole = APIRouter()
-    whole.include_router(router)
+    whole = Gathering()
+    whole.include_router(router, prefix=API_PREFIX)
     if services.federation_key is not None:
         whole.include_router(sites_api.make_router(services, services.federation_key))
     return whole
