@@ -24,8 +24,8 @@ check: install ## lint, types, rooms and arrows
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Most of a test's time is spent waiting for servers, so there is one job more than two cores.
-test: install ## pass the tests, in JOBS=3 processes
+# Most of a test's time is spent waiting for servers, so there are more jobs than cores.
+test: install ## pass the tests, in JOBS=4 processes
 	$(BIN)/python -m pytest -m 'not soak' --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --durations=15
 
 soak: install ## long, seeded, bounded runs: SEED=1 SECONDS_BOUND=600

@@ -10,6 +10,7 @@ from hub.named_adapter import Name
 from hub.services import HubServices
 from infra.auth import Guard, Principal, Role
 from infra.database import reading, writing
+from infra.routers import Gathering
 from wegeft.contracts.adapter import AdapterView, VisibilityChange, check_segment
 from wegeft.contracts.errors import NotFound
 from wegeft.contracts.organisations import MemberRole, OrganisationRequest, OrganisationView
@@ -21,7 +22,7 @@ Account = Annotated[str, Path(max_length=64, description="An account: the name t
 
 def make_router(services: HubServices, guard: Guard) -> APIRouter:
     """Return the routes, to be put under the prefix of our API."""
-    router = APIRouter()
+    router = Gathering()
     router.include_router(_visibility_router(services, guard))
     router.include_router(_organisation_router(services, guard))
     router.include_router(_quota_router(services, guard))

@@ -15,6 +15,7 @@ from infra.auth import Guard, Principal, Role
 from infra.bodies import streams_body
 from infra.database import reading, writing
 from infra.http import API_PREFIX
+from infra.routers import Gathering
 from wegeft.contracts.adapter import (
     AdapterFacets,
     AdapterName,
@@ -41,7 +42,7 @@ _BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", 
 def make_router(services: HubServices, guard: Guard) -> APIRouter:
     """Return the hub's routes: ours under ``/api/v1``, and those that Hugging Face's clients ask for."""
     guard = guard.checking(catalog.check_path)
-    router = APIRouter()
+    router = Gathering()
     router.include_router(_own_router(services, guard), prefix=API_PREFIX)
     router.include_router(provenance_api.make_keys_router(services))
     router.include_router(hf_api.make_router(services, guard))
@@ -49,7 +50,7 @@ def make_router(services: HubServices, guard: Guard) -> APIRouter:
 
 
 def _own_router(services: HubServices, guard: Guard) -> APIRouter:
-    router = APIRouter()
+    router = Gathering()
     router.include_router(_blob_router(services, guard))
     router.include_router(_adapter_router(services, guard))
     router.include_router(_file_router(services), dependencies=[Depends(guard.require(Role.READ))])

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from wegeft.contracts.errors import shorten
+from wegeft.contracts.json_names import collect_unique
 
 MAX_DEPTH = 32
 MAX_INTEGER = 2**63 - 1
@@ -14,7 +15,7 @@ MAX_INTEGER = 2**63 - 1
 def parse_object(content: bytes) -> dict[str, Any]:
     """Return the JSON object that ``content`` is; raise ValueError, saying what is wrong in a line."""
     try:
-        value = json.loads(content.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value = json.loads(content.decode(), object_pairs_hook=collect_unique, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from error
     except RecursionError as error:
@@ -23,15 +24,6 @@ def parse_object(content: bytes) -> dict[str, Any]:
         raise ValueError("not a JSON object")  # noqa: TRY004 - callers expect one kind
     _check(value, MAX_DEPTH)
     return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in entries:
-            raise ValueError(f"{shorten(ascii(name), 40)} is there more than once")
-        entries[name] = value
-    return entries
 
 
 def _refuse_constant(text: str) -> None:

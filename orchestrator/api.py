@@ -15,6 +15,7 @@ from infra import audit
 from infra.auth import Guard, Principal, Role
 from infra.database import reading, writing
 from infra.http import API_PREFIX
+from infra.routers import Gathering
 from orchestrator import attempts_api, evidence_api, federation_api, ledger, sites_api
 from orchestrator.admission import check_submission, explain_missing
 from orchestrator.federation_start import start_problems
@@ -50,23 +51,24 @@ class Submission(BaseModel):
 def make_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
     """Return the orchestrator's routes, each under its full path."""
     guard = guard.checking(ledger.check_path)
-    router = APIRouter(prefix=API_PREFIX)
+    router = Gathering()
+    router.include_router(_queue_router(services, guard))
     router.include_router(_jobs_router(services, guard))
     router.include_router(_log_router(services, guard))
+    router.include_router(_metric_router(services, guard))
     router.include_router(attempts_api.make_router(services))
     router.include_router(federation_api.make_router(services, guard))
     if services.federation_key is not None:
         router.include_router(evidence_api.make_router(services, guard, services.federation_key))
-    whole = APIRouter()
-    whole.include_router(router)
+    whole = Gathering()
+    whole.include_router(router, prefix=API_PREFIX)
     if services.federation_key is not None:
         whole.include_router(sites_api.make_router(services, services.federation_key))
     return whole
 
 
-def _jobs_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
+def _queue_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
     router = APIRouter(tags=["jobs"])
-    reader = guard.require(Role.READ)
     writer = guard.require(Role.WRITE)
 
     @router.post("/jobs", status_code=201, summary="Queue a job; 200 where the key was used for it before")
@@ -83,6 +85,19 @@ def _jobs_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
         response.status_code = 201 if is_new else 200
         response.headers["Location"] = f"{API_PREFIX}/jobs/{view.id}"
         return view
+
+    @router.post("/jobs/{job_id}/cancel", dependencies=[Depends(writer)], summary="Ask a job to stop")
+    def cancel_job(job_id: JobId) -> JobView:
+        with writing(services.engine) as connection:
+            audit.note(connection, "job.cancel", job_id)
+            return ledger.cancel(connection, check_job_id(job_id), services.clock())
+
+    return router
+
+
+def _jobs_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
+    router = APIRouter(tags=["jobs"])
+    reader = guard.require(Role.READ)
 
     @router.get("/jobs", summary="Jobs, newest first")
     def get_jobs(
@@ -102,12 +117,6 @@ def _jobs_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
     def get_job(job_id: JobId) -> JobView:
         with reading(services.engine) as connection:
             return ledger.find(connection, check_job_id(job_id), services.clock())
-
-    @router.post("/jobs/{job_id}/cancel", dependencies=[Depends(writer)], summary="Ask a job to stop")
-    def cancel_job(job_id: JobId) -> JobView:
-        with writing(services.engine) as connection:
-            audit.note(connection, "job.cancel", job_id)
-            return ledger.cancel(connection, check_job_id(job_id), services.clock())
 
     return router
 
@@ -189,6 +198,12 @@ def _log_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
                 await anyio.sleep(_LOOK_AGAIN_SECONDS)
                 page = await run_in_threadpool(read, job_id, after, limit)
         return page
+
+    return router
+
+
+def _metric_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
+    router = APIRouter(tags=["jobs"], dependencies=[Depends(guard.require(Role.READ))])
 
     @router.get("/jobs/{job_id}/metrics/{name}", summary="A metric's values, one a step")
     def get_metric(

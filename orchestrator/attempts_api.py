@@ -91,6 +91,7 @@ def make_router(services: OrchestratorServices) -> APIRouter:
     router.include_router(_report_router(desk))
     router.include_router(_delivery_router(desk))
     router.include_router(_blob_router(desk))
+    router.include_router(_input_router(desk))
     return router
 
 
@@ -167,15 +168,22 @@ def _blob_router(desk: _Desk) -> APIRouter:
         check_kept(digest, is_kept=is_kept)
         return BlobView(digest=digest, size=size)
 
+    return router
+
+
+def _input_router(desk: _Desk) -> APIRouter:
+    router = APIRouter()
+    store = desk.services.store
+
     @router.get("/blobs/{digest}", summary="Bytes that the task names: data sets and the checkpoint to go on from")
     def get_blob(digest: str, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> Response:
         task = desk.task(lease)
         if digest not in _named_by(task):
             raise BlobNotFound("the task names no such blob", path=digest)
-        chunks = stream_verified(services.store, digest)
+        chunks = stream_verified(store, digest)
         # What is wrong at once is told before the answer begins; only then the size, which what was set aside has none of.
         first = next(chunks, b"")
-        size = services.store.has(digest)
+        size = store.has(digest)
         if size is None:
             raise BlobNotFound(path=digest)
         return StreamingResponse(

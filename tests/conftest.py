@@ -1,11 +1,14 @@
 """What every test stands on: a clean environment, and real servers that start once."""
 
+import itertools
 import os
 import signal
 
 import pytest
 
 pytest_plugins = ["tests.servers"]
+
+_HOME_NUMBERS = itertools.count()
 
 for _name in [name for name in os.environ if name.startswith("WEGEFT_") or name in {"RAY_ADDRESS", "HF_ENDPOINT", "HF_TOKEN"}]:
     del os.environ[_name]
@@ -24,4 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def home_is_private(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep a test that forgets to say where its home is away from the user's own."""
-    monkeypatch.setenv("WEGEFT_HOME", str(tmp_path_factory.mktemp("home")))
+    # Numbered here: for each name that is to be new, pytest's mktemp looks through all that the session has made.
+    home = tmp_path_factory.getbasetemp() / "homes" / str(next(_HOME_NUMBERS))
+    home.mkdir(parents=True)
+    monkeypatch.setenv("WEGEFT_HOME", str(home))

@@ -27,6 +27,8 @@ _OBJECT_STORE_BYTES = 128 << 20
 """Ray's shared memory: attempts fetch and deliver over HTTP, so it carries next to nothing."""
 _ATTACH_SECONDS = 10.0
 """How long a cluster may take to accept a connection."""
+_CONTROL_PATIENCE_SECONDS = 10
+"""How long a Ray of our own goes on without its control process before it ends."""
 
 Run = Callable[[AttemptOrder, threading.Event], None]
 """Runs an attempt to its end and reports it over HTTP; stops soon after the event is set."""
@@ -224,6 +226,10 @@ class RayPool:
             shutil.rmtree(old, ignore_errors=True)
         # Workers inherit it. Threads that wait by spinning make a step several times slower on a machine that does anything else.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        # Ray's workers would otherwise run at nice 15, and starve beside anything else that computes where the kernel groups no processes.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        # The control process of a Ray on one machine never comes back, so nobody need wait a minute for it.
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(_CONTROL_PATIENCE_SECONDS))
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.pop("RAY_AUTH_TOKEN", None)
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(_write_token(self.folder / "token"))

@@ -19,6 +19,7 @@ from hub.named_adapter import Name
 from hub.services import HubServices
 from infra.auth import Principal
 from infra.database import reading, writing
+from infra.routers import Gathering
 from wegeft.contracts.adapter import AdapterName, AliasMove, check_alias
 from wegeft.contracts.errors import Conflict, InvalidRequest
 
@@ -41,7 +42,7 @@ class NewBranch(BaseModel):
 
 def make_router(doors: Doors) -> APIRouter:
     """Return the routes of tags, branches and commits."""
-    router = APIRouter(route_class=HfRoute)
+    router = Gathering()
     router.include_router(_reading_router(doors.services), dependencies=[Depends(doors.reader)])
     router.include_router(_tag_router(doors))
     router.include_router(_branch_router(doors.services), dependencies=[Depends(doors.writer)])
@@ -49,7 +50,7 @@ def make_router(doors: Doors) -> APIRouter:
 
 
 def _reading_router(services: HubServices) -> APIRouter:
-    router = APIRouter(route_class=HfRoute)
+    router = APIRouter(route_class=HfRoute, include_in_schema=False)
 
     @router.get(f"{_ROOT}/refs")
     def list_refs(adapter: Name) -> View:
@@ -84,7 +85,7 @@ def _refs_of(services: HubServices, adapter: AdapterName) -> View:
 
 
 def _tag_router(doors: Doors) -> APIRouter:
-    router = APIRouter(route_class=HfRoute)
+    router = APIRouter(route_class=HfRoute, include_in_schema=False)
     services = doors.services
 
     @router.post(f"{_ROOT}/tag/{{revision:path}}")
@@ -108,7 +109,7 @@ def _tag_router(doors: Doors) -> APIRouter:
 
 
 def _branch_router(services: HubServices) -> APIRouter:
-    router = APIRouter(route_class=HfRoute)
+    router = APIRouter(route_class=HfRoute, include_in_schema=False)
 
     @router.post(f"{_ROOT}/branch/{{branch:path}}")
     def post_branch(adapter: Name, branch: str, body: NewBranch) -> View:

@@ -21,6 +21,7 @@ from hub.services import HubServices
 from infra.auth import Principal
 from infra.bodies import BodyReader, streams_body
 from infra.database import reading
+from infra.routers import Gathering
 from wegeft.contracts.adapter import FileEntry, VersionView
 from wegeft.contracts.errors import Broken, InvalidRequest, NotFound, Problem
 
@@ -64,7 +65,7 @@ class LfsBatch(BaseModel):
 
 def make_router(doors: Doors) -> APIRouter:
     """Return the routes that take files."""
-    router = APIRouter(route_class=HfRoute)
+    router = Gathering()
     router.include_router(_preupload_router(doors.services), dependencies=[Depends(doors.writer)])
     router.include_router(_commit_router(doors))
     router.include_router(_elsewhere_router(doors))
@@ -72,7 +73,7 @@ def make_router(doors: Doors) -> APIRouter:
 
 
 def _preupload_router(services: HubServices) -> APIRouter:
-    router = APIRouter(route_class=HfRoute)
+    router = APIRouter(route_class=HfRoute, include_in_schema=False)
 
     @router.post(f"{_ROOT}/preupload/{{revision:path}}")
     def preupload(adapter: Name, revision: str, body: Announcement, request: Request) -> View:
@@ -125,7 +126,7 @@ def _check_target(revision: str, request: Request) -> None:
 
 
 def _commit_router(doors: Doors) -> APIRouter:
-    router = APIRouter(route_class=HfRoute)
+    router = APIRouter(route_class=HfRoute, include_in_schema=False)
     services = doors.services
 
     @router.post(f"{_ROOT}/commit/{{revision:path}}")
@@ -144,7 +145,7 @@ def _commit_router(doors: Doors) -> APIRouter:
 
 
 def _elsewhere_router(doors: Doors) -> APIRouter:
-    router = APIRouter(route_class=HfRoute)
+    router = APIRouter(route_class=HfRoute, include_in_schema=False)
 
     @router.post("/{namespace}/{name}.git/info/lfs/objects/batch")
     def lfs_batch(adapter: Name, body: LfsBatch, caller: Annotated[Principal, Depends(doors.writer)], response: Response) -> View:

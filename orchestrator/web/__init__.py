@@ -5,6 +5,7 @@ from pathlib import Path
 from fastapi import APIRouter
 
 from hub.web import Frame
+from infra.routers import Gathering
 from orchestrator.web import federations, jobs
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -15,7 +16,7 @@ NAVIGATION = (("Jobs", jobs.PATH), ("Federations", federations.PATH))
 
 def make_router(frame: Frame) -> APIRouter:
     """Return the routes of the pages under ``/-/jobs`` and ``/-/federations``; ``frame`` knows :data:`TEMPLATES`."""
-    router = APIRouter()
+    router = Gathering()
     router.include_router(jobs.make_router(frame))
     router.include_router(federations.make_router(frame))
     return router

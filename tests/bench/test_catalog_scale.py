@@ -10,15 +10,15 @@ from sqlalchemy import text
 from bench.catalog_scale import TAGS, fill, fill_statements, queries
 from hub import catalog
 from hub.adapter_query import AdapterQuery
-from infra.database import make_engine, reading, upgrade
+from infra.database import reading
+from tests.databases import open_database
 
 ROWS = 300
 _LISTS = ("tag", "metric")
 
 
 def test_what_is_inserted_is_listed_and_found(database_url: str) -> None:
-    engine = make_engine(database_url)
-    upgrade(engine)
+    engine = open_database(database_url)
     fill(engine, fill_statements(ROWS, engine.dialect.name))
     with reading(engine) as connection:
         assert catalog.count_facets(connection, catalog.AdapterFilter()).counted == ROWS

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from cli.home import Home
+from tests.fork_server import fork_server
 
 COMMAND = [str(Path(sys.executable).with_name("wgctl"))]
 
@@ -48,9 +49,7 @@ class Wgctl:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, *arguments: str, status: int | None = 0, stdin: str = "", timeout: float = 120) -> Answer:
-        done = subprocess.run(
-            [*COMMAND, *arguments], input=stdin, capture_output=True, text=True, timeout=timeout, env=self.env, cwd=self.folder, check=False
-        )
+        done = fork_server().run(arguments, stdin=stdin, timeout=timeout, env=self.env, cwd=self.folder)
         answer = Answer(done.returncode, done.stdout, done.stderr)
         assert "Traceback" not in answer.out + answer.err, answer.err
         if status is not None:
@@ -58,7 +57,7 @@ class Wgctl:
         return answer
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-        """Start a command and do not wait for it."""
+        """Start the installed program itself, and do not wait for it."""
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen([*COMMAND, *arguments], text=True, env=self.env, cwd=self.folder, **(pipes | options))
 

@@ -12,8 +12,8 @@ import structlog
 
 from tests.cli.test_federation_cli import Shell
 from tests.orchestrator.federating import FakeSite
+from tests.orchestrator.federation_world import World, serving
 from tests.orchestrator.samples import new_sqlite
-from tests.orchestrator.test_federation_http import World, serving
 
 
 @pytest.fixture

@@ -28,7 +28,15 @@ def ray_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayPool]:
     with pytest.MonkeyPatch.context() as patch:
         # What a user's shell may hold must not lead to another cluster.
         patch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED", "OMP_WAIT_POLICY"):
+        for name in (
+            "RAY_AUTH_MODE",
+            "RAY_AUTH_TOKEN",
+            "RAY_AUTH_TOKEN_PATH",
+            "RAY_USAGE_STATS_ENABLED",
+            "RAY_worker_niceness",
+            "RAY_gcs_rpc_server_reconnect_timeout_s",
+            "OMP_WAIT_POLICY",
+        ):
             patch.setenv(name, "")  # Remembers what it was, which the pool's own setting would not.
             patch.delenv(name)
         pool = RayPool(None, tmp_path_factory.mktemp("ray"), run=act_in_actor)
@@ -250,6 +258,7 @@ def test_ray_is_ours_alone_and_keeps_no_secret(ray_pool: RayPool, tmp_path: Path
     environment = worker.environ()
     assert (environment["RAY_AUTH_MODE"], environment["RAY_AUTH_TOKEN_PATH"]) == ("token", str(token_file))
     assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert worker.nice() == psutil.Process().nice(), "an attempt gets as much of the processor as any other process of ours"
     family = [worker, *worker.parents()]
     assert not any(TOKEN in " ".join(process.cmdline()) for process in family)
     ray_pool.stop(asked.handle)

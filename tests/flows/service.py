@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from tests.fork_server import fork_server
 from tests.tiny_models import make_model_folder, write_sums
 from wegeft.client import Client
 
@@ -44,8 +45,7 @@ class Service:
     def wgctl(self, *arguments: str, expected: int | None = 0, token: str | None = None) -> str:
         """Run ``wgctl`` against the service and return its standard output; its exit status must be ``expected``."""
         environment = {**clean_environment(), "WEGEFT_SERVER": self.server, "WEGEFT_TOKEN": token or self.token}
-        command = [sys.executable, "-m", "cli.main", *arguments]
-        answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
+        answer = fork_server().run(arguments, env=environment, cwd=Path.cwd(), stdin="", timeout=240)
         assert expected is None or answer.returncode == expected, f"exit {answer.returncode}\n{answer.stdout}\n{answer.stderr}"
         assert "Traceback" not in answer.stderr, answer.stderr
         return answer.stdout if answer.returncode == 0 else answer.stderr

@@ -23,8 +23,9 @@ from hub.publication import Publication
 from hub.services import HubServices
 from hub.signing import Signer
 from infra.auth import Guard, Role, create_token
-from infra.database import make_engine, upgrade, writing
+from infra.database import writing
 from infra.http import create_app
+from tests.databases import open_database
 from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, AdapterName, AliasMove, FileEntry, digest_of
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -69,9 +70,8 @@ class Hub:
 
 @contextmanager
 def made_hub(database_url: str, store: ObjectStore, signer: Signer | None = None) -> Iterator[Hub]:
-    engine = make_engine(database_url)
+    engine = open_database(database_url)
     try:
-        upgrade(engine)
         with writing(engine) as connection:
             tokens = {role.value: create_token(connection, role.value, role, NOW)[1] for role in Role}
         services = HubServices(

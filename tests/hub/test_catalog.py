@@ -1,90 +1,45 @@
-"""The catalog, on SQLite and on PostgreSQL, built by the real migrations."""
+"""Publishing into the catalog and reading it back, on SQLite and on PostgreSQL, built by the real migrations."""
 
 from __future__ import annotations
 
-import base64
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Engine, select
 
 from hub import catalog
 from hub.publication import Publication
-from infra.database import make_engine, reading, upgrade, writing
+from infra.database import reading, writing
+from tests.databases import open_database
+from tests.hub.cataloguing import DEMO, NOW, files, keep_files, move, publication, publish, resolve
 from wegeft.contracts.adapter import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     AdapterName,
-    AdapterPage,
-    AdapterRef,
     AliasMove,
     FileEntry,
-    VersionView,
     digest_of,
 )
 from wegeft.contracts.errors import (
     AdapterNotFound,
-    AliasMoved,
     AliasNotFound,
     Conflict,
     InvalidInput,
-    InvalidReference,
-    InvalidRequest,
     VersionNotFound,
 )
 
-NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
-DEMO = AdapterName(namespace="demo", name="arithmetic")
+"""The catalog, on SQLite and on PostgreSQL, built by the real migrations."""
 
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
-    engine = make_engine(database_url)
-    upgrade(engine)
+    engine = open_database(database_url)
     yield engine
     engine.dispose()
-
-
-def files(content: bytes = b"weights") -> tuple[FileEntry, ...]:
-    entries = {CONFIG_FILE: b"{}", WEIGHTS_FILE: content}
-    return tuple(FileEntry(path=path, digest=digest_of(body), size=len(body)) for path, body in entries.items())
-
-
-def publication(source: str = "job:1", adapter: AdapterName = DEMO, **changes: Any) -> Publication:
-    described: dict[str, Any] = {
-        "base_model": "org/base@abc",
-        "method": "wegeft",
-        "rank": 8,
-        "created_by": "ada",
-        "metrics": {"eval_loss": 0.5},
-    }
-    return Publication(adapter=adapter, files=files(), source=source, **(described | changes))
-
-
-def publish(engine: Engine, source: str = "job:1", adapter: AdapterName = DEMO, now: datetime = NOW, **changes: Any) -> int:
-    with writing(engine) as connection:
-        keep_files(connection)
-        return catalog.publish(connection, publication(source, adapter, **changes), now).version
-
-
-def keep_files(connection: Connection) -> None:
-    """Let the files be stored, as far as the catalog knows."""
-    for entry in files():
-        catalog.expect(connection, entry.digest, NOW + timedelta(days=1))
-
-
-def resolve(engine: Engine, ref: str) -> VersionView:
-    with reading(engine) as connection:
-        return catalog.resolve(connection, AdapterRef.parse(ref))
-
-
-def move(engine: Engine, alias: str, version: int, expected: int | None = None) -> None:
-    with writing(engine) as connection:
-        catalog.set_alias(connection, DEMO, alias, AliasMove(version=version, expected=expected), NOW)
 
 
 def test_a_published_version_is_read_back_whole(engine: Engine) -> None:
@@ -202,87 +157,6 @@ def test_one_source_racing_to_two_adapters_publishes_once(engine: Engine) -> Non
         assert len(catalog.list_adapters(connection, 10).adapters) == 1
 
 
-def test_an_alias_moves_by_compare_and_set(engine: Engine) -> None:
-    publish(engine, "job:1")
-    publish(engine, "job:2")
-    move(engine, "production", 1, expected=0)
-    assert resolve(engine, "demo/arithmetic@production").version == 1
-    assert resolve(engine, "demo/arithmetic@1").aliases == ("production",)
-    with pytest.raises(AliasMoved) as caught:
-        move(engine, "production", 2, expected=0)
-    assert "points to 1" in str(caught.value)
-    move(engine, "production", 2, expected=1)
-    assert resolve(engine, "demo/arithmetic@2").aliases == ("production", "latest")
-    with pytest.raises(AliasMoved):
-        move(engine, "production", 1, expected=1)
-    move(engine, "production", 1)
-    assert resolve(engine, "demo/arithmetic@production").version == 1
-
-
-def test_moving_an_alias_again_to_where_it_is_changes_nothing(engine: Engine) -> None:
-    publish(engine, "job:1")
-    publish(engine, "job:2")
-    move(engine, "production", 1, expected=0)
-    move(engine, "production", 1, expected=0)
-    move(engine, "production", 2, expected=1)
-    move(engine, "production", 2, expected=1)
-    assert resolve(engine, "demo/arithmetic@production").version == 2
-
-
-def test_an_alias_that_points_nowhere_is_told(engine: Engine) -> None:
-    publish(engine)
-    with pytest.raises(AliasMoved) as caught:
-        move(engine, "production", 1, expected=7)
-    assert "points nowhere" in str(caught.value)
-
-
-@pytest.mark.parametrize("expected", [0, 1])
-def test_of_sixteen_who_move_an_alias_one_wins(engine: Engine, expected: int) -> None:
-    for number in range(17):
-        publish(engine, f"job:{number}")
-    if expected:
-        move(engine, "production", expected)
-    start = threading.Barrier(16)
-
-    def race(version: int) -> int:
-        start.wait()
-        try:
-            move(engine, "production", version, expected)
-        except AliasMoved:
-            return 0
-        return version
-
-    with ThreadPoolExecutor(16) as threads:
-        winners = [version for version in threads.map(race, range(2, 18)) if version]
-    assert winners == [resolve(engine, "demo/arithmetic@production").version]
-
-
-def test_an_alias_can_be_deleted_once(engine: Engine) -> None:
-    publish(engine)
-    move(engine, "production", 1)
-    with writing(engine) as connection:
-        catalog.delete_alias(connection, DEMO, "production")
-    with pytest.raises(AliasNotFound), writing(engine) as connection:
-        catalog.delete_alias(connection, DEMO, "production")
-    with pytest.raises(AliasNotFound):
-        resolve(engine, "demo/arithmetic@production")
-
-
-def test_latest_cannot_be_moved_by_hand(engine: Engine) -> None:
-    publish(engine)
-    with pytest.raises(InvalidRequest, match="newest"):
-        move(engine, "latest", 1)
-    with pytest.raises(InvalidRequest, match="newest"), writing(engine) as connection:
-        catalog.delete_alias(connection, DEMO, "latest")
-
-
-def test_a_malformed_alias_is_refused(engine: Engine) -> None:
-    publish(engine)
-    for alias in ["", "1", "2nd", "UPPER", "a b", "ä", "a" * 65, "../x", "a\x00"]:
-        with pytest.raises(InvalidReference, match="alias"):
-            move(engine, alias, 1)
-
-
 def test_what_is_missing_is_named(engine: Engine) -> None:
     publish(engine)
     with pytest.raises(AdapterNotFound) as no_adapter:
@@ -300,169 +174,6 @@ def test_what_is_missing_is_named(engine: Engine) -> None:
         move(engine, "production", 2)
     with pytest.raises(AdapterNotFound), writing(engine) as connection:
         catalog.set_alias(connection, AdapterName(namespace="demo", name="unknown"), "production", AliasMove(version=1), NOW)
-
-
-def test_adapters_are_listed_by_name_in_pages(engine: Engine) -> None:
-    names = [AdapterName(namespace=namespace, name=f"a{number:02}") for namespace in ("B-ns", "a-ns") for number in range(5)]
-    for name in names:
-        publish(engine, f"job:{name}", name)
-    publish(engine, "job:again", names[0], rank=32)
-    pages = list(_pages(engine, limit=3))
-    assert [len(page.adapters) for page in pages] == [3, 3, 3, 1]
-    listed = [view for page in pages for view in page.adapters]
-    assert [view.adapter for view in listed] == sorted((str(name) for name in names), key=str.lower)
-    newest = next(view for view in listed if view.adapter == str(names[0]))
-    assert (newest.latest_version, newest.rank, newest.aliases) == (2, 32, {"latest": 2})
-
-
-def _pages(engine: Engine, limit: int) -> Iterator[AdapterPage]:
-    cursor = None
-    while True:
-        with reading(engine) as connection:
-            page = catalog.list_adapters(connection, limit, cursor)
-        yield page
-        cursor = page.next_cursor
-        if cursor is None:
-            return
-
-
-def test_a_page_neither_repeats_nor_skips_what_was_there_while_others_publish(engine: Engine) -> None:
-    for number in range(0, 10, 2):
-        publish(engine, f"job:{number}", AdapterName(namespace="n", name=f"a{number}"))
-    seen = []
-    for turn, page in enumerate(_pages(engine, limit=2)):
-        seen += [view.adapter for view in page.adapters]
-        publish(engine, f"job:new{turn}", AdapterName(namespace="n", name=f"a{turn * 2 + 1}"))
-        publish(engine, f"job:again{turn}", AdapterName(namespace="n", name="a0"))
-    assert len(seen) == len(set(seen))
-    assert {f"n/a{number}" for number in range(0, 10, 2)} <= set(seen)
-
-
-def test_an_empty_catalog_is_one_empty_page(engine: Engine) -> None:
-    assert list(_pages(engine, limit=10)) == [AdapterPage(adapters=(), next_cursor=None)]
-
-
-def test_versions_are_listed_newest_first_in_pages(engine: Engine) -> None:
-    for number in range(7):
-        publish(engine, f"job:{number}")
-    move(engine, "first", 1)
-    numbers: list[int] = []
-    aliases: dict[int, tuple[str, ...]] = {}
-    cursor = None
-    while True:
-        with reading(engine) as connection:
-            page = catalog.list_versions(connection, DEMO, 3, cursor)
-        numbers += [view.version for view in page.versions]
-        aliases |= {view.version: view.aliases for view in page.versions if view.aliases}
-        cursor = page.next_cursor
-        if cursor is None:
-            break
-    assert numbers == [7, 6, 5, 4, 3, 2, 1]
-    assert aliases == {7: ("latest",), 1: ("first",)}
-
-
-def test_versions_of_an_unknown_adapter_are_not_found(engine: Engine) -> None:
-    with pytest.raises(AdapterNotFound), reading(engine) as connection:
-        catalog.list_versions(connection, DEMO, 3)
-
-
-def _cursor_of(text: str) -> str:
-    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
-
-
-_ODD = ["null", "[]", "1e30", "true", "[" * 9000, '"x"', '[["adapters by name"]]', '["adapters by name"]', '["adapters by name", "a", "b"]']
-_ODD += ['["adapters by name", 1]', '["adapters by name", null]', '["adapters by name", "\\ud800"]', '["adapters by name", "\\u0000"]']
-_ODD += [
-    '["adapters by updated", "x"]',
-    '["adapters by updated", true]',
-    '["adapters by updated", -1]',
-    '["adapters by updated", 9223372036854775808]',
-]
-_ODD += ['["versions", -1]', '["versions", 99999999999999999999]', '["versions", "1"]', '["versions", 1.0]']
-
-
-def test_a_foreign_cursor_is_refused(engine: Engine) -> None:
-    publish(engine)
-    for cursor in ["", "x", "é", "%%%", *map(_cursor_of, _ODD)]:
-        for order in ("name", "updated"):
-            with pytest.raises(InvalidRequest, match="cursor"), reading(engine) as connection:
-                catalog.list_adapters(connection, 3, cursor, order=order)
-        with pytest.raises(InvalidRequest, match="cursor"), reading(engine) as connection:
-            catalog.list_versions(connection, DEMO, 3, cursor)
-
-
-def test_a_cursor_of_another_list_is_refused(engine: Engine) -> None:
-    for number in range(3):
-        publish(engine, f"job:{number}")
-        publish(engine, f"job:a{number}", AdapterName(namespace="demo", name=f"a{number}"))
-    with reading(engine) as connection:
-        versions = catalog.list_versions(connection, DEMO, 1).next_cursor
-        names = catalog.list_adapters(connection, 1).next_cursor
-        updated = catalog.list_adapters(connection, 1, order="updated").next_cursor
-        for cursor, order in ((versions, "name"), (versions, "updated"), (names, "updated"), (updated, "name")):
-            with pytest.raises(InvalidRequest, match="cursor"):
-                catalog.list_adapters(connection, 1, cursor, order=order)  # type: ignore[arg-type]
-        with pytest.raises(InvalidRequest, match="cursor"):
-            catalog.list_versions(connection, DEMO, 1, names)
-
-
-def test_adapters_are_listed_by_their_last_version(engine: Engine) -> None:
-    moments = {"a": 3, "b": 1, "c": 2, "d": 1}
-    for name, day in moments.items():
-        publish(engine, f"job:{name}", AdapterName(namespace="n", name=name), now=NOW + timedelta(days=day))
-    publish(engine, "job:again", AdapterName(namespace="n", name="b"), now=NOW + timedelta(days=9, microseconds=7))
-    seen, cursor = [], None
-    while True:
-        with reading(engine) as connection:
-            page = catalog.list_adapters(connection, 1, cursor, order="updated")
-        seen += [view.adapter for view in page.adapters]
-        cursor = page.next_cursor
-        if cursor is None:
-            break
-    assert seen == ["n/b", "n/d", "n/c", "n/a"]  # whatever the clocks of those who published say
-
-
-def found(engine: Engine, limit: int = 50, **wanted: Any) -> list[str]:
-    with reading(engine) as connection:
-        page = catalog.list_adapters(connection, limit, wanted=catalog.AdapterFilter(**wanted))
-    return [view.adapter for view in page.adapters]
-
-
-def test_a_list_is_filtered_by_the_newest_version(engine: Engine) -> None:
-    def add(name: str, source: str, **changes: Any) -> None:
-        publish(engine, source, AdapterName.parse(name), **changes)
-
-    add("demo/sums", "1", base_model="org/Tiny@abc", rank=8)
-    add("demo/sums", "2", base_model="org/Large@abc", rank=64)
-    add("demo/words", "3", base_model="org/tiny-2@def", rank=8)
-    add("Other/sums.100", "4", base_model="/models/tiny.gguf", rank=16)
-    assert found(engine) == ["demo/sums", "demo/words", "Other/sums.100"]
-    assert found(engine, namespace="DEMO") == ["demo/sums", "demo/words"]
-    assert found(engine, namespace="dem") == []
-    assert found(engine, rank=8) == ["demo/words"]
-    assert found(engine, base_model="org/Large") == found(engine, base_model="org/Large@abc") == ["demo/sums"]
-    assert found(engine, base_model="org/Tiny") == []
-    assert found(engine, search="TINY") == ["demo/words", "Other/sums.100"]
-    assert found(engine, search="tiny sums") == ["Other/sums.100"]
-    assert found(engine, search="  ") == found(engine)
-    assert found(engine, search="nowhere") == []
-    assert found(engine, method="wegeft", namespace="other") == ["Other/sums.100"]
-    assert found(engine, method="lora") == []
-
-
-@pytest.mark.parametrize("search", ["%", "_", "\\", "'; DROP TABLE adapters; --", "a%b", "é"])
-def test_a_search_is_never_a_pattern(engine: Engine, search: str) -> None:
-    publish(engine)
-    assert found(engine, search=search) == []
-
-
-@pytest.mark.parametrize(
-    "wanted", [{"search": "a\x00"}, {"search": "x" * 5000}, {"search": "a " * 9}, {"base_model": "\ud800"}, {"namespace": "\n"}]
-)
-def test_a_filter_that_cannot_be_is_refused(wanted: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequest, match=r"printable|words") as caught:
-        catalog.AdapterFilter(**wanted)
-    assert {problem.path for problem in caught.value.problems} == set(wanted)
 
 
 def test_a_version_is_found_by_its_commit(engine: Engine) -> None:

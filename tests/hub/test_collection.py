@@ -21,7 +21,8 @@ from hub.collection import Collector
 from hub.folder_store import FolderStore
 from hub.intake import Intake
 from hub.objects import MemoryStore, ObjectStore
-from infra.database import make_engine, reading, upgrade, writing
+from infra.database import reading, writing
+from tests.databases import open_database
 from tests.hub.serving import CONFIG, WEIGHTS, made_hub
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.collection import Collected, CollectionPlan
@@ -35,8 +36,7 @@ RACE_SECONDS = 1.5
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
-    engine = make_engine(database_url)
-    upgrade(engine)
+    engine = open_database(database_url)
     yield engine
     engine.dispose()
 
@@ -210,8 +210,7 @@ def test_who_sends_what_is_being_deleted_waits_and_has_it(engine: Engine) -> Non
 )
 def test_a_collector_may_die_at_any_step(database_url: str, step: str, tmp_path: Path) -> None:
     """What it had chosen cannot be named; the next one ends its work, or who sends the same bytes again takes them back."""
-    engine, store = make_engine(database_url), FolderStore(tmp_path / "blobs")
-    upgrade(engine)
+    engine, store = open_database(database_url), FolderStore(tmp_path / "blobs")
     for content in (b"x", b"y"):
         assert send(engine, store, content, keep_seconds=0)
     url = make_url(database_url).render_as_string(hide_password=False)

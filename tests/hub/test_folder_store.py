@@ -19,7 +19,7 @@ import pytest
 from hub.folder_store import FolderStore
 from hub.objects import VERIFIED_FIRST_BYTES, MemoryStore, ObjectStore, read_verified, stream_verified
 from hub.s3 import open_store
-from tests.conformance.test_object_stores import MIB, Pattern
+from tests.conformance.stores import MIB, Pattern
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.errors import DigestMismatch, InvalidSetting, StorageFull, StorageUnavailable
 
@@ -52,7 +52,7 @@ def run_child(program: str, *arguments: object, file_limit: int | None = None) -
 
 
 _PUT = """
-from tests.conformance.test_object_stores import Pattern
+from tests.conformance.stores import Pattern
 from wegeft.contracts.errors import WegeftError
 try:
     FolderStore(Path(a[0])).put(Pattern.digest(a[1]), Pattern(a[1]))
@@ -95,7 +95,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tiny_disk: Path) -> None:
 
 _DIE = """
 import os, signal
-from tests.conformance.test_object_stores import Pattern
+from tests.conformance.stores import Pattern
 def die(left):
     if left < a[1] // 2:
         os.kill(os.getpid(), signal.SIGKILL)

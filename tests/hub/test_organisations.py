@@ -16,9 +16,10 @@ from hub.catalog.visibility import Standing, decide
 from hub.objects import MemoryStore
 from hub.services import HubServices
 from infra.auth import Guard, Principal, Role, authenticate, create_token
-from infra.database import make_engine, reading, upgrade, writing
+from infra.database import reading, writing
 from infra.http import create_app
 from infra.principals import Scope
+from tests.databases import open_database
 from tests.orchestrator.samples import new_sqlite
 from wegeft.contracts.adapter import AdapterName
 from wegeft.contracts.errors import Conflict, WegeftError
@@ -31,7 +32,6 @@ class Office:
     """A hub, and a client for each of its people."""
 
     def __init__(self, engine: Engine) -> None:
-        upgrade(engine)
         self.engine = engine
         guard = Guard(engine=engine, clock=lambda: NOW)
         services = HubServices(engine=engine, store=MemoryStore(), clock=lambda: NOW)
@@ -52,7 +52,7 @@ class Office:
 @pytest.fixture
 def office(database_url: str) -> Iterator[Office]:
     """On SQLite and on PostgreSQL."""
-    engine = make_engine(database_url)
+    engine = open_database(database_url)
     office = Office(engine)
     with office.client:
         yield office

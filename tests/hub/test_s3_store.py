@@ -14,7 +14,7 @@ import urllib3
 from hub import s3
 from hub.objects import ObjectStore, read_verified
 from hub.s3 import S3Access, open_store
-from tests.conformance.test_object_stores import MIB, Pattern
+from tests.conformance.stores import MIB, Pattern
 from tests.hub.broken_wire import Wire, broken_wire
 from tests.servers import S3Server, free_ports
 from wegeft.contracts.adapter import digest_of

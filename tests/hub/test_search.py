@@ -17,7 +17,8 @@ from hub.catalog.words import read_search, split_words
 from hub.description import Description, describe
 from hub.objects import MemoryStore
 from hub.publication import Publication
-from infra.database import make_engine, reading, upgrade, writing
+from infra.database import reading, writing
+from tests.databases import open_database
 from tests.hub.serving import NOW
 from wegeft.contracts.adapter import CARD_FILE, CONFIG_FILE, JOB_FILE, WEIGHTS_FILE, AdapterName, FileEntry, digest_of
 from wegeft.contracts.errors import InvalidRequest
@@ -139,8 +140,7 @@ def shelf(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         url = f"sqlite:///{tmp_path_factory.mktemp('shelf') / 'hub.db'}"
     else:
         url = request.getfixturevalue("postgres_server").new_database()
-    engine = make_engine(url)
-    upgrade(engine)
+    engine = open_database(url)
     shelf = Shelf(engine, random.Random(7))
     for _ in range(45):
         shelf.publish()

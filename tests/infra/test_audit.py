@@ -13,7 +13,8 @@ from sqlalchemy import Engine
 from infra import audit
 from infra.auth import create_token, revoke_token
 from infra.calling import calling
-from infra.database import make_engine, reading, upgrade, writing
+from infra.database import reading, writing
+from tests.databases import open_database
 from wegeft.contracts.audit import FIRST_HASH, AuditEnd, AuditEntry, ChainCheck, check_export
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -22,8 +23,7 @@ NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
     """SQLite and PostgreSQL."""
-    engine = make_engine(database_url)
-    upgrade(engine)
+    engine = open_database(database_url)
     yield engine
     engine.dispose()
 
@@ -110,8 +110,7 @@ CORRUPTIONS: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize("kind", CORRUPTIONS)
 def test_a_touched_row_is_found(tmp_path: Path, kind: str) -> None:
     """Whatever somebody with the database in hand does to one row."""
-    engine = make_engine(f"sqlite:///{tmp_path / 'a.db'}")
-    upgrade(engine)
+    engine = open_database(f"sqlite:///{tmp_path / 'a.db'}")
     with writing(engine) as connection:
         for number in range(4):
             audit.note(connection, "test", str(number), NOW)

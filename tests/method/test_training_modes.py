@@ -1,6 +1,7 @@
 """Training as people run it: checkpointed, compiled, under torch.func, and over several processes."""
 
 import copy
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.method.models import adapted, error, gradients, llama, logits, trainable
 
 SHARING = ["type", "width", "layer"]
+KINDS, TIED = ("ddp", "fsdp"), ("type", "width")
 
 
 @pytest.mark.parametrize("tied", SHARING)
@@ -92,34 +94,46 @@ def batches() -> list[Tensor]:
     return list(torch.randint(0, 64, (3, 2, 6), generator=torch.Generator().manual_seed(4)))
 
 
-def train_on_a_rank(rank: int, folder: str, kind: str, tied: str) -> None:
+def train_on_a_rank(rank: int, folder: str) -> None:
+    """Be one of two processes that train together, in each way after the other."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    model = adapted(llama(dtype=torch.float64), tied_modules=tied).train()
-    rows = [batch[rank : rank + 1] for batch in batches()]
-    if kind == "ddp":
-        found = steps(model, DistributedDataParallel(model), rows)
-    else:
-        for block in model.base_model.model.model.layers:
-            fully_shard(block)
-        fully_shard(model)
-        found = {name: value.full_tensor() for name, value in steps(model, model, rows).items()}
-    if rank == 0:
-        torch.save(found, f"{folder}/found.pt")
-    dist.barrier()
+    for kind, tied in product(KINDS, TIED):
+        found = train_half(rank, kind, tied)
+        if rank == 0:
+            torch.save(found, f"{folder}/{kind}-{tied}.pt")
+        dist.barrier()
     dist.destroy_process_group()
 
 
+def train_half(rank: int, kind: str, tied: str) -> dict[str, Tensor]:
+    model = adapted(llama(dtype=torch.float64), tied_modules=tied).train()
+    rows = [batch[rank : rank + 1] for batch in batches()]
+    if kind == "ddp":
+        return steps(model, DistributedDataParallel(model), rows)
+    for block in model.base_model.model.model.layers:
+        fully_shard(block)
+    fully_shard(model)
+    return {name: value.full_tensor() for name, value in steps(model, model, rows).items()}
+
+
+@pytest.fixture(scope="module")
+def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what two processes trained in each way; they start once, for loading torch takes longer than all that they do."""
+    folder = tmp_path_factory.mktemp("ranks")
+    processes.spawn(train_on_a_rank, (str(folder),), nprocs=2)
+    return folder
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-@pytest.mark.parametrize("tied", ["type", "width"])
-def test_two_processes_train_as_one(kind: str, tied: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tied", TIED)
+def test_two_processes_train_as_one(kind: str, tied: str, trained_by_two: Path) -> None:
     """The shared parameters of both ranks, after three steps on half of each batch, are those of one process on all of it."""
     model = adapted(llama(dtype=torch.float64), tied_modules=tied).train()
     before = {name: value.detach().clone() for name, value in trainable(model).items()}
     expected = steps(model, model, batches())
-    processes.spawn(train_on_a_rank, (str(tmp_path), kind, tied), nprocs=2)
-    found = torch.load(tmp_path / "found.pt")
+    found = torch.load(trained_by_two / f"{kind}-{tied}.pt")
     assert found.keys() == expected.keys()
     assert max(error(found[name], expected[name]) for name in expected) < 1e-9
     assert max(error(before[name], expected[name]) for name in expected) > 1e-3

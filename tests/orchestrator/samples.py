@@ -1,8 +1,6 @@
 """Values that the orchestrator's tests begin from."""
 
-import tempfile
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +8,10 @@ from sqlalchemy import Engine
 
 from hub import catalog
 from infra.auth import hash_secret, make_attempt_token
-from infra.database import make_engine, reading, upgrade, writing
+from infra.database import reading, writing
 from orchestrator import ledger
 from orchestrator.ids import make_job_id
+from tests.databases import open_database
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.errors import WegeftError
 from wegeft.contracts.job import JobSpec, parse_spec
@@ -23,21 +22,9 @@ DATASET = b'{"prompt": "1+1", "completion": "2"}\n'
 LEASE_SECONDS = 15.0
 
 
-@cache
-def _migrated_file() -> bytes:
-    """A SQLite file with our tables, made once: the migrations have tests of their own."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "template.db"
-        engine = make_engine(f"sqlite:///{path}")
-        upgrade(engine)
-        engine.dispose()
-        return path.read_bytes()
-
-
 def new_sqlite(path: Path) -> Engine:
     """A new SQLite database with our tables."""
-    path.write_bytes(_migrated_file())
-    return make_engine(f"sqlite:///{path}")
+    return open_database(f"sqlite:///{path}")
 
 
 def at(seconds: float) -> datetime:

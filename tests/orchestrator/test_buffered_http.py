@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.orchestrator.federating import FakeSite, train
-from tests.orchestrator.test_federation_http import World, serving
+from tests.orchestrator.federation_world import World, serving
 from wegeft.contracts.federation import Offer
 
 ROUNDS = 6

@@ -15,8 +15,8 @@ from hub.objects import MemoryStore
 from orchestrator.federation_start import start_problems
 from tests.hub.test_baseline_gate import LORA
 from tests.orchestrator.federating import RANK, start_files
+from tests.orchestrator.federation_world import World, problems, serving
 from tests.orchestrator.samples import new_sqlite
-from tests.orchestrator.test_federation_http import World, problems, serving
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.job import JobSpec, parse_spec
 

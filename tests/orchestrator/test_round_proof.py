@@ -11,8 +11,8 @@ import pytest
 from hub.objects import read_verified
 from orchestrator.round_proof import Check, check_round
 from tests.orchestrator.federating import key_of
+from tests.orchestrator.federation_world import World, serving
 from tests.orchestrator.samples import new_sqlite
-from tests.orchestrator.test_federation_http import World, serving
 from wegeft.contracts.adapter import WEIGHTS_FILE
 from wegeft.contracts.errors import Forbidden
 from wegeft.contracts.round_evidence import KeySpan, RoundEvidence

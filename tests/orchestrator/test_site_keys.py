@@ -13,8 +13,8 @@ from infra.database import reading, writing
 from orchestrator.ledger import site_keys, sites
 from orchestrator.update_intake import Caller, UpdateIntake
 from tests.orchestrator.federating import API, SERVER_KEY, FakeSite, key_of, now, train
+from tests.orchestrator.federation_world import World, problems, serving
 from tests.orchestrator.samples import new_sqlite
-from tests.orchestrator.test_federation_http import World, problems, serving
 from wegeft.contracts.enrolment import Enrolment
 from wegeft.contracts.errors import Unauthenticated
 from wegeft.contracts.rotation import RotationRequest, rotation_content

@@ -20,9 +20,9 @@ from hub.collection import Collector
 from infra.database import reading, writing
 from orchestrator.update_intake import longest_upload
 from tests.orchestrator.federating import API, SERVER_KEY, FakeSite, Server, key_of, now, train
+from tests.orchestrator.federation_world import World, problems
 from tests.orchestrator.samples import new_sqlite
 from tests.orchestrator.serving import listening
-from tests.orchestrator.test_federation_http import World, problems
 from wegeft.client.site import SiteClient, SiteCredentials
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.errors import InvalidInput, ServiceUnreachable

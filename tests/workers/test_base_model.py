@@ -333,49 +333,44 @@ _ASK = """
 import json, sys
 from wegeft.contracts.errors import WegeftError
 from workers.base_model import ModelRequest, load_base_model
-try:
-    base = load_base_model(ModelRequest(base_model=sys.argv[1], revision=sys.argv[2] or None))
-    print(json.dumps([base.identity, base.commit, base.license]))
-except WegeftError as error:
-    print(json.dumps([error.code, error.problems[0].path, str(error)]))
+for model, revision in json.loads(sys.argv[1]):
+    try:
+        base = load_base_model(ModelRequest(base_model=model, revision=revision))
+        print(json.dumps([base.identity, base.commit, base.license]))
+    except WegeftError as error:
+        print(json.dumps([error.code, error.problems[0].path, str(error)]))
 """
 
 
-def ask(endpoint: str, home: Path, model: str, revision: str = "") -> list[str]:
-    """Load a model in a process of its own, for the libraries read their endpoint when they are imported."""
+def ask(endpoint: str, home: Path, *wanted: tuple[str, str | None]) -> list[list[str]]:
+    """Load models at revisions in a process of its own, for the libraries read their endpoint when they are imported."""
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", _ASK, model, revision], env=environment, capture_output=True, text=True, timeout=120, check=True
-    )
-    answer: list[str] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    command = [sys.executable, "-c", _ASK, json.dumps(wanted)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()[-len(wanted) :]]
 
 
 @pytest.mark.slow
 def test_an_id_is_pinned_to_its_commit_and_works_offline_afterwards(hub: str, tmp_path: Path) -> None:
     home = tmp_path / "home"
     pinned = [f"org/tiny@{COMMIT}", COMMIT, "mit"]
-    assert ask(hub, home, "org/tiny") == pinned
+    assert ask(hub, home, ("org/tiny", None)) == [pinned]
     fetched = {path.name for path in home.rglob("snapshots/*/*")}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= fetched
     assert not fetched & {"pytorch_model.bin", "code.py"}
-    assert ask("http://127.0.0.1:9", home, "org/tiny") == pinned
-    assert ask("http://127.0.0.1:9", home, "org/tiny", COMMIT) == pinned
+    assert ask("http://127.0.0.1:9", home, ("org/tiny", None), ("org/tiny", COMMIT)) == [pinned, pinned]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("model", "revision", "expected"),
-    [
-        ("org/secret", "", ["base_model_not_found", "base_model", "no such model"]),
-        ("org/tiny", "nope", ["base_model_not_found", "base_model_revision", "no such revision"]),
-        ("org/gated", "", ["base_model_unusable", "base_model", "gated"]),
-    ],
-)
-def test_an_id_that_the_hub_refuses_says_why(hub: str, tmp_path: Path, model: str, revision: str, expected: list[str]) -> None:
-    code, path, text = ask(hub, tmp_path / "home", model, revision)
-    assert [code, path] == expected[:2]
-    assert expected[2] in text
+def test_an_id_that_the_hub_refuses_says_why(hub: str, tmp_path: Path) -> None:
+    expected = {
+        ("org/secret", None): ["base_model_not_found", "base_model", "no such model"],
+        ("org/tiny", "nope"): ["base_model_not_found", "base_model_revision", "no such revision"],
+        ("org/gated", None): ["base_model_unusable", "base_model", "gated"],
+    }
+    for (code, path, words), (found_code, found_path, text) in zip(expected.values(), ask(hub, tmp_path / "home", *expected), strict=True):
+        assert (found_code, found_path) == (code, path)
+        assert words in text
 
 
 def test_an_id_without_a_network_fails_at_once(tmp_path: Path) -> None:

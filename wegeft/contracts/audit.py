@@ -14,6 +14,7 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from wegeft.contracts.errors import Problem, shorten
+from wegeft.contracts.json_names import collect_unique
 
 FIRST_HASH = "0" * 64
 """What the first entry follows."""
@@ -142,13 +143,7 @@ def check_export(lines: Iterable[str], noted: str | None = None) -> tuple[AuditH
 def _parse(line: str) -> AuditEntry | AuditEnd | None:
     for kind in (AuditEntry, AuditEnd):
         try:
-            return kind.model_validate(json.loads(line, object_pairs_hook=_without_repeats))
+            return kind.model_validate(json.loads(line, object_pairs_hook=collect_unique))
         except (ValidationError, ValueError, RecursionError):
             continue
     return None
-
-
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    if len({key for key, _ in pairs}) != len(pairs):
-        raise ValueError("a key is given twice")
-    return dict(pairs)

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wegeft.contracts.errors import InvalidTensors, Problem, shorten
+from wegeft.contracts.json_names import collect_unique
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_TENSORS = 20_000
@@ -188,19 +189,10 @@ def _load_json(header: bytes) -> dict[str, Any]:
         raise InvalidTensors("the header does not start with '{'", value=header[:20])
     try:
         entries: dict[str, Any] = json.loads(
-            header.decode(), object_pairs_hook=_unique, parse_int=_natural, parse_float=_no_number, parse_constant=_no_number
+            header.decode(), object_pairs_hook=collect_unique, parse_int=_natural, parse_float=_no_number, parse_constant=_no_number
         )
     except (ValueError, RecursionError) as error:
         raise InvalidTensors(f"the header is not the JSON that it should be: {shorten(str(error))}") from error
-    return entries
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in entries:
-            raise ValueError(f"{shorten(ascii(name))} is there more than once")
-        entries[name] = value
     return entries
 
 
