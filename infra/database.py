@@ -32,6 +32,14 @@ METADATA = MetaData(
 Act = Callable[[Connection], None]
 
 BUSY_SECONDS = 30
+_POSTGRES_ARGUMENTS = {
+    "connect_timeout": 10,
+    # A server that vanishes without a word, as with its network, is given up soon instead of after the kernel's two hours.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
 _MIGRATION_LOCK = 7_318_349_394_477_056
 
 
@@ -68,7 +76,7 @@ def make_engine(url: str) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    return create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args={"connect_timeout": 10})
+    return create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=_POSTGRES_ARGUMENTS)
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:

@@ -69,7 +69,12 @@ def _jobs_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
     reader = guard.require(Role.READ)
     writer = guard.require(Role.WRITE)
 
-    @router.post("/jobs", status_code=201, summary="Queue a job; 200 where the key was used for it before")
+    @router.post(
+        "/jobs",
+        status_code=201,
+        summary="Queue a job; 200 where the key was used for it before",
+        responses={200: {"description": "The job that the key was used for", "model": JobView}},
+    )
     def post_job(body: Submission, caller: Annotated[Principal, Depends(writer)], response: Response, key: Key = None) -> JobView:
         now = services.clock()
         job = ledger.NewJob(

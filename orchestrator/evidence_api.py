@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request, Response
 from sqlalchemy import Connection
 
-from hub.serving import ServedBlob, answer_blob
+from hub.serving import BLOB_ANSWERS, ServedBlob, answer_blob
 from infra.auth import Guard, Role
 from infra.database import reading
 from orchestrator.federation_round import closing_of
@@ -24,7 +24,6 @@ from wegeft.contracts.signatures import public_key_of
 
 JobId = Annotated[str, Path(description="Of a federated job.")]
 Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
-_BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 
 
 def make_router(services: OrchestratorServices, guard: Guard, key: bytes) -> APIRouter:
@@ -42,7 +41,7 @@ def make_router(services: OrchestratorServices, guard: Guard, key: bytes) -> API
         summary="Bytes that a committed round was made of: states and updates",
         dependencies=[Depends(guard.require(Role.ADMIN))],
         response_class=Response,
-        responses={200: _BYTES, 206: _BYTES},
+        responses=BLOB_ANSWERS,
     )
     def get_blob(job_id: JobId, number: Number, digest: str, request: Request) -> Response:
         with reading(services.engine) as connection:
@@ -54,7 +53,7 @@ def make_router(services: OrchestratorServices, guard: Guard, key: bytes) -> API
             raise BlobNotFound("the round names no such bytes, or they are gone", path="digest", value=digest)
         name = f"{digest.partition(':')[2]}.safetensors"
         served = ServedBlob(digest=digest, size=size, media_type="application/octet-stream", file_name=name, is_immutable=True, tag=digest)
-        return answer_blob(services.store, served, request.headers)
+        return answer_blob(services.store, served, request)
 
     return router
 

@@ -97,6 +97,6 @@ def _answer_file(services: HubServices, version: VersionView, path: str, request
         is_immutable=request.path_params["revision"] in (commit, str(version.version)),
         tag=hex_of(entry),
     )
-    answer = answer_head(blob, request.headers) if request.method == "HEAD" else answer_blob(services.store, blob, request.headers)
+    answer = answer_head(blob, request.headers) if request.method == "HEAD" else answer_blob(services.store, blob, request)
     answer.headers.update({"X-Repo-Commit": commit, "X-Linked-ETag": blob.etag, "X-Linked-Size": str(entry.size)})
     return answer
