@@ -12,11 +12,11 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, TypeDecorator, create_engine, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
+from sqlalchemy.exc import DatabaseError, DataError, DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from wegeft.contracts.errors import DatabaseUnavailable, StorageFull
+from wegeft.contracts.errors import DatabaseUnavailable, InvalidRequest, StorageFull
 
 METADATA = MetaData(
     naming_convention={
@@ -127,6 +127,9 @@ def _named_errors() -> Iterator[None]:
         yield
     except PoolTimeout as error:
         raise DatabaseUnavailable("every connection to the database is busy", hint="try again") from error
+    except (DataError, OverflowError) as error:
+        # Doors check what they take; what passes them nevertheless is the caller's mistake, not the service's.
+        raise InvalidRequest("a value that the database cannot hold", hint="a text with a NUL, or a number beyond 64 bits") from error
     except DBAPIError as error:
         if not _is_outage(error):
             raise

@@ -103,17 +103,20 @@ class Push:
     digests: frozenset[str]
 
 
-def make_pushes(folder: Path, publishers: int, versions: int) -> list[list[Push]]:
-    """Return what each publisher pushes, one after the other, into an adapter of its own."""
-    return [[_make_push(folder / f"{one}-{number}", one, number) for number in range(versions)] for one in range(publishers)]
+def make_pushes(folder: Path, publishers: int, versions: int, adapter: str | None = None) -> list[list[Push]]:
+    """Return what each publisher pushes, one after the other, into an adapter of its own unless there is one for all."""
+    return [
+        [_make_push(folder / f"{one}-{number}", 1 + one + number / 16, adapter or f"demo/by-{one}") for number in range(versions)]
+        for one in range(publishers)
+    ]
 
 
-def _make_push(folder: Path, publisher: int, number: int) -> Push:
-    files = sound_files(1 + publisher + number / 16)
+def _make_push(folder: Path, fill: float, adapter: str) -> Push:
+    files = sound_files(fill)
     folder.mkdir()
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    return Push(f"demo/by-{publisher}", folder, f"number {number}", frozenset(digest_of(content) for content in files.values()))
+    return Push(adapter, folder, f"filled with {fill}", frozenset(digest_of(content) for content in files.values()))
 
 
 def push_all(url: str, token: str, pushes: Iterable[list[Push]]) -> list[tuple[Push, VersionView]]:

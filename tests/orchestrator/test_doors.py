@@ -21,7 +21,6 @@ from cli import serve
 from hub.signing import Signer
 from infra.audit import read_page
 from infra.auth import Guard
-from infra.bodies import MAX_BODY_BYTES
 from infra.database import reading
 from infra.gate import MAX_FORM_BYTES, SITES_ENTRANCES
 from infra.settings import Settings
