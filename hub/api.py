@@ -12,7 +12,7 @@ from hub.named_adapter import Name
 from hub.services import HubServices
 from hub.serving import BLOB_ANSWERS, HEAD_ANSWERS, ServedBlob, answer_blob, answer_head
 from infra.auth import Guard, Principal, Role
-from infra.bodies import streams_body
+from infra.bodies import streams_body, waits_for_store
 from infra.database import reading, writing
 from infra.description import BINARY
 from infra.http import API_PREFIX
@@ -66,6 +66,7 @@ def _blob_router(services: HubServices, guard: Guard) -> APIRouter:
     Writer = Annotated[Principal, Depends(guard.require(Role.WRITE))]
 
     @router.head("/{digest}", summary="Whether bytes are stored that the caller has sent, or that are published", response_class=Response)
+    @waits_for_store
     def head_blob(digest: str, caller: Writer) -> Response:
         # What others have sent is told apart from nothing by nobody who knows its digest alone.
         size = _find(services, caller, check_digest(digest))
@@ -137,6 +138,7 @@ def _file_router(services: HubServices) -> APIRouter:
     router = APIRouter(prefix="/adapters/{namespace}/{name}/versions/{selector}/files", tags=["files"])
 
     @router.get("/{path:path}", summary="A version's file", responses=BLOB_ANSWERS, response_class=Response)
+    @waits_for_store
     def get_file(adapter: Name, selector: Selector, path: str, request: Request) -> Response:
         return answer_blob(services.store, _file(services, adapter, selector, path), request)
 

@@ -28,6 +28,8 @@ MAX_STREAMS = 16
 """Bodies that are streamed at once; the next ones wait, and hold no thread meanwhile."""
 STREAMS_A_TOKEN = 4
 """Of those, how many one sender's may be, so that nobody alone keeps everybody waiting."""
+MAX_STORE_READERS = 32
+"""Requests that wait for the object store at once, beside the streamed bodies; the next ones hold no thread meanwhile."""
 SENDER = "wegeft.sender"
 """In a request's scope: who sends it, where that was found out by other means than a token."""
 
@@ -36,6 +38,7 @@ Result = TypeVar("Result")
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 _LIMIT = "max_body_bytes"
 _SLOTS: RunVar[anyio.CapacityLimiter] = RunVar("wegeft_streams")
+_READERS: RunVar[anyio.CapacityLimiter] = RunVar("wegeft_store_readers")
 _SHARES: RunVar[dict[str, _Share]] = RunVar("wegeft_stream_shares")
 
 
@@ -50,10 +53,23 @@ def streams_body(endpoint: Callable[Parameters, Result]) -> Callable[Parameters,
     async def streamed(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         request = next(value for value in kwargs.values() if isinstance(value, Request))
         async with _share_of(_sender_of(request)):
-            return await anyio.to_thread.run_sync(partial(endpoint, *args, **kwargs), limiter=_slots())
+            return await anyio.to_thread.run_sync(partial(endpoint, *args, **kwargs), limiter=_limiter(_SLOTS, MAX_STREAMS))
 
     setattr(streamed, _LIMIT, None)
     return streamed
+
+
+def waits_for_store(endpoint: Callable[Parameters, Result]) -> Callable[Parameters, Coroutine[Any, Any, Result]]:
+    """Return an endpoint that runs the given one, which reads from the object store, in a thread beside those of the other endpoints.
+
+    So however long the store takes, what needs the database alone is answered.
+    """
+
+    @wraps(endpoint)
+    async def waited(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        return await anyio.to_thread.run_sync(partial(endpoint, *args, **kwargs), limiter=_limiter(_READERS, MAX_STORE_READERS))
+
+    return waited
 
 
 def _sender_of(request: Request) -> str:
@@ -68,13 +84,13 @@ def takes_reports(endpoint: Endpoint) -> Endpoint:
     return endpoint
 
 
-def _slots() -> anyio.CapacityLimiter:
+def _limiter(variable: RunVar[anyio.CapacityLimiter], most: int) -> anyio.CapacityLimiter:
     """Return the event loop's own limiter."""
-    slots = _SLOTS.get(None)
-    if slots is None:
-        slots = anyio.CapacityLimiter(MAX_STREAMS)
-        _SLOTS.set(slots)
-    return slots
+    limiter = variable.get(None)
+    if limiter is None:
+        limiter = anyio.CapacityLimiter(most)
+        variable.set(limiter)
+    return limiter
 
 
 @dataclass

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import structlog
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, TypeDecorator, create_engine, event, text
@@ -40,6 +41,7 @@ _POSTGRES_ARGUMENTS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
 }
+_LOG = structlog.get_logger("database")
 _MIGRATION_LOCK = 7_318_349_394_477_056
 
 
@@ -122,7 +124,8 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
-def _named_errors() -> Iterator[None]:
+def _named_errors(*, is_starting: bool = False) -> Iterator[None]:
+    """Name what goes wrong. A server's own words, which may name hosts and users, are logged, and told only to who starts the service."""
     try:
         yield
     except PoolTimeout as error:
@@ -136,7 +139,9 @@ def _named_errors() -> Iterator[None]:
         reason = " ".join(str(error.orig).split())
         if "disk is full" in reason or "No space left" in reason:
             raise StorageFull("the database's disk is full", hint="free some space; nothing was changed") from error
-        raise DatabaseUnavailable(f"the database does not answer: {reason}") from error
+        _LOG.warning("the database does not answer", reason=reason)
+        is_told = is_starting or type(error.orig).__module__.startswith("sqlite3")
+        raise DatabaseUnavailable(f"the database does not answer{f': {reason}' if is_told else ''}") from error
 
 
 def _is_outage(error: DBAPIError) -> bool:
@@ -146,7 +151,7 @@ def _is_outage(error: DBAPIError) -> bool:
 
 def upgrade(engine: Engine) -> None:
     """Bring the schema to this version of the code; safe to run from several processes at once."""
-    with _named_errors(), engine.connect().execution_options(writer=True) as connection, connection.begin():
+    with _named_errors(is_starting=True), engine.connect().execution_options(writer=True) as connection, connection.begin():
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
         command.upgrade(migration_config(connection), "head")

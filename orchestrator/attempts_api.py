@@ -14,7 +14,7 @@ from hub import catalog
 from hub.intake import check_kept
 from hub.objects import stream_verified
 from infra.auth import Credentials, bearer_of
-from infra.bodies import streams_body, takes_reports
+from infra.bodies import streams_body, takes_reports, waits_for_store
 from infra.database import reading, writing
 from infra.description import BINARY
 from infra.http import API_PREFIX
@@ -146,6 +146,7 @@ def _blob_router(desk: _Desk) -> APIRouter:
     services = desk.services
 
     @router.head("/blobs/{digest}", summary="Whether the job has delivered the bytes", response_class=Response)
+    @waits_for_store
     def head_blob(digest: str, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> Response:
         with desk.heard(lease) as (connection, _):
             is_kept = ledger.renew_delivered(connection, lease, check_digest(digest), services.intake.keep_until)
@@ -180,6 +181,7 @@ def _blob_router(desk: _Desk) -> APIRouter:
         response_class=Response,
         responses={200: BINARY},
     )
+    @waits_for_store
     def get_blob(digest: str, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> Response:
         task = desk.task(lease)
         if digest not in _named_by(task):

@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from hub.serving import BLOB_ANSWERS, ServedBlob, answer_blob
 from infra.auth import Guard, Role
+from infra.bodies import waits_for_store
 from infra.database import reading
 from orchestrator.federation_round import closing_of
 from orchestrator.ids import check_job_id
@@ -43,6 +44,7 @@ def make_router(services: OrchestratorServices, guard: Guard, key: bytes) -> API
         response_class=Response,
         responses=BLOB_ANSWERS,
     )
+    @waits_for_store
     def get_blob(job_id: JobId, number: Number, digest: str, request: Request) -> Response:
         with reading(services.engine) as connection:
             job = federations.find_federated(connection, check_job_id(job_id))

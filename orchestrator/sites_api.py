@@ -14,7 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 from hub.intake import check_kept
 from hub.serving import BLOB_ANSWERS, ServedBlob, answer_blob
 from infra import audit
-from infra.bodies import SENDER, streams_body
+from infra.bodies import SENDER, streams_body, waits_for_store
 from infra.database import reading, writing
 from infra.description import BINARY
 from infra.gate import SITES_PREFIX
@@ -239,6 +239,7 @@ def _blob_router(desk: _Desk) -> APIRouter:
     services = desk.services
 
     @router.get("/blobs/{digest}", summary="What an offer says to start from", response_class=Response, responses=BLOB_ANSWERS)
+    @waits_for_store
     def get_blob(digest: str, request: Request, caller: Annotated[Caller, Depends(desk.caller)]) -> Response:
         with reading(services.engine) as connection:
             is_theirs = rounds.is_start_of(connection, caller.job_id, caller.site.pseudonym, check_digest(digest))

@@ -12,6 +12,7 @@ from hub.hf_views import EMPTY_COMMIT, commit_of, hex_of, tree_entry
 from hub.named_adapter import Name
 from hub.services import HubServices
 from hub.serving import ServedBlob, answer_blob, answer_head
+from infra.bodies import waits_for_store
 from wegeft.contracts.adapter import FileEntry, VersionView
 from wegeft.contracts.errors import AdapterNotFound, FileNotFoundInVersion, InvalidRequest
 
@@ -68,6 +69,7 @@ def _file_router(services: HubServices) -> APIRouter:
 
     @router.head(_FILE)
     @router.get(_FILE)
+    @waits_for_store
     def get_file(adapter: Name, revision: str, path: str, request: Request) -> Response:
         found = resolve(services, adapter, revision)
         if isinstance(found, Repository):

@@ -89,7 +89,10 @@ def test_the_probes_say_that_the_database_is_down(server: PostgresServer, tmp_pa
         with server.stopped():
             refusal = http.get("/readyz")
             assert (refusal.status_code, refusal.headers["retry-after"]) == (503, "1")
-            assert [problem["path"] for problem in refusal.json()["problems"]] == ["database"]
+            # Nobody is told where the database is, or as whom it is asked.
+            assert [(each["path"], each["message"]) for each in refusal.json()["problems"]] == [
+                ("database", "the database does not answer")
+            ]
             assert http.get("/healthz").status_code == 200
             metrics = http.get("/metrics").text
             assert 'wegeft_part_up{part="database"} 0.0' in metrics

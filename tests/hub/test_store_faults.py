@@ -15,6 +15,7 @@ import urllib3
 from hub import s3
 from hub.objects import ObjectStore
 from hub.s3 import S3Access, open_store
+from infra.bodies import MAX_STORE_READERS
 from tests.hub.failing_link import FailingLink, Trouble, by_chance, failing_link
 from tests.hub.fault_run import (
     Witness,
@@ -90,11 +91,11 @@ def test_publishers_come_through_a_store_that_fails(
 
 
 READERS = 50
-"""More than the threads that serve requests."""
+"""More than the threads that serve any requests."""
 
 
-def test_the_probes_answer_while_the_store_hangs(s3_server: S3Server, link: FailingLink, tmp_path: Path) -> None:
-    """And every thread of the service with it."""
+def test_what_needs_no_store_is_answered_while_it_hangs(s3_server: S3Server, link: FailingLink, tmp_path: Path) -> None:
+    """Probes, metrics and lists, though every thread for the store hangs with it; and who waited is answered in the end."""
     failing = open_bucket(s3_server, link.url, s3_server.new_bucket())
     with made_hub(f"sqlite:///{tmp_path / 'hub.db'}", failing) as hub, ThreadPoolExecutor(READERS) as readers:
         hub.publish()
@@ -103,12 +104,13 @@ def test_the_probes_answer_while_the_store_hangs(s3_server: S3Server, link: Fail
             link.choose = lambda _request: Trouble.SILENT
             address = "/api/v1/adapters/demo/arithmetic/versions/1/files/adapter_model.safetensors"
             asked = [readers.submit(http.get, address, headers=hub.bearer("read")) for _ in range(READERS)]
-            while link.troubles[Trouble.SILENT] < 40:
+            while link.troubles[Trouble.SILENT] < MAX_STORE_READERS:
                 time.sleep(0.02)
             refusal = http.get("/readyz")
             told = {problem["path"]: problem["message"] for problem in refusal.json()["problems"]}
             assert (refusal.status_code, told) == (503, {"store": "no answer within 2 s"})
             assert http.get("/healthz").status_code == 200
+            assert len(http.get("/api/v1/adapters", headers=hub.bearer("read")).json()["adapters"]) == 1
             assert 'wegeft_part_up{part="store"} 0.0' in http.get("/metrics").text
             assert not any(answer.done() for answer in asked)
             link.choose = lambda _request: None
