@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import pytest
@@ -79,7 +78,7 @@ class Described:
         place = {"namespace": namespace, "selector": "1", "path": CONFIG_FILE, "alias": "best", "organisation": namespace}
         return place | {"name": name, "job_id": self.world.job_id, "digest": self.world.digest}
 
-    def check(self, operation: Any, *, case: Any, is_known: bool) -> None:
+    def check(self, operation: Any, case: Any, is_known: bool) -> None:
         """Send one request, as it was made up or to an address that leads somewhere, and check the answer."""
         if is_known:
             known = {name: value for name, value in self.known().items() if name in (case.path_parameters or {})}
@@ -107,8 +106,15 @@ def run_examples(described: Described, number: int, most: int, mode: GenerationM
     bounds = settings(max_examples=most, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
     for result in described.schema.get_all_operations():
         operation = result.ok()
-        cases = operation.as_strategy(generation_mode=mode)
-        seed(number)(bounds(given(case=cases, is_known=st.booleans())(partial(described.check, operation))))()
+        check = _checking(described, operation)
+        seed(number)(bounds(given(case=operation.as_strategy(generation_mode=mode), is_known=st.booleans())(check)))()
+
+
+def _checking(described: Described, operation: Any) -> Callable[[Any, bool], None]:
+    def check(case: Any, is_known: bool) -> None:
+        described.check(operation, case, is_known)
+
+    return check
 
 
 def test_every_answer_is_described(described: Described) -> None:

@@ -83,8 +83,8 @@ def run_through_kills(folder: Path, seed: int, deaths: list[tuple[str, int]], si
         assert {f"sha256:{path.name}" for path in (folder / "blobs").rglob("?" * 64)} == needed_digests(made)
 
 
-def test_publishers_come_through_kills_of_the_hub(tmp_path: Path) -> None:
-    run_through_kills(tmp_path / "run", 1, [("stored", 2), ("answering", 1)], sizes=(2, 2))
+def test_publishers_come_through_a_kill_of_the_hub(tmp_path: Path) -> None:
+    run_through_kills(tmp_path / "run", 1, [("stored", 2)], sizes=(2, 1))
 
 
 @pytest.mark.soak

@@ -97,7 +97,7 @@ READERS = 50
 def test_what_needs_no_store_is_answered_while_it_hangs(s3_server: S3Server, link: FailingLink, tmp_path: Path) -> None:
     """Probes, metrics and lists, though every thread for the store hangs with it; and who waited is answered in the end."""
     failing = open_bucket(s3_server, link.url, s3_server.new_bucket())
-    with made_hub(f"sqlite:///{tmp_path / 'hub.db'}", failing) as hub, ThreadPoolExecutor(READERS) as readers:
+    with made_hub(f"sqlite:///{tmp_path / 'hub.db'}", failing) as hub, ThreadPoolExecutor(READERS + 1) as readers:
         hub.publish()
         with listening(service_app(hub)) as url, httpx2.Client(base_url=url, trust_env=False, timeout=60) as http:
             assert http.get("/readyz").json() == {"status": "ready"}
@@ -106,12 +106,12 @@ def test_what_needs_no_store_is_answered_while_it_hangs(s3_server: S3Server, lin
             asked = [readers.submit(http.get, address, headers=hub.bearer("read")) for _ in range(READERS)]
             while link.troubles[Trouble.SILENT] < MAX_STORE_READERS:
                 time.sleep(0.02)
-            refusal = http.get("/readyz")
+            metrics, refusal = readers.submit(http.get, "/metrics"), http.get("/readyz")
             told = {problem["path"]: problem["message"] for problem in refusal.json()["problems"]}
             assert (refusal.status_code, told) == (503, {"store": "no answer within 2 s"})
             assert http.get("/healthz").status_code == 200
             assert len(http.get("/api/v1/adapters", headers=hub.bearer("read")).json()["adapters"]) == 1
-            assert 'wegeft_part_up{part="store"} 0.0' in http.get("/metrics").text
+            assert 'wegeft_part_up{part="store"} 0.0' in metrics.result(30).text
             assert not any(answer.done() for answer in asked)
             link.choose = lambda _request: None
             link.hang_up()
