@@ -14,7 +14,7 @@ from infra.database import reading
 from infra.readiness import ANSWER_SECONDS, Question
 from orchestrator import ledger
 from wegeft.contracts.collection import Collected
-from wegeft.contracts.errors import DatabaseUnavailable
+from wegeft.contracts.errors import Broken
 from wegeft.contracts.training import JobState
 
 
@@ -35,7 +35,7 @@ class JobGauges(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Count the jobs."""
         gauge = GaugeMetricFamily("wegeft_jobs", "Jobs by state.", labels=("state",))
-        with suppress(DatabaseUnavailable, TimeoutError):
+        with suppress(Broken, TimeoutError):
             for state, count in self._counted.begin().result(ANSWER_SECONDS).items():
                 gauge.add_metric((state.value,), count)
         yield gauge

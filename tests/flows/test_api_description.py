@@ -6,7 +6,9 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +24,9 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from sqlalchemy import Engine
 
+from infra.database import make_engine, upgrade
 from tests.orchestrator.hidden_world import ADAPTER, HiddenWorld, make_world
 from tests.orchestrator.samples import new_sqlite
 from tests.orchestrator.serving import listening
@@ -90,15 +94,21 @@ class Described:
         case.validate_response(answer, checks=CHECKS)
 
 
-@pytest.fixture(scope="module")
-def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Described]:
-    world = make_world(new_sqlite(tmp_path_factory.mktemp("described") / "a.db"))
+@contextmanager
+def describing(engine: Engine) -> Iterator[Described]:
+    world = make_world(engine)
     with listening(world.app) as url, requests.Session() as session:
         session.trust_env = False
         session.headers["Authorization"] = f"Bearer {world.tokens['operator']}"
         schema = schemathesis.openapi.from_dict(session.get(f"{url}/api/v1/openapi.json").json())
         yield Described(world, url, schema, session)
     world.close()
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Described]:
+    with describing(new_sqlite(tmp_path_factory.mktemp("described") / "a.db")) as described:
+        yield described
 
 
 def run_examples(described: Described, number: int, most: int, mode: GenerationMode) -> None:
@@ -144,12 +154,18 @@ def test_every_operation_says_what_it_is_and_how_it_fails(described: Described) 
 
 
 @pytest.mark.soak
-def test_many_answers_are_described(described: Described) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_many_answers_are_described(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """On both databases: each stumbles over values of its own."""
     number, end = int(os.environ.get("SOAK_SEED", "1")) * 1000, time.monotonic() + float(os.environ.get("SOAK_SECONDS", "600")) / 4
-    while time.monotonic() < end:
-        run_examples(described, number, 15, GenerationMode.POSITIVE)
-        run_examples(described, number, 10, GenerationMode.NEGATIVE)
-        number += 1
-    succeeded = {name for name, statuses in described.statuses.items() if any(status < 300 for status in statuses)}
-    others = {name for name in described.statuses if SIGNED_BY_SITES in name or OF_WORKERS in name}
-    assert set(described.statuses) - succeeded - others <= NEEDS_MORE
+    is_sqlite = kind == "sqlite"
+    engine = make_engine(f"sqlite:///{tmp_path / 'a.db'}" if is_sqlite else request.getfixturevalue("postgres_server").new_database())
+    upgrade(engine)
+    with describing(engine) as described:
+        while time.monotonic() < end:
+            run_examples(described, number, 15, GenerationMode.POSITIVE)
+            run_examples(described, number, 10, GenerationMode.NEGATIVE)
+            number += 1
+        succeeded = {name for name, statuses in described.statuses.items() if any(status < 300 for status in statuses)}
+        others = {name for name in described.statuses if SIGNED_BY_SITES in name or OF_WORKERS in name}
+        assert set(described.statuses) - succeeded - others <= NEEDS_MORE

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from base64 import b64encode
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from starlette.testclient import TestClient
 
 from hub.objects import MemoryStore
 from tests.flows.disturbed_link import disturbed
 from tests.hub.fault_run import Witness, make_pushes, push_all
+from tests.hub.hf_clients import sound_files
 from tests.hub.serving import listening, made_hub
 from wegeft.client import Client
 
@@ -39,6 +44,30 @@ def run_through_network(folder: Path, seed: int, sizes: tuple[int, int]) -> None
 
 def test_each_push_to_one_adapter_is_one_version(tmp_path: Path) -> None:
     run_through_network(tmp_path / "run", seed=3, sizes=(4, 2))
+
+
+def test_a_commit_is_known_by_its_key(tmp_path: Path) -> None:
+    """After others have published, too; under another key, or from somebody else, the same files are a new version."""
+    with made_hub(f"sqlite:///{tmp_path / 'hub.db'}", MemoryStore()) as hub, TestClient(hub.app) as http:
+        assert http.post("/api/repos/create", json={"name": "shared", "organization": "demo"}, headers=hub.bearer("write")).is_success
+
+        def commit(fill: float, key: str | None, role: str = "write") -> str:
+            header: dict[str, Any] = {"key": "header", "value": {"summary": "a push"}}
+            files = [
+                {"key": "file", "value": {"path": path, "content": b64encode(content).decode(), "encoding": "base64"}}
+                for path, content in sound_files(fill).items()
+            ]
+            headers = hub.bearer(role) | ({} if key is None else {"Idempotency-Key": key})
+            content = "".join(f"{json.dumps(line)}\n" for line in [header, *files])
+            answer = http.post(f"/api/models/{NAME}/commit/main", content=content, headers=headers)
+            assert answer.status_code == (400 if key == "a b" else 200)
+            return str(answer.json().get("commitOid"))
+
+        first, other = commit(1, "one"), commit(2, "two")
+        assert [commit(1, "one"), commit(2, "two"), commit(2, "three")] == [first, other, other]
+        made = [commit(1, "three"), commit(2, None), commit(1, "one", "admin"), commit(2, "one")]
+        assert len({first, other, *made}) == 2 + len(made)
+        assert commit(1, "a b") == "None"
 
 
 @pytest.mark.soak
