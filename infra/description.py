@@ -47,6 +47,8 @@ def _add_errors(document: dict[str, Any]) -> None:
     schemas = components.setdefault("schemas", {})
     error = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas |= error.pop("$defs") | {_ERROR: error}
+    for foreign in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(foreign, None)
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             if path.startswith(SITES_PREFIX) and path not in SITES_ENTRANCES:

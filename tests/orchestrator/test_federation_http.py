@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 
 from hub import catalog
 from hub.collection import Collector
-from infra.bodies import BODY_SECONDS, MAX_STREAMS, STREAMS_A_TOKEN
+from infra.bodies import BODY_SECONDS, MAX_STREAMS, STREAMS_A_SENDER
 from infra.database import reading, writing
 from orchestrator import ledger
 from orchestrator.federation_files import read_state
@@ -406,7 +406,7 @@ def test_a_site_that_sends_slowly_leaves_the_others_their_slots(world: World) ->
         path = f"{API}/federation/blobs/{digest_of(content)}"
         headers = {**slow.headers("PUT", path, content), "Content-Length": str(len(content))}
         world.closing.enter_context(send(world.url, f"PUT {path} HTTP/1.1", headers, content[:1]))
-    wait_until(lambda: count_blobs(world.server) >= before + STREAMS_A_TOKEN)
+    wait_until(lambda: count_blobs(world.server) >= before + STREAMS_A_SENDER)
     other.http.timeout = BODY_SECONDS / 2
     assert other.answer(offers[1]).receipt.site == other.pseudonym
 
