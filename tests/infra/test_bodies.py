@@ -9,59 +9,58 @@ from starlette.types import Message
 from infra.bodies import LEAST_BYTES_A_SECOND, STREAM_PATIENCE, LimitedBody
 from wegeft.contracts.errors import ServiceTimeout
 
-SECONDS = 0.02
+SECONDS = 30.0
 
 
-def streamed() -> None:
-    """An endpoint that says that it streams."""
+async def wait_for_ever() -> Message:
+    await anyio.sleep_forever()
+    raise AssertionError
 
 
-streamed.max_body_bytes = None  # type: ignore[attr-defined]
+def body_after(waited: float, seen: int) -> LimitedBody:
+    body = LimitedBody({"type": "http", "headers": []}, wait_for_ever, SECONDS)
+    body._waited, body._seen = waited, seen
+    return body
 
 
-async def count_packets(size: int, pause: float, most: int) -> int:
-    """Read packets that come after pauses until there are enough, or the reader has had enough."""
+@pytest.mark.parametrize(
+    ("waited", "seen", "left"),
+    [
+        (0, 0, SECONDS),
+        (SECONDS, 0, SECONDS),
+        (STREAM_PATIENCE * SECONDS - 1, 0, 1),
+        (STREAM_PATIENCE * SECONDS, LEAST_BYTES_A_SECOND, 1),
+        (STREAM_PATIENCE * SECONDS + 1000, 2000 * LEAST_BYTES_A_SECOND, SECONDS),
+    ],
+)
+def test_a_stream_may_rest_but_not_drip_without_end(waited: float, seen: int, left: float) -> None:
+    """From one packet to the next it has so long, and in all as long as a slow line needs."""
+    assert body_after(waited, seen)._seconds_left(is_streamed=True) == left
 
-    async def receive() -> Message:
-        await anyio.sleep(pause)
-        return {"type": "http.request", "body": bytes(size), "more_body": True}
 
-    body = LimitedBody({"type": "http", "headers": [], "endpoint": streamed}, receive, SECONDS)
-    for number in range(most):
-        try:
-            await body()
-        except ServiceTimeout:
-            return number
-    return most
+def test_another_body_has_so_long_in_all() -> None:
+    assert body_after(20, 1 << 20)._seconds_left(is_streamed=False) == SECONDS - 20
 
 
-def test_a_stream_that_drips_is_not_waited_for_without_end() -> None:
-    """A byte now and then does not keep it open; as many as a slow line carries do."""
-    most = 4 * STREAM_PATIENCE
-    assert anyio.run(count_packets, 1, SECONDS / 2, most) < most
-    assert anyio.run(count_packets, LEAST_BYTES_A_SECOND, SECONDS / 2, most) == most
+@pytest.mark.parametrize("waited", [STREAM_PATIENCE * SECONDS, STREAM_PATIENCE * SECONDS + 1])
+def test_what_does_not_come_in_time_is_refused(waited: float) -> None:
+    body = body_after(waited, 0)
+    body._scope["endpoint"] = type("Streamed", (), {"max_body_bytes": None})
+    with pytest.raises(ServiceTimeout, match="too slowly"):
+        anyio.run(body)
 
 
 def test_what_the_endpoint_does_meanwhile_does_not_count() -> None:
-    async def read_slowly() -> None:
+    """Storing a packet may take the store a while."""
+
+    async def read() -> float:
         async def receive() -> Message:
             return {"type": "http.request", "body": b"x", "more_body": True}
 
         body = LimitedBody({"type": "http", "headers": []}, receive, SECONDS)
-        for _ in range(3):
+        for _ in range(2):
             await body()
-            await anyio.sleep(SECONDS)
+            await anyio.sleep(0.2)
+        return body._waited
 
-    anyio.run(read_slowly)
-
-
-def test_a_pause_ends_it() -> None:
-    async def wait() -> None:
-        async def receive() -> Message:
-            await anyio.sleep_forever()
-            raise AssertionError
-
-        await LimitedBody({"type": "http", "headers": [], "endpoint": streamed}, receive, SECONDS)()
-
-    with pytest.raises(ServiceTimeout):
-        anyio.run(wait)
+    assert anyio.run(read) < 0.2
