@@ -7,9 +7,12 @@ from pathlib import Path
 
 import rich_click as click
 
-from cli.connection import connect
+from cli.connection import connect, require_service
+from cli.home import Home
+from cli.noted_heads import NotedHeads
 from cli.options import example, json_option
 from cli.output import note, print_json, say
+from infra.settings import load_settings
 from wegeft.contracts.audit import AuditEnd, AuditHead, check_export
 from wegeft.contracts.errors import DigestMismatch, InvalidData, Problem, UnexpectedAnswer
 
@@ -53,9 +56,10 @@ def export(output: Path | None, is_json: bool) -> None:
 def verify(file: Path | None, noted: str | None, is_json: bool) -> None:
     """Find entries that were changed, removed, inserted or moved, in an export or in the service itself.
 
-    With a file nothing else is asked, so it works anywhere. Exit status 7 where something is wrong.
+    With a file nothing else is asked, so it works anywhere. Without one, the log must also still hold the entry that it ended with when it
+    was last verified from here: a log whose end was cut off is found by that. Exit status 7 where something is wrong.
     """
-    head, problems = _check_file(file, noted) if file else check_export(_lines(), noted)
+    head, problems = _check_file(file, noted) if file else _check_service(noted)
     if problems:
         count = len(problems)
         raise DigestMismatch(f"the audit log is not whole: {count} problem{'s' if count != 1 else ''}", problems=problems)
@@ -63,6 +67,24 @@ def verify(file: Path | None, noted: str | None, is_json: bool) -> None:
         print_json(head)
     else:
         say(f"{head.sequence} entries, none of them touched; the last has the hash {head.hash}")
+
+
+def _check_service(noted: str | None) -> tuple[AuditHead, tuple[Problem, ...]]:
+    """Check the service's log, which must hold ``noted``, or else the last entry that was seen from here before."""
+    heads, server = NotedHeads(Home(load_settings().home)), require_service().server
+    before = heads.find(server) if noted is None else None
+    seen = before.hash if before is not None and before.sequence else None
+    head, problems = check_export(_lines(), noted or seen)
+    if not problems:
+        heads.note(server, head)
+    elif before is not None:
+        problems = tuple(_explained(problem, before, heads) if problem.value == seen else problem for problem in problems)
+    return head, problems
+
+
+def _explained(problem: Problem, before: AuditHead, heads: NotedHeads) -> Problem:
+    message = f"entry {before.sequence}, the last one when the log was last verified from here, is not in it any more"
+    return problem.model_copy(update={"message": message, "hint": f"delete {heads.path} if an older state was restored on purpose"})
 
 
 def _check_file(file: Path, noted: str | None) -> tuple[AuditHead, tuple[Problem, ...]]:

@@ -199,6 +199,16 @@ class Home:
         """Which hubs' keys commands trust."""
         return self.folder / "trusted-keys.json"
 
+    @property
+    def audit_heads_file(self) -> Path:
+        """Where services' audit logs ended when they were last checked."""
+        return self.folder / "audit-heads.json"
+
+    def write_audit_heads(self, text: str) -> None:
+        """Keep where services' audit logs ended."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._write(self.audit_heads_file, text)
+
     def write_signing_key(self, text: str) -> None:
         """Keep the key, and what its predecessor says of it, readable by its owner alone."""
         self._write(self.signing_key_file, text)

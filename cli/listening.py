@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wegeft.contracts.errors import InvalidSetting, PortTaken, StartFailed
 
@@ -86,13 +86,16 @@ def run_http(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None]
     """Serve ``app`` until SIGTERM or SIGINT, then let requests finish for a moment; ``on_ready`` is called once it answers."""
     import uvicorn
 
+    from cli.connections import ImpatientProtocol
+
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
                 on_ready()
 
-    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_SECONDS)
+    quiet: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False}
+    config = uvicorn.Config(app, http=ImpatientProtocol, timeout_graceful_shutdown=GRACE_SECONDS, **quiet)
     # uvicorn handles both signals while it runs, and raises them again when it is done.
     server = Server(config)
     server.run(sockets=[listener])

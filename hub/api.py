@@ -10,10 +10,11 @@ from hub.collection import Collector
 from hub.intake import check_kept
 from hub.named_adapter import Name
 from hub.services import HubServices
-from hub.serving import ServedBlob, answer_blob, answer_head
+from hub.serving import BLOB_ANSWERS, HEAD_ANSWERS, ServedBlob, answer_blob, answer_head
 from infra.auth import Guard, Principal, Role
-from infra.bodies import streams_body
+from infra.bodies import streams_body, waits_for_store
 from infra.database import reading, writing
+from infra.description import BINARY
 from infra.http import API_PREFIX
 from infra.routers import Gathering
 from wegeft.contracts.adapter import (
@@ -36,7 +37,6 @@ Limit = Annotated[int, Query(ge=1, le=100, description="How many to answer at mo
 Cursor = Annotated[str | None, Query(max_length=1000, description="`next_cursor` of the page before.")]
 Selector = Annotated[str, Path(description="A version's number, or an alias.")]
 _COLLECTED_AT_ONCE = 100
-_BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 
 
 def make_router(services: HubServices, guard: Guard) -> APIRouter:
@@ -66,7 +66,8 @@ def _blob_router(services: HubServices, guard: Guard) -> APIRouter:
     intake = services.intake
     Writer = Annotated[Principal, Depends(guard.require(Role.WRITE))]
 
-    @router.head("/{digest}", summary="Whether bytes are stored that the caller has sent, or that are published")
+    @router.head("/{digest}", summary="Whether bytes are stored that the caller has sent, or that are published", response_class=Response)
+    @waits_for_store
     def head_blob(digest: str, caller: Writer) -> Response:
         # What others have sent is told apart from nothing by nobody who knows its digest alone.
         size = _find(services, caller, check_digest(digest))
@@ -78,7 +79,8 @@ def _blob_router(services: HubServices, guard: Guard) -> APIRouter:
         "/{digest}",
         summary="Store bytes under their digest; 200 where the caller has sent them before",
         status_code=201,
-        openapi_extra={"requestBody": _BYTES},
+        openapi_extra={"requestBody": BINARY},
+        responses={200: {"description": "The caller has sent them before", "model": BlobView}},
     )
     @streams_body
     def put_blob(digest: str, caller: Writer, request: Request, response: Response) -> BlobView:
@@ -136,11 +138,12 @@ def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
 def _file_router(services: HubServices) -> APIRouter:
     router = APIRouter(prefix="/adapters/{namespace}/{name}/versions/{selector}/files", tags=["files"])
 
-    @router.get("/{path:path}", summary="A version's file", responses={200: _BYTES, 206: _BYTES}, response_class=Response)
+    @router.get("/{path:path}", summary="A version's file", responses=BLOB_ANSWERS, response_class=Response)
+    @waits_for_store
     def get_file(adapter: Name, selector: Selector, path: str, request: Request) -> Response:
-        return answer_blob(services.store, _file(services, adapter, selector, path), request.headers)
+        return answer_blob(services.store, _file(services, adapter, selector, path), request)
 
-    @router.head("/{path:path}", summary="What a version's file is")
+    @router.head("/{path:path}", summary="What a version's file is", responses=HEAD_ANSWERS, response_class=Response)
     def head_file(adapter: Name, selector: Selector, path: str, request: Request) -> Response:
         return answer_head(_file(services, adapter, selector, path), request.headers)
 

@@ -7,6 +7,7 @@ from typing import Any
 from hub import catalog
 from hub.objects import read_verified
 from hub.services import HubServices
+from infra import audit
 from infra.database import reading, writing
 from wegeft.contracts.adapter import CARD_FILE, AdapterName, AdapterRef, VersionView, digest_of
 from wegeft.contracts.card import CardEdit, CardView, check_card, license_of, read_front_matter, tags_of
@@ -54,11 +55,13 @@ def edit_card(services: HubServices, adapter: AdapterName, edit: CardEdit, by: s
         if edit.expected is not None and edit.expected != found and card["digest"] != found:
             raise Conflict("the card was changed meanwhile", path="expected", value=edit.expected, hint=f"it is {found} now")
         catalog.put_card(connection, adapter_id, card, (by, now))
+        audit.note(connection, "card.set", current.adapter, now, digest=card["digest"])
     return _view(current.adapter, edit.markdown, is_edited=True, updated_at=now)
 
 
 def drop_card(services: HubServices, adapter: AdapterName) -> None:
     """Forget an adapter's edited card; harmless where it has none. Raises :class:`AdapterNotFound`."""
     with writing(services.engine) as connection:
-        catalog.find_adapter(connection, adapter)
+        named = catalog.find_adapter(connection, adapter).adapter
+        audit.note(connection, "card.delete", named)
         catalog.drop_card(connection, catalog.lock_adapter_id(connection, adapter))

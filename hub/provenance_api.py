@@ -9,6 +9,7 @@ from hub.card_service import drop_card, edit_card, show_card
 from hub.named_adapter import Name
 from hub.services import HubServices
 from infra.auth import Guard, Principal, Role
+from infra.bodies import waits_for_store
 from infra.database import reading, writing
 from wegeft.contracts.adapter import AdapterName, AdapterRef, VersionView, check_selector
 from wegeft.contracts.bundles import BUNDLE_TYPE, BundleKind
@@ -52,6 +53,7 @@ def _version_router(services: HubServices, guard: Guard) -> APIRouter:
     Reader = Annotated[Principal, Depends(guard.require(Role.READ))]
 
     @router.get("/signature", summary="A signed statement about a version", responses=_BUNDLE, response_class=Response)
+    @waits_for_store
     def get_signature(adapter: Name, selector: Selector, kind: BundleKind = "ed25519") -> Response:
         bundle = provenance.find_bundle(services, _resolve(services, adapter, selector), kind)
         return Response(bundle, media_type=BUNDLE_TYPE)
@@ -61,10 +63,12 @@ def _version_router(services: HubServices, guard: Guard) -> APIRouter:
         return provenance.find_lineage(services, _resolve(services, adapter, selector), caller)
 
     @router.get("/engines", summary="Which engines load a version")
+    @waits_for_store
     def get_engines(adapter: Name, selector: Selector) -> EngineReport:
         return provenance.find_engines(services, _resolve(services, adapter, selector))
 
     @router.get("/diff", summary="How another version differs from this one")
+    @waits_for_store
     def get_diff(
         adapter: Name,
         selector: Selector,
@@ -103,10 +107,12 @@ def _card_router(services: HubServices, guard: Guard) -> APIRouter:
     Writer = Annotated[Principal, Depends(guard.require(Role.WRITE))]
 
     @router.get("", summary="An adapter's card")
+    @waits_for_store
     def get_card(adapter: Name) -> CardView:
         return show_card(services, adapter)
 
     @router.put("", summary="Replace an adapter's card, by compare-and-set")
+    @waits_for_store
     def put_card(adapter: Name, body: CardEdit, caller: Writer) -> CardView:
         return edit_card(services, adapter, body, caller.name)
 

@@ -15,7 +15,8 @@ ModuleNames = Annotated[list[ModuleName], Field(min_length=1, max_length=20_000)
 Rank = Annotated[int, Field(ge=1, le=65_536)]
 Alpha = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
-PlainText = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,4200}\z")]
+PlainText = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]{1,4200}\z")]
+"""Nothing in it steers a terminal, or shows letters in another order than they stand in."""
 Size = Annotated[int, Field(ge=1, le=1 << 24)]
 TaskKind = Literal["SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"]
 """PEFT's closed list: it reads no configuration that names another."""

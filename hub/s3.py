@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 from xml.etree.ElementTree import ParseError
 
@@ -26,7 +27,8 @@ from wegeft.contracts.adapter import check_digest
 from wegeft.contracts.errors import BlobNotFound, DigestMismatch, InvalidSetting, StorageFull, StorageUnavailable, WegeftError
 
 CONNECT_SECONDS = 5
-READ_SECONDS = 30
+READ_SECONDS = 10
+"""How long the server may be silent; whoever waits for us has hardly more patience."""
 _RETRIES = 2
 _PART_BYTES = 8 << 20
 """An upload holds two parts in memory; ten thousand parts make 80 GiB."""
@@ -71,7 +73,7 @@ def _open_bucket(bucket: str, prefix: str, access: S3Access) -> S3Store:
             "not an S3 endpoint", path="s3_endpoint", value=endpoint.hostname or "", hint="http://host:port or https://host"
         )
     timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
-    retries = urllib3.Retry(total=_RETRIES, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504), raise_on_status=False)
+    retries = _Retries(total=_RETRIES, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504), raise_on_status=False)
     try:
         client = Minio(
             endpoint=endpoint.netloc,
@@ -86,6 +88,17 @@ def _open_bucket(bucket: str, prefix: str, access: S3Access) -> S3Store:
     except ValueError as error:
         raise InvalidSetting(f"not usable for S3: {error}", path="store", value=f"s3://{bucket}/{prefix}") from error
     return store
+
+
+class _Retries(urllib3.Retry):
+    """Tries again; after silence once only, for a dead connection's sake: threads that wait for a silent server serve nobody."""
+
+    def increment(self, *args: Any, **kwargs: Any) -> Self:
+        """Return what is left of the retries; raise the error where that is nothing."""
+        error = kwargs.get("error")
+        if isinstance(error, ReadTimeoutError) and any(isinstance(before.error, ReadTimeoutError) for before in self.history):
+            raise error
+        return super().increment(*args, **kwargs)
 
 
 class S3Store:

@@ -6,15 +6,28 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from hub.objects import CHUNK_BYTES, ObjectStore, read_verified, stream_verified
-from wegeft.contracts.errors import BlobNotFound, StorageUnavailable
+from infra.description import BINARY
+from infra.http import problem_response
+from wegeft.contracts.errors import BlobNotFound, InvalidRequest, StorageUnavailable
 
 VERIFIED_RANGE_BYTES = 8 << 20
 """A part of a blob up to this size is cut out of the whole, verified one; of a larger blob the reader verifies the whole itself."""
+
+HEAD_ANSWERS: dict[int | str, dict[str, Any]] = {304: {"description": "The reader has it already"}}
+BLOB_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: BINARY,
+    206: {"description": "The part that was asked for", **BINARY},
+    **HEAD_ANSWERS,
+    416: {"description": "It ends before the part that was asked for"},
+}
+"""What :func:`answer_blob` may answer, for the API's description."""
 
 _RANGE = re.compile(r"bytes=(\d{1,18})?-(\d{1,18})?\Z", re.ASCII)
 
@@ -50,11 +63,12 @@ class ServedBlob:
         }
 
 
-def answer_blob(store: ObjectStore, blob: ServedBlob, asked: Headers) -> Response:
-    """Return the answer to a GET with these request headers: 200, 206, 304 or 416.
+def answer_blob(store: ObjectStore, blob: ServedBlob, request: Request) -> Response:
+    """Return the answer to a GET: 200, 206, 304 or 416.
 
     A whole body never completes unless its bytes are the right ones. Raises :class:`DigestMismatch` where that shows at once.
     """
+    asked = request.headers
     if _is_known(blob, asked):
         return Response(status_code=304, headers=blob.headers)
     span = _asked_span(blob, asked)
@@ -62,9 +76,16 @@ def answer_blob(store: ObjectStore, blob: ServedBlob, asked: Headers) -> Respons
         return _whole(store, blob)
     first, last = span
     if first > last:
-        return Response(status_code=416, headers=blob.headers | {"Content-Range": f"bytes */{blob.size}"})
+        return _refuse_span(blob, request)
     headers = blob.headers | {"Content-Range": f"bytes {first}-{last}/{blob.size}", "Content-Length": str(last - first + 1)}
     return StreamingResponse(_begun(_part(store, blob, first, last)), 206, headers, blob.media_type)
+
+
+def _refuse_span(blob: ServedBlob, request: Request) -> Response:
+    refusal = InvalidRequest("the file ends before that", path="range", value=request.headers["range"], hint=f"it has {blob.size} bytes")
+    answer = problem_response(refusal, request, 416)
+    answer.headers["Content-Range"] = f"bytes */{blob.size}"
+    return answer
 
 
 def answer_head(blob: ServedBlob, asked: Headers) -> Response:

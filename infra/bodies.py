@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial, wraps
@@ -16,6 +16,7 @@ from anyio.lowlevel import RunVar
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
+from infra.principals import Principal
 from wegeft.contracts.errors import InvalidRequest, ServiceTimeout, TooLarge
 
 MAX_BODY_BYTES = 1 << 20
@@ -26,8 +27,13 @@ BODY_SECONDS = 30.0
 """How long a body may take: in all, or where it is streamed, from one packet to the next."""
 MAX_STREAMS = 16
 """Bodies that are streamed at once; the next ones wait, and hold no thread meanwhile."""
-STREAMS_A_TOKEN = 4
-"""Of those, how many one sender's may be, so that nobody alone keeps everybody waiting."""
+STREAMS_A_SENDER = 4
+"""Of those, how many one account's may be, or one attempt's or site's, so that nobody alone keeps everybody waiting."""
+STREAM_PATIENCE = 20
+"""How many times :data:`BODY_SECONDS` a streamed body may be waited for in all, besides a second for each :data:`LEAST_BYTES_A_SECOND`."""
+LEAST_BYTES_A_SECOND = 4096
+MAX_STORE_READERS = 32
+"""Requests that wait for the object store at once, beside the streamed bodies; the next ones hold no thread meanwhile."""
 SENDER = "wegeft.sender"
 """In a request's scope: who sends it, where that was found out by other means than a token."""
 
@@ -36,6 +42,7 @@ Result = TypeVar("Result")
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 _LIMIT = "max_body_bytes"
 _SLOTS: RunVar[anyio.CapacityLimiter] = RunVar("wegeft_streams")
+_READERS: RunVar[anyio.CapacityLimiter] = RunVar("wegeft_store_readers")
 _SHARES: RunVar[dict[str, _Share]] = RunVar("wegeft_stream_shares")
 
 
@@ -49,15 +56,31 @@ def streams_body(endpoint: Callable[Parameters, Result]) -> Callable[Parameters,
     @wraps(endpoint)
     async def streamed(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         request = next(value for value in kwargs.values() if isinstance(value, Request))
-        async with _share_of(_sender_of(request)):
-            return await anyio.to_thread.run_sync(partial(endpoint, *args, **kwargs), limiter=_slots())
+        async with _share_of(_sender_of(request, kwargs)):
+            return await anyio.to_thread.run_sync(partial(endpoint, *args, **kwargs), limiter=_limiter(_SLOTS, MAX_STREAMS))
 
     setattr(streamed, _LIMIT, None)
     return streamed
 
 
-def _sender_of(request: Request) -> str:
-    """Return who sends a request that was let in: the token itself, however the header around it is written."""
+def waits_for_store(endpoint: Callable[Parameters, Result]) -> Callable[Parameters, Coroutine[Any, Any, Result]]:
+    """Return an endpoint that runs the given one, which reads from the object store, in a thread beside those of the other endpoints.
+
+    So however long the store takes, what needs the database alone is answered.
+    """
+
+    @wraps(endpoint)
+    async def waited(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        return await anyio.to_thread.run_sync(partial(endpoint, *args, **kwargs), limiter=_limiter(_READERS, MAX_STORE_READERS))
+
+    return waited
+
+
+def _sender_of(request: Request, arguments: Mapping[str, object]) -> str:
+    """Return who sends a request that was let in: an account, however many tokens it has, or else who was found out by other means."""
+    for argument in arguments.values():
+        if isinstance(argument, Principal):
+            return f"account {argument.account}"
     token = request.headers.get("authorization", "").partition(" ")[2].strip()
     return str(request.scope.get(SENDER, token))
 
@@ -68,20 +91,20 @@ def takes_reports(endpoint: Endpoint) -> Endpoint:
     return endpoint
 
 
-def _slots() -> anyio.CapacityLimiter:
+def _limiter(variable: RunVar[anyio.CapacityLimiter], most: int) -> anyio.CapacityLimiter:
     """Return the event loop's own limiter."""
-    slots = _SLOTS.get(None)
-    if slots is None:
-        slots = anyio.CapacityLimiter(MAX_STREAMS)
-        _SLOTS.set(slots)
-    return slots
+    limiter = variable.get(None)
+    if limiter is None:
+        limiter = anyio.CapacityLimiter(most)
+        variable.set(limiter)
+    return limiter
 
 
 @dataclass
 class _Share:
     """One sender's part of the slots."""
 
-    slots: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(STREAMS_A_TOKEN))
+    slots: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(STREAMS_A_SENDER))
     requests: int = 0
     """That have a slot of it or wait for one."""
 
@@ -115,7 +138,7 @@ class LimitedBody:
         self._receive = receive
         self._seconds = seconds
         self._seen = 0
-        self._deadline: float | None = None
+        self._waited = 0.0
         self._is_whole = False
 
     async def __call__(self) -> Message:
@@ -132,11 +155,19 @@ class LimitedBody:
         return message
 
     async def _next_message(self, *, is_streamed: bool) -> Message:
-        if self._deadline is None or is_streamed:
-            self._deadline = anyio.current_time() + self._seconds
-        with anyio.CancelScope(deadline=self._deadline):
-            return await self._receive()
-        raise ServiceTimeout(f"the body did not come within {self._seconds:g} s", path="body", hint="send it again, without a pause")
+        began = anyio.current_time()
+        with anyio.CancelScope(deadline=began + self._seconds_left(is_streamed=is_streamed)):
+            message = await self._receive()
+            # Only what the peer takes counts, not what the endpoint does with it meanwhile.
+            self._waited += anyio.current_time() - began
+            return message
+        raise ServiceTimeout("the body came too slowly", path="body", hint="send it again, without a pause")
+
+    def _seconds_left(self, *, is_streamed: bool) -> float:
+        if not is_streamed:
+            return self._seconds - self._waited
+        in_all = STREAM_PATIENCE * self._seconds + self._seen / LEAST_BYTES_A_SECOND
+        return min(self._seconds, in_all - self._waited)
 
 
 def _check_length(size: int, limit: int | None) -> None:

@@ -8,15 +8,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import structlog
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, TypeDecorator, create_engine, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
+from sqlalchemy.exc import DatabaseError, DataError, DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from wegeft.contracts.errors import DatabaseUnavailable, StorageFull
+from wegeft.contracts.errors import DatabaseUnavailable, InvalidRequest, StorageFull
 
 METADATA = MetaData(
     naming_convention={
@@ -32,6 +33,15 @@ METADATA = MetaData(
 Act = Callable[[Connection], None]
 
 BUSY_SECONDS = 30
+_POSTGRES_ARGUMENTS = {
+    "connect_timeout": 10,
+    # A server that vanishes without a word, as with its network, is given up soon instead of after the kernel's two hours.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+_LOG = structlog.get_logger("database")
 _MIGRATION_LOCK = 7_318_349_394_477_056
 
 
@@ -68,7 +78,7 @@ def make_engine(url: str) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    return create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args={"connect_timeout": 10})
+    return create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=_POSTGRES_ARGUMENTS)
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
@@ -114,18 +124,24 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
-def _named_errors() -> Iterator[None]:
+def _named_errors(*, is_starting: bool = False) -> Iterator[None]:
+    """Name what goes wrong. A server's own words, which may name hosts and users, are logged, and told only to who starts the service."""
     try:
         yield
     except PoolTimeout as error:
         raise DatabaseUnavailable("every connection to the database is busy", hint="try again") from error
+    except (DataError, OverflowError) as error:
+        # Doors check what they take; what passes them nevertheless is the caller's mistake, not the service's.
+        raise InvalidRequest("a value that the database cannot hold", hint="a text with a NUL, or a number beyond 64 bits") from error
     except DBAPIError as error:
         if not _is_outage(error):
             raise
         reason = " ".join(str(error.orig).split())
         if "disk is full" in reason or "No space left" in reason:
             raise StorageFull("the database's disk is full", hint="free some space; nothing was changed") from error
-        raise DatabaseUnavailable(f"the database does not answer: {reason}") from error
+        _LOG.warning("the database does not answer", reason=reason)
+        is_told = is_starting or type(error.orig).__module__.startswith("sqlite3")
+        raise DatabaseUnavailable(f"the database does not answer{f': {reason}' if is_told else ''}") from error
 
 
 def _is_outage(error: DBAPIError) -> bool:
@@ -135,7 +151,7 @@ def _is_outage(error: DBAPIError) -> bool:
 
 def upgrade(engine: Engine) -> None:
     """Bring the schema to this version of the code; safe to run from several processes at once."""
-    with _named_errors(), engine.connect().execution_options(writer=True) as connection, connection.begin():
+    with _named_errors(is_starting=True), engine.connect().execution_options(writer=True) as connection, connection.begin():
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
         command.upgrade(migration_config(connection), "head")

@@ -29,6 +29,7 @@ REQUEST_ID = "wegeft.request_id"
 """Where in the ASGI scope the request's id is."""
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
+_RETRY_AFTER_SECONDS = 1
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _QUIET_ROUTES = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -87,6 +88,17 @@ def problem_bytes(body: ErrorBody) -> bytes:
     """Return an error as RFC 9457 has it."""
     members = {"type": f"urn:wegeft:error:{body.code}", **body.model_dump(mode="json", exclude_none=True)}
     return json.dumps(members, ensure_ascii=True).encode()
+
+
+def problem_headers(status: int) -> dict[str, str]:
+    """Return what an error's headers say beside its body."""
+    match status:
+        case 401:
+            return {"WWW-Authenticate": "Bearer"}
+        case 503:
+            return {"Retry-After": str(_RETRY_AFTER_SECONDS)}
+        case _:
+            return {}
 
 
 class Envelope:
@@ -188,8 +200,7 @@ class _Exchange:
             return
         content = problem_bytes(body)
         headers = [(b"content-type", PROBLEM_MEDIA_TYPE.encode()), (b"content-length", str(len(content)).encode())]
-        if body.status == 401:
-            headers.append((b"www-authenticate", b"Bearer"))
+        headers += [(name.lower().encode(), value.encode()) for name, value in problem_headers(body.status).items()]
         await self._send_wrapped({"type": "http.response.start", "status": body.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": content})
 

@@ -17,14 +17,15 @@ from wegeft.contracts.errors import InvalidRequest, Unauthenticated
 
 PREFIX = "/api/v1"
 """Of our own API."""
-GUARDED_PREFIX = "/api/"
-"""Under it, in whatever dialect, nobody without a token may send a body."""
 _OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _HINT = "send Authorization: Bearer wgt_…; `wgctl up` prints where it is"
-_WRITING = frozenset({"POST", "PUT", "PATCH"})
+_API_PREFIX = "/api/"
+_FORM = "application/x-www-form-urlencoded"
+MAX_FORM_BYTES = 16_384
+"""Of a form of a page, which brings its token in a cookie, or as a field of it."""
 SITES_PREFIX = f"{PREFIX}/federation/"
 """Under it, sites sign what they send; they have no token."""
-_ENTRANCES = frozenset(f"{SITES_PREFIX}{name}" for name in ("enrolments", "invitations", "rotations"))
+SITES_ENTRANCES = frozenset(f"{SITES_PREFIX}{name}" for name in ("enrolments", "invitations", "rotations"))
 """Where a site is known by the token that its body brings."""
 _SIGNATURE = re.compile(r"ed25519:[0-9a-f]{128}\Z")
 
@@ -44,11 +45,12 @@ class Gate:
         """Raise :class:`InvalidRequest` or :class:`Unauthenticated` where the request is refused."""
         self._check_host(_values(scope, b"host"))
         path: str = scope["path"]
-        if scope["method"] not in _WRITING or not path.startswith(GUARDED_PREFIX) or not _has_body(scope):
+        # Whatever the address: a door that somebody adds must not be one that strangers can lean on.
+        if not _has_body(scope) or _is_form(scope):
             return
         if not path.startswith(SITES_PREFIX):
             await self._check_token(_values(scope, b"authorization"), path)
-        elif path not in _ENTRANCES:
+        elif path not in SITES_ENTRANCES:
             _check_signature(_values(scope, b"wegeft-signature"))
 
     async def _check_token(self, given: list[str], path: str) -> None:
@@ -92,6 +94,14 @@ def _values(scope: Scope, name: bytes) -> list[str]:
 
 def _has_body(scope: Scope) -> bool:
     return bool(_values(scope, b"transfer-encoding")) or _values(scope, b"content-length") not in ([], ["0"])
+
+
+def _is_form(scope: Scope) -> bool:
+    """Whether this is a short form for one of the pages, which are all outside of the API."""
+    kinds, lengths = _values(scope, b"content-type"), _values(scope, b"content-length")
+    is_short = len(lengths) == 1 and len(lengths[0]) < 10 and lengths[0].isdigit() and int(lengths[0]) <= MAX_FORM_BYTES
+    is_form = len(kinds) == 1 and kinds[0].partition(";")[0].strip().lower() == _FORM
+    return is_short and is_form and not scope["path"].startswith(_API_PREFIX) and not _values(scope, b"transfer-encoding")
 
 
 def _check_signature(given: list[str]) -> None:

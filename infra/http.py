@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -11,19 +13,18 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from infra.envelope import PROBLEM_MEDIA_TYPE, REQUEST_ID, Envelope, ErrorPage, Meter, page_of, problem_bytes
+from infra.description import describing
+from infra.envelope import PROBLEM_MEDIA_TYPE, REQUEST_ID, Envelope, ErrorPage, Meter, page_of, problem_bytes, problem_headers
 from infra.gate import PREFIX, Gate
-from wegeft.contracts.errors import Broken, ErrorBody, InvalidRequest, NotFound, Problem, WegeftError, shorten
+from infra.readiness import Check, PartGauges, Question, Readiness
+from wegeft.contracts.errors import Broken, InvalidRequest, NotFound, Problem, WegeftError, shorten
 
 API_PREFIX = PREFIX
 """Every router of our own API carries it itself: ``APIRouter(prefix=API_PREFIX)``."""
 
-Check = Callable[[], None]
-"""Raises where a part that the service stands on does not work."""
-
 _OPEN_GATE = Gate()
 _SECRET_WORDS = ("token", "secret", "password", "authorization", "credential")
-_RETRY_AFTER_SECONDS = 1
+_METRICS: dict[int | str, dict[str, Any]] = {200: {"content": {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}}}
 _MAX_PROBLEMS = 100
 """A reader has enough of them, and an answer must not be many times as long as its request."""
 
@@ -51,15 +52,15 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         middleware=[Middleware(Envelope, meter=Meter(metrics), gate=gate)],
-        responses={
-            "default": {"description": "Any error, as RFC 9457 has it", "content": {PROBLEM_MEDIA_TYPE: {"schema": _error_schema()}}}
-        },
     )
+    app.openapi = describing(app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
     app.add_exception_handler(WegeftError, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_validation)
     app.add_exception_handler(HTTPException, _answer_http)
     # First, so that no page of a namespace stands in their way.
-    for router in (_plain_router(version, checks or {}, metrics), *routers):
+    readiness = Readiness(checks or {})
+    metrics.register(PartGauges(readiness))
+    for router in (_plain_router(version, readiness, metrics), *routers):
         app.include_router(router)
     return app
 
@@ -69,24 +70,12 @@ def show_errors(app: FastAPI, page: ErrorPage) -> None:
     app.state.error_page = page
 
 
-def _error_schema() -> dict[str, object]:
-    """Return the schema of an error, whole in itself: references into it would lead nowhere from within the API's description."""
-    schema = ErrorBody.model_json_schema()
-    schema["properties"]["problems"]["items"] = schema.pop("$defs")["Problem"]
-    return schema
-
-
 def problem_response(error: WegeftError, request: Request, status: int | None = None) -> Response:
     """Return the answer that tells ``error`` to the caller."""
     body = error.body(request.scope.get(REQUEST_ID))
     if status is not None:
         body = body.model_copy(update={"status": status})
-    headers: dict[str, str] = {}
-    if body.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    if body.status == 503:
-        headers["Retry-After"] = str(_RETRY_AFTER_SECONDS)
-    return Response(problem_bytes(body), status_code=body.status, media_type=PROBLEM_MEDIA_TYPE, headers=headers)
+    return Response(problem_bytes(body), status_code=body.status, media_type=PROBLEM_MEDIA_TYPE, headers=problem_headers(body.status))
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
@@ -132,32 +121,24 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     return answer
 
 
-def _plain_router(version: str, checks: Mapping[str, Check], registry: CollectorRegistry) -> APIRouter:
+def _plain_router(version: str, readiness: Readiness, registry: CollectorRegistry) -> APIRouter:
     router = APIRouter(tags=["service"])
+    counted = Question(lambda: generate_latest(registry))
 
     @router.get("/healthz", summary="Whether the process answers")
     async def healthz() -> dict[str, str]:
         return {"status": "ok", "version": version}
 
+    # Neither waits for a thread of those that serve requests: these may all hang with the part that is asked about.
     @router.get("/readyz", summary="Whether the database and the object store answer")
-    def readyz() -> dict[str, str]:
-        problems = [problem for name, check in checks.items() if (problem := _try(name, check))]
+    async def readyz() -> dict[str, str]:
+        problems = await readiness.problems()
         if problems:
             raise Broken("not ready", problems=problems)
         return {"status": "ready"}
 
-    @router.get("/metrics", summary="Prometheus metrics")
-    def metrics() -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    @router.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=_METRICS)
+    async def metrics() -> Response:
+        return Response(await asyncio.wrap_future(counted.begin()), media_type=CONTENT_TYPE_LATEST)
 
     return router
-
-
-def _try(name: str, check: Check) -> Problem | None:
-    try:
-        check()
-    except WegeftError as error:
-        return Problem(path=name, message=error.message)
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with a part, the answer is that it is not ready
-        return Problem(path=name, message=type(error).__name__)
-    return None

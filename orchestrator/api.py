@@ -71,7 +71,12 @@ def _queue_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
     router = APIRouter(tags=["jobs"])
     writer = guard.require(Role.WRITE)
 
-    @router.post("/jobs", status_code=201, summary="Queue a job; 200 where the key was used for it before")
+    @router.post(
+        "/jobs",
+        status_code=201,
+        summary="Queue a job; 200 where the key was used for it before",
+        responses={200: {"description": "The job that the key was used for", "model": JobView}},
+    )
     def post_job(body: Submission, caller: Annotated[Principal, Depends(writer)], response: Response, key: Key = None) -> JobView:
         now = services.clock()
         job = ledger.NewJob(

@@ -14,8 +14,9 @@ from hub import catalog
 from hub.intake import check_kept
 from hub.objects import stream_verified
 from infra.auth import Credentials, bearer_of
-from infra.bodies import streams_body, takes_reports
+from infra.bodies import streams_body, takes_reports, waits_for_store
 from infra.database import reading, writing
+from infra.description import BINARY
 from infra.http import API_PREFIX
 from orchestrator import ledger
 from orchestrator.publishing import check_blobs, publish_result
@@ -145,7 +146,8 @@ def _blob_router(desk: _Desk) -> APIRouter:
     router = APIRouter()
     services = desk.services
 
-    @router.head("/blobs/{digest}", summary="Whether the job has delivered the bytes")
+    @router.head("/blobs/{digest}", summary="Whether the job has delivered the bytes", response_class=Response)
+    @waits_for_store
     def head_blob(digest: str, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> Response:
         with desk.heard(lease) as (connection, _):
             is_kept = ledger.renew_delivered(connection, lease, check_digest(digest), services.intake.keep_until)
@@ -154,7 +156,13 @@ def _blob_router(desk: _Desk) -> APIRouter:
             raise BlobNotFound(path=digest)
         return Response(headers={"Content-Length": str(size), "ETag": f'"{digest}"'})
 
-    @router.put("/blobs/{digest}", status_code=201, summary="Store bytes; 200 where the job has delivered them before")
+    @router.put(
+        "/blobs/{digest}",
+        status_code=201,
+        summary="Store bytes; 200 where the job has delivered them before",
+        openapi_extra={"requestBody": BINARY},
+        responses={200: {"description": "The job has delivered them before", "model": BlobView}},
+    )
     @streams_body
     def put_blob(digest: str, request: Request, response: Response, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> BlobView:
         with desk.heard(lease) as (connection, row):
@@ -175,7 +183,13 @@ def _input_router(desk: _Desk) -> APIRouter:
     router = APIRouter()
     store = desk.services.store
 
-    @router.get("/blobs/{digest}", summary="Bytes that the task names: data sets and the checkpoint to go on from")
+    @router.get(
+        "/blobs/{digest}",
+        summary="Bytes that the task names: data sets and the checkpoint to go on from",
+        response_class=Response,
+        responses={200: BINARY},
+    )
+    @waits_for_store
     def get_blob(digest: str, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> Response:
         task = desk.task(lease)
         if digest not in _named_by(task):

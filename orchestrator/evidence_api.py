@@ -6,8 +6,9 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request, Response
 from sqlalchemy import Connection
 
-from hub.serving import ServedBlob, answer_blob
+from hub.serving import BLOB_ANSWERS, ServedBlob, answer_blob
 from infra.auth import Guard, Role
+from infra.bodies import waits_for_store
 from infra.database import reading
 from orchestrator.federation_round import closing_of
 from orchestrator.ids import check_job_id
@@ -24,7 +25,6 @@ from wegeft.contracts.signatures import public_key_of
 
 JobId = Annotated[str, Path(description="Of a federated job.")]
 Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
-_BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 
 
 def make_router(services: OrchestratorServices, guard: Guard, key: bytes) -> APIRouter:
@@ -42,8 +42,9 @@ def make_router(services: OrchestratorServices, guard: Guard, key: bytes) -> API
         summary="Bytes that a committed round was made of: states and updates",
         dependencies=[Depends(guard.require(Role.ADMIN))],
         response_class=Response,
-        responses={200: _BYTES, 206: _BYTES},
+        responses=BLOB_ANSWERS,
     )
+    @waits_for_store
     def get_blob(job_id: JobId, number: Number, digest: str, request: Request) -> Response:
         with reading(services.engine) as connection:
             job = federations.find_federated(connection, check_job_id(job_id))
@@ -54,7 +55,7 @@ def make_router(services: OrchestratorServices, guard: Guard, key: bytes) -> API
             raise BlobNotFound("the round names no such bytes, or they are gone", path="digest", value=digest)
         name = f"{digest.partition(':')[2]}.safetensors"
         served = ServedBlob(digest=digest, size=size, media_type="application/octet-stream", file_name=name, is_immutable=True, tag=digest)
-        return answer_blob(services.store, served, request.headers)
+        return answer_blob(services.store, served, request)
 
     return router
 

@@ -84,6 +84,7 @@ def _rotation_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
             job = _find_going_on(connection, job_id)
             site = sites.find_site_named(connection, job.id, name)
             site_keys.order_rotation(connection, site, token, caller.name, expires_at)
+            audit.note(connection, "site.rotate", f"{job.id}/{name}", now)
             federations.tell(connection, job.id, f"{caller.name} lets {name} make a new key", now)
         return Rotation(job_id=job.id, name=name, token=token, expires_at=expires_at)
 
@@ -98,6 +99,8 @@ def _rollback_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
     def post_rollback(job_id: JobId, body: RollbackRequest, caller: Writer, response: Response) -> Rollback:
         with writing(services.engine) as connection:
             done, is_new = roll_back(connection, check_job_id(job_id), body, caller.name, services.clock())
+            if is_new:
+                audit.note(connection, "federation.rollback", job_id, done.at, to_round=done.to_round, reason=done.reason)
         services.bells.arrived.set()
         response.status_code = 201 if is_new else 200
         return done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.metrics_core import GaugeMetricFamily
@@ -10,15 +11,22 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Engine
 
 from infra.database import reading
+from infra.readiness import ANSWER_SECONDS, Question
 from orchestrator import ledger
 from wegeft.contracts.collection import Collected
+from wegeft.contracts.errors import Broken
+from wegeft.contracts.training import JobState
 
 
 class JobGauges(Collector):
-    """``wegeft_jobs{state}``, counted in the ledger whenever it is asked for; register it with the registry of ``create_app``."""
+    """``wegeft_jobs{state}``, counted in the ledger whenever it is asked for; register it with the registry of ``create_app``.
+
+    While the database does not answer there is no such series, and all others are told.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._counted = Question(self._count)
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
         """Say what will be told, so that registering asks nothing of the database."""
@@ -27,10 +35,14 @@ class JobGauges(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Count the jobs."""
         gauge = GaugeMetricFamily("wegeft_jobs", "Jobs by state.", labels=("state",))
-        with reading(self._engine) as connection:
-            for state, count in ledger.count_by_state(connection).items():
+        with suppress(Broken, TimeoutError):
+            for state, count in self._counted.begin().result(ANSWER_SECONDS).items():
                 gauge.add_metric((state.value,), count)
         yield gauge
+
+    def _count(self) -> dict[JobState, int]:
+        with reading(self._engine) as connection:
+            return ledger.count_by_state(connection)
 
 
 class CollectionTally:

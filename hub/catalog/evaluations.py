@@ -12,6 +12,7 @@ from sqlalchemy import Connection, func, select
 from hub.catalog.provenance_tables import EVALUATIONS
 from hub.catalog.signatures import find_version_id
 from hub.catalog.tables import upsert
+from infra import audit
 from wegeft.contracts.adapter import AdapterName
 from wegeft.contracts.errors import TooLarge
 from wegeft.contracts.provenance import EvaluationReport, EvaluationView, is_evaluation
@@ -61,6 +62,7 @@ def report_evaluation(
     added = upsert(connection, EVALUATIONS).values(row)
     changed = added.on_conflict_do_update(index_elements=keys, set_={name: row[name] for name in ("value", "created_at", "created_by")})
     connection.execute(changed)
+    audit.note(connection, "evaluation.report", f"{where[0]}@{where[1]}", now, metric=report.metric, value=report.value)
     return _view({**row, "version": where[1]})
 
 

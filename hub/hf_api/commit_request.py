@@ -58,11 +58,15 @@ class CommitRequest:
     """Files that must be there."""
     deleted_folders: tuple[str, ...]
     """Without slashes; an empty one is everything."""
+    key: str | None = None
+    """What the sender calls this very request, however often it comes; None where it has no name for it."""
 
     def fingerprint(self, adapter: str, sender: str) -> str:
         """Return what tells this very request of this sender from every other one, whatever it stands on."""
         added = sorted((path, entry.digest) for path, entry in self.added.items())
         said = [adapter, sender, self.header.summary, self.header.description, added, self.deleted, self.deleted_folders]
+        if self.key is not None:
+            said.append(self.key)
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
     def apply(self, files: tuple[FileEntry, ...]) -> tuple[FileEntry, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
 
@@ -37,14 +37,15 @@ class Committer:
     adapter: AdapterName
     caller: Principal
 
-    def read(self, source: Readable) -> CommitRequest:
-        """Return the commit that a body describes, and store its files.
+    def read(self, source: Readable, key: str | None = None) -> CommitRequest:
+        """Return the commit that a body describes, and store its files; ``key`` is what the sender calls this very request.
 
         Raises what :meth:`CommitReader.read` does, and :class:`QuotaExceeded` before anything is read where the namespace is full.
         """
         with reading(self.services.engine) as connection:
             catalog.check_room(connection, self.adapter)
-        return CommitReader(store=self._store, find=self._find, max_file_bytes=self.services.max_blob_bytes).read(source)
+        reader = CommitReader(store=self._store, find=self._find, max_file_bytes=self.services.max_blob_bytes)
+        return replace(reader.read(source), key=key)
 
     def _store(self, content: Content) -> FileEntry:
         intake, digest = self.services.intake, content.digest
@@ -83,12 +84,12 @@ class Committer:
         raise Conflict("others publish to this adapter all the time", path=str(self.adapter), hint="try again")
 
     def _made_before(self, request: CommitRequest, head: VersionView | Repository) -> VersionView | None:
-        """Return what this very request has made, whose answer was lost: on its parent, or just now."""
-        source = f"commit:{self._fingerprint(request)}:"
-        if request.header.parentCommit is None:
+        """Return what this very request has made, whose answer was lost: on its parent, by its key, or just now."""
+        source, parent = f"commit:{self._fingerprint(request)}:", request.header.parentCommit
+        if parent is None and request.key is None:
             return head if isinstance(head, VersionView) and head.source.startswith(source) else None
         with reading(self.services.engine) as connection:
-            number = catalog.find_made(connection, self.adapter, source + request.header.parentCommit)
+            number = catalog.find_made(connection, self.adapter, source + (parent or ""))
             return None if number is None else find_version(connection, self.adapter, str(number))
 
     def _fingerprint(self, request: CommitRequest) -> str:

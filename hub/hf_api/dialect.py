@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,8 +58,11 @@ def _as_ours(error: RequestValidationError) -> InvalidRequest:
     return InvalidRequest("the request is malformed", problems=found[:_MOST_PROBLEMS])
 
 
-def refusal(error: WegeftError, request: Request, commit: str | None = None) -> Response:
-    """Return the answer that tells ``error``: its kind and one line in headers, and every problem where clients print it."""
+def refusal(error: WegeftError, request: Request, commit: str | None = None, told: Mapping[str, Any] | None = None) -> Response:
+    """Return the answer that tells ``error``: its kind and one line in headers, and every problem where clients print it.
+
+    ``told`` is what its body says besides.
+    """
     status, code = error.http_status, ""
     match error:
         case AdapterNotFound() | InvalidReference(problems=[Problem(path="name" | "namespace"), *_]):
@@ -78,7 +81,7 @@ def refusal(error: WegeftError, request: Request, commit: str | None = None) -> 
         answer.headers["X-Error-Code"] = code
     if commit:
         answer.headers["X-Repo-Commit"] = commit  # lets a client remember that the file is not there
-    return _with_lines(answer, error)
+    return _with_lines(answer, error, told or {})
 
 
 def _summary(error: WegeftError) -> str:
@@ -89,10 +92,10 @@ def _one_line(text: str) -> str:
     return " ".join(text.encode("ascii", "replace").decode().split())[:_MAX_LINE]
 
 
-def _with_lines(answer: Response, error: WegeftError) -> Response:
+def _with_lines(answer: Response, error: WegeftError, told: Mapping[str, Any]) -> Response:
     """Add what the clients print of a body: they know nothing of RFC 9457."""
-    told = [{"message": str(problem)} for problem in error.problems[:_MOST_PROBLEMS]]
-    body = json.loads(bytes(answer.body)) | {"error": answer.headers["X-Error-Message"], "errors": told}
+    lines = [{"message": str(problem)} for problem in error.problems[:_MOST_PROBLEMS]]
+    body = json.loads(bytes(answer.body)) | {**told, "error": answer.headers["X-Error-Message"], "errors": lines}
     kept = {name: value for name, value in answer.headers.items() if name != "content-length"}
     return Response(json.dumps(body), status_code=answer.status_code, headers=kept)
 

@@ -12,6 +12,7 @@ from hub.hf_views import EMPTY_COMMIT, commit_of, hex_of, tree_entry
 from hub.named_adapter import Name
 from hub.services import HubServices
 from hub.serving import ServedBlob, answer_blob, answer_head
+from infra.bodies import waits_for_store
 from wegeft.contracts.adapter import FileEntry, VersionView
 from wegeft.contracts.errors import AdapterNotFound, FileNotFoundInVersion, InvalidRequest
 
@@ -68,6 +69,7 @@ def _file_router(services: HubServices) -> APIRouter:
 
     @router.head(_FILE)
     @router.get(_FILE)
+    @waits_for_store
     def get_file(adapter: Name, revision: str, path: str, request: Request) -> Response:
         found = resolve(services, adapter, revision)
         if isinstance(found, Repository):
@@ -97,6 +99,6 @@ def _answer_file(services: HubServices, version: VersionView, path: str, request
         is_immutable=request.path_params["revision"] in (commit, str(version.version)),
         tag=hex_of(entry),
     )
-    answer = answer_head(blob, request.headers) if request.method == "HEAD" else answer_blob(services.store, blob, request.headers)
+    answer = answer_head(blob, request.headers) if request.method == "HEAD" else answer_blob(services.store, blob, request)
     answer.headers.update({"X-Repo-Commit": commit, "X-Linked-ETag": blob.etag, "X-Linked-Size": str(entry.size)})
     return answer

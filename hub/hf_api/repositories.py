@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 
 from hub import catalog
-from hub.hf_api.dialect import Doors, HfRoute, address_of
+from hub.hf_api.dialect import Doors, HfRoute, address_of, refusal
 from hub.hf_api.front_matter import check_card
 from hub.hf_views import View
 from infra.auth import Principal, Role
@@ -53,9 +53,7 @@ def make_router(doors: Doors) -> APIRouter:
                 catalog.claim(connection, adapter.namespace, caller, now, is_private_by_default=is_private)
                 catalog.create_repository(connection, adapter, caller.name, now, asked)
         except Conflict as error:
-            # The clients read the address from a conflict too.
-            told = {"error": str(error)}
-            return JSONResponse(shown | told, 409, {"X-Error-Message": told["error"]})
+            return refusal(error, request, told=shown)  # the clients read the address from a conflict too
         return JSONResponse(shown)
 
     @router.delete("/api/repos/delete")

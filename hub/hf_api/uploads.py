@@ -5,7 +5,7 @@ import binascii
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 from pydantic import BaseModel, Field
 
 from hub import catalog
@@ -29,6 +29,8 @@ _ROOT = "/api/models/{namespace}/{name}"
 _MAX_FILES = 256
 _BESIDE_FILES = 1 << 20
 """Bytes of a commit's body that are not files."""
+Key = Annotated[str | None, Header(alias="Idempotency-Key", max_length=255, pattern=r"^[\x21-\x7e]+$")]
+"""What a client of ours calls one commit, however often it sends it."""
 _MAX_COMPARED = 256 << 20
 """Of a larger file the client is not told whether it has changed; it is sent again, and that is seen here."""
 
@@ -131,12 +133,14 @@ def _commit_router(doors: Doors) -> APIRouter:
 
     @router.post(f"{_ROOT}/commit/{{revision:path}}")
     @streams_body
-    def post_commit(adapter: Name, revision: str, caller: Annotated[Principal, Depends(doors.writer)], request: Request) -> View:
+    def post_commit(
+        adapter: Name, revision: str, caller: Annotated[Principal, Depends(doors.writer)], request: Request, key: Key = None
+    ) -> View:
         _check_target(revision, request)
         resolve(services, adapter, MAIN)
         committer = Committer(services=services, adapter=adapter, caller=caller)
         with BodyReader(request, services.max_blob_bytes * 4 // 3 + _BESIDE_FILES) as body:
-            made = committer.commit(committer.read(body))
+            made = committer.commit(committer.read(body, key))
         commit = commit_of(made)
         url = f"{address_of(request, made.adapter)}/commit/{commit}"
         return {"success": True, "commitOid": commit, "commitUrl": url, "hookOutput": ""}

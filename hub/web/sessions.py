@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from infra.auth import is_token
+from infra.gate import MAX_FORM_BYTES
 from wegeft.contracts.errors import Forbidden, InvalidRequest
 
 SESSION_COOKIE = "wegeft_session"
@@ -21,7 +22,6 @@ VISIT_COOKIE = "wegeft_visit"
 """Of somebody who has not signed in; a random text that the form for it is bound to."""
 CSRF_FIELD = "csrf"
 _SESSION_SECONDS = 30 * 86_400
-_MAX_FORM_BYTES = 16_384
 _FORM = "application/x-www-form-urlencoded"
 
 
@@ -88,8 +88,8 @@ async def _fields(request: Request) -> dict[str, str]:
     content = b""
     async for chunk in request.stream():
         content += chunk
-        if len(content) > _MAX_FORM_BYTES:
-            raise InvalidRequest("the form is too long", hint=f"at most {_MAX_FORM_BYTES} bytes")
+        if len(content) > MAX_FORM_BYTES:
+            raise InvalidRequest("the form is too long", hint=f"at most {MAX_FORM_BYTES} bytes")
     try:
         return dict(parse_qsl(content.decode("ascii"), keep_blank_values=True, max_num_fields=50, errors="strict"))
     except ValueError as error:

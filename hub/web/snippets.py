@@ -1,8 +1,10 @@
-"""How to use a version, as lines to copy."""
+"""How to use a version, as lines to copy into a shell or a program: what a publisher wrote is quoted, so that it can only be a name."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from shlex import quote
 
 from hub.web.showing import show_model
 from wegeft.contracts.adapter import VersionView
@@ -40,12 +42,12 @@ def _peft(version: VersionView, task: str | None) -> str:
     teaching = "import wegeft.method  # teaches PEFT the method\n" if version.method == "wegeft" else ""
     return (
         f"from peft import PeftModel\nfrom transformers import {loader}\n{teaching}\n"
-        f'model = {loader}.from_pretrained("{base}")\nmodel = PeftModel.from_pretrained(model, "adapter")'
+        f'model = {loader}.from_pretrained({json.dumps(base, ensure_ascii=False)})\nmodel = PeftModel.from_pretrained(model, "adapter")'
     )
 
 
 def _hugging_face(version: VersionView, server: str) -> str:
-    return f"export HF_ENDPOINT={server}\nexport HF_TOKEN=wgt_…\nhf download {version.adapter} --revision {version.version}"
+    return f"export HF_ENDPOINT={quote(server)}\nexport HF_TOKEN=wgt_…\nhf download {version.adapter} --revision {version.version}"
 
 
 def _vllm(version: VersionView) -> str:
@@ -53,8 +55,13 @@ def _vllm(version: VersionView) -> str:
     base = version.base_model.partition("@")[0]
     return (
         f"wgctl adapters export {version.ref} --format lora -o lora\n"
-        f"vllm serve {base} --enable-lora{rank} --lora-modules {show_model(version.adapter).replace('/', '-')}=./lora"
+        f"vllm serve {_argument(base)} --enable-lora{rank} --lora-modules {show_model(version.adapter).replace('/', '-')}=./lora"
     )
+
+
+def _argument(name: str) -> str:
+    """Return a name as an argument in a shell, which is no option even where the name begins like one."""
+    return quote(f"./{name}" if name.startswith("-") else name)
 
 
 def _served_rank(rank: int) -> int:

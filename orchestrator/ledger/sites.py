@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, Row, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from infra import audit
 from infra.auth import hash_secret
 from orchestrator.ledger.federation_tables import INVITATIONS, NONCES, SITES
 from orchestrator.ledger.site_keys import check_never_replaced
@@ -91,6 +92,7 @@ def enrol(connection: Connection, token: str, candidate: tuple[str, str, int], n
         raise Conflict(
             "the key is enrolled already", path="public_key", hint="a site makes a key of its own for each federation"
         ) from error
+    audit.note(connection, "site.enrol", f"{row.job_id}/{row.name}", now, site=pseudonym, public_key=public_key)
     return row.job_id, find_site(connection, pseudonym)
 
 

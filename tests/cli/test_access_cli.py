@@ -1,6 +1,7 @@
 """``wgctl orgs``, ``tokens``, ``adapters visibility``, ``audit`` and ``quotas``, against a service over a real socket."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from cli.main import main
+from infra.database import writing
 from tests.orchestrator.hidden_world import ADAPTER, HiddenWorld, make_world
 from tests.orchestrator.samples import new_sqlite
 from tests.orchestrator.serving import listening
@@ -114,3 +116,27 @@ def test_quotas_are_set_and_shown(ask: Ask) -> None:
         "adapters": None,
         "versions": None,
     }
+
+
+def test_a_log_whose_end_was_cut_off_is_found(ask: Ask, server: tuple[HiddenWorld, str]) -> None:
+    """With hashes all right: by who has verified it before; anybody else sees nothing wrong with it."""
+    world, _ = server
+    assert ask("operator", "audit", "verify")[0] == 0
+    assert ask("operator", "audit", "verify")[0] == 0
+    last = "(SELECT max(sequence) FROM audit)"
+    with writing(world.site.engine) as connection:
+        entry, digest = connection.exec_driver_sql(f"SELECT entry, hash FROM audit WHERE sequence = {last}").one()
+        connection.exec_driver_sql(f"DELETE FROM audit WHERE sequence = {last}")
+        connection.exec_driver_sql(f"UPDATE audit_head SET sequence = {last}, hash = (SELECT hash FROM audit WHERE sequence = {last})")
+    status, _, errors = ask("operator", "audit", "verify")
+    assert status == 7
+    assert "is not in it any more" in errors
+    assert "audit-heads.json" in errors
+    heads = Path(os.environ["WEGEFT_HOME"]) / "audit-heads.json"
+    heads.unlink()
+    assert ask("operator", "audit", "verify")[0] == 0
+    heads.write_text("{")
+    assert ask("operator", "audit", "verify")[0] == 2
+    with writing(world.site.engine) as connection:
+        connection.exec_driver_sql("INSERT INTO audit SELECT max(sequence) + 1, ?, ? FROM audit", (entry, digest))
+        connection.exec_driver_sql("UPDATE audit_head SET sequence = (SELECT max(sequence) FROM audit), hash = ?", (digest,))

@@ -10,7 +10,7 @@ from sqlalchemy import Column, Connection, Engine, Integer, MetaData, String, Ta
 from sqlalchemy.exc import IntegrityError, StatementError
 
 from infra.database import UtcTime, make_engine, reading, writing
-from wegeft.contracts.errors import DatabaseUnavailable, StorageFull
+from wegeft.contracts.errors import DatabaseUnavailable, InvalidRequest, StorageFull
 
 THINGS = Table("things", MetaData(), Column("id", Integer, primary_key=True), Column("name", String(9)), Column("at", UtcTime))
 NOON = datetime(2026, 11, 21, 12, 0, 0, 123456, tzinfo=UTC)
@@ -54,6 +54,14 @@ def test_a_transaction_is_whole(engine: Engine) -> None:
     with pytest.raises(IntegrityError), writing(engine) as connection:
         connection.execute(insert(THINGS), [{"id": 2, "name": "b"}, {"id": 1, "name": "c"}])
     assert names(engine) == ["a"]
+
+
+def test_what_a_database_cannot_hold_is_the_callers_mistake(engine: Engine) -> None:
+    """Each has values of its own that it stumbles over; neither is the service's fault."""
+    row = {"id": 1, "name": "\0"} if engine.dialect.name == "postgresql" else {"id": 1 << 80, "name": "a"}
+    with pytest.raises(InvalidRequest), writing(engine) as connection:
+        connection.execute(insert(THINGS).values(row))
+    assert names(engine) == []
 
 
 def test_writers_wait_for_each_other(engine: Engine) -> None:

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from hub import catalog
 from infra.auth import create_token, revoke_token
-from infra.bodies import MAX_BODY_BYTES, MAX_REPORT_BYTES, MAX_STREAMS, STREAMS_A_TOKEN
+from infra.bodies import MAX_BODY_BYTES, MAX_REPORT_BYTES, MAX_STREAMS, STREAMS_A_SENDER
 from infra.database import reading, writing
 from infra.gate import Gate, loopback_hosts
 from infra.http import create_app
@@ -86,7 +86,7 @@ def count_blobs(site: Site) -> int:
 def test_idle_uploads_leave_the_others_their_threads(site: Site) -> None:
     """Many are begun and none goes on; everybody else is answered as ever."""
     with writing(site.engine) as connection:
-        tokens = [create_token(connection, "idle", "write", NOW)[1] for _ in range(MAX_STREAMS // STREAMS_A_TOKEN)]
+        tokens = [create_token(connection, f"idle {number}", "write", NOW)[1] for number in range(MAX_STREAMS // STREAMS_A_SENDER)]
     with listening(site.app()) as url, ExitStack() as opened, httpx2.Client(base_url=url, trust_env=False, timeout=20) as http:
         for number in range(IDLE_UPLOADS):
             head = f"PUT /api/v1/blobs/{digest_of(bytes([number]))} HTTP/1.1"
@@ -109,17 +109,17 @@ def test_more_uploads_than_slots_all_end(site: Site) -> None:
         assert {status_of(connection) for connection in connections} == {422}
 
 
-def test_one_token_does_not_hold_every_slot(site: Site) -> None:
-    """However many uploads one begins and lets stand, another's goes on."""
+def test_one_account_does_not_hold_every_slot(site: Site) -> None:
+    """However many uploads one begins and lets stand, and with however many tokens, another's goes on."""
     content = b"another's"
+    with writing(site.engine) as connection:
+        tokens = [create_token(connection, "the writer" if number else "The Writer", "write", NOW)[1] for number in range(MAX_STREAMS)]
     with listening(site.app()) as url, ExitStack() as opened, httpx2.Client(base_url=url, trust_env=False, timeout=20) as http:
         for number in range(2 * MAX_STREAMS):
             head = f"PUT /api/v1/blobs/{digest_of(bytes([number]))} HTTP/1.1"
-            # Its token in another writing is no other token.
-            scheme = "".join(letter.upper() if number >> place & 1 else letter for place, letter in enumerate("bearer"))
-            headers = {"Authorization": site.bearer()["Authorization"].replace("Bearer", scheme), "Content-Length": "10"}
+            headers = {"Authorization": f"Bearer {tokens[number % len(tokens)]}", "Content-Length": "10"}
             opened.enter_context(send(url, head, headers, b"0"))
-        wait_until(lambda: count_blobs(site) > STREAMS_A_TOKEN)
+        wait_until(lambda: count_blobs(site) > STREAMS_A_SENDER)
         answer = http.put(f"/api/v1/blobs/{digest_of(content)}", content=content, headers=site.bearer("admin"))
     assert answer.status_code == 201
 
@@ -130,7 +130,7 @@ def test_a_share_lasts_as_long_as_it_is_needed(site: Site) -> None:
     with listening(site.app()) as url, ExitStack() as opened:
         for _ in range(2):
             connections = [
-                opened.enter_context(send(url, head, {**site.bearer(), "Content-Length": "10"})) for _ in range(2 * STREAMS_A_TOKEN)
+                opened.enter_context(send(url, head, {**site.bearer(), "Content-Length": "10"})) for _ in range(2 * STREAMS_A_SENDER)
             ]
             for connection in reversed(connections):
                 connection.sendall(b"0123456789")

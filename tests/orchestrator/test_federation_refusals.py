@@ -13,7 +13,7 @@ import httpx2
 import pytest
 from sqlalchemy import Engine
 
-from infra.bodies import BODY_SECONDS, MAX_STREAMS, STREAMS_A_TOKEN
+from infra.bodies import BODY_SECONDS, MAX_STREAMS, STREAMS_A_SENDER
 from tests.infra.test_gate import send, wait_until
 from tests.orchestrator.federating import API, FakeSite, key_of, now, plain_spec, start_files, train
 from tests.orchestrator.federation_world import World, count_blobs, problems, serving
@@ -196,7 +196,7 @@ def test_a_site_that_sends_slowly_leaves_the_others_their_slots(world: World) ->
         path = f"{API}/federation/blobs/{digest_of(content)}"
         headers = {**slow.headers("PUT", path, content), "Content-Length": str(len(content))}
         world.closing.enter_context(send(world.url, f"PUT {path} HTTP/1.1", headers, content[:1]))
-    wait_until(lambda: count_blobs(world.server) >= before + STREAMS_A_TOKEN)
+    wait_until(lambda: count_blobs(world.server) >= before + STREAMS_A_SENDER)
     other.http.timeout = BODY_SECONDS / 2
     assert other.answer(offers[1]).receipt.site == other.pseudonym
 

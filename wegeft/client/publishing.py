@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from wegeft.client.blobs import Progress, upload
 from wegeft.client.transport import Call, Transport, json_body
 from wegeft.contracts.adapter import CONFIG_FILE, PUBLISHABLE_FILES, WEIGHTS_FILE, AdapterName
-from wegeft.contracts.errors import AdapterNotFound, InvalidData, Problem
+from wegeft.contracts.errors import AdapterNotFound, Conflict, InvalidData, Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,9 @@ def push(transport: Transport, wanted: Push, on_progress: Progress | None = None
     content = "".join(lines).encode()
     path = f"//api/models/{wanted.adapter}/commit/main"
     headers = {"Content-Type": "application/x-ndjson", "Content-Length": str(len(content))}
+    if wanted.parent is None:
+        # The answer to a try may be lost while others publish: the next try must be known for the same push.
+        headers["Idempotency-Key"] = secrets.token_hex(16)
     return transport.ask(Call(method="POST", path=path, headers=headers, content=lambda: content), Committed)
 
 
@@ -82,7 +87,8 @@ def _create(transport: Transport, adapter: AdapterName) -> None:
     except AdapterNotFound:
         body = _NewRepository(name=adapter.name, organization=adapter.namespace)
         headers = {"Content-Type": "application/json"}
-        transport.tell(Call(method="POST", path="//api/repos/create", headers=headers, content=json_body(body)))
+        with suppress(Conflict):  # it is there meanwhile, by an earlier try perhaps whose answer was lost
+            transport.tell(Call(method="POST", path="//api/repos/create", headers=headers, content=json_body(body)))
 
 
 def _line(key: str, **value: Any) -> str:
