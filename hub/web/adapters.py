@@ -87,11 +87,11 @@ def make_router(frame: Frame) -> APIRouter:
         visit = await frame.require(request)
         return visit.calls.forward(api_path("adapters", namespace, name, "versions", selector, "files", path))
 
-    @router.get("/{namespace:namespace}/{name}/versions/{selector}/formats/{format_}/{dtype}/files/{path:path}")
+    @router.get("/{namespace:namespace}/{name}/versions/{selector}/formats/{format}/{dtype}/files/{path:path}")
     async def get_format_file(request: Request) -> Response:
         visit, place = await frame.require(request), request.path_params
         named = (place["namespace"], place["name"], "versions", place["selector"])
-        return visit.calls.forward(api_path("adapters", *named, "formats", place["format_"], place["dtype"], "files", place["path"]))
+        return visit.calls.forward(api_path("adapters", *named, "formats", place["format"], place["dtype"], "files", place["path"]))
 
     @router.post("/{namespace:namespace}/{name}/aliases")
     async def post_alias(request: Request, namespace: str, name: str) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from tests.method.models import adapted, error, llama, logits
 from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE
 
 Call = Callable[..., tuple[int, Any]]
+_LOGGED = re.compile(r"\d{4}-\d\d-\d\d ")
+"""A line of the hub's log: it runs in this process."""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,8 @@ def call(service: tuple[Hub, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         monkeypatch.setenv("WEGEFT_TOKEN", hub.tokens[role])
         status = main(["adapters", *arguments, "--json"])
         printed = capsys.readouterr()
-        return status, json.loads(printed.err.strip().splitlines()[-1] if status else printed.out)
+        ours = "\n".join(line for line in printed.out.splitlines() if not _LOGGED.match(line))
+        return status, json.loads(printed.err.strip().splitlines()[-1] if status else ours)
 
     return run
 

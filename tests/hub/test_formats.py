@@ -15,11 +15,12 @@ from starlette.testclient import TestClient
 
 from hub import catalog
 from hub.collection import Collector
+from hub.formats import shelf
 from hub.objects import MemoryStore
 from infra.database import reading, writing
 from tests.hub import format_files as made
 from tests.hub.serving import NOW, Hub, made_hub
-from wegeft.contracts.adapter import AdapterName, digest_of
+from wegeft.contracts.adapter import WEIGHTS_FILE, AdapterName, AdapterRef, digest_of
 
 FORMATS = "/api/v1/adapters/demo/x/versions/1/formats"
 Factors = dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
@@ -46,9 +47,9 @@ def client(hub: Hub) -> Iterator[TestClient]:
         yield client
 
 
-def attach(client: TestClient, files: dict[str, bytes], at: str = "lora/float32", **changes: Any) -> Any:
-    made.send(client, files)
-    return client.put(f"{FORMATS}/{at}", json=made.attachment(files, **changes))
+def attach(client: TestClient, sent: dict[str, bytes], at: str = "lora/float32", **changes: Any) -> Any:
+    made.send(client, sent)
+    return client.put(f"{FORMATS}/{at}", json=made.attachment(sent) | changes)
 
 
 def states(client: TestClient) -> dict[str, str]:
@@ -126,10 +127,6 @@ def _spoil(found: Factors) -> None:
     found[made.NAMES[1]][1][0, 0] += 0.01
 
 
-def _poison(found: Factors) -> None:
-    found[made.NAMES[1]][0][0, 0] = np.inf
-
-
 def _foreign(found: Factors) -> None:
     found["model.layers.0.mlp.up_proj"] = found.pop(made.NAMES[2])
 
@@ -138,7 +135,6 @@ def _foreign(found: Factors) -> None:
     ("change", "config", "told", "path"),
     [
         (_spoil, {}, {}, made.NAMES[1]),
-        (_poison, {}, {}, f"base_model.model.{made.NAMES[1]}.lora_B.weight"),
         (_foreign, {}, {}, "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"),
         (lambda found: found.pop(made.NAMES[2]), {"target_modules": ["q_proj"]}, {"layers": 2}, "down_proj"),
         (lambda _: None, {"lora_alpha": 4}, {}, "adapter_config.json: lora_alpha"),
@@ -160,6 +156,26 @@ def test_what_is_not_this_version_is_refused(
     assert answer.status_code == 422, answer.json()
     assert any(problem["path"].startswith(path) for problem in answer.json()["problems"]), answer.json()
     assert states(client)["lora"] == "convertible"
+
+
+def test_numbers_that_are_not_finite_are_refused(hub: Hub, client: TestClient, tmp_path: Path) -> None:
+    found = made.factors(made.publish(hub))
+    infinite = np.float32(np.inf).tobytes()
+    spoilt = {
+        "lora/float32": made.lora(found) | {WEIGHTS_FILE: made.lora(found)[WEIGHTS_FILE][:-4] + infinite},
+        "mlx/float32": made.mlx(found) | {"adapters.safetensors": made.mlx(found)["adapters.safetensors"][:-4] + infinite},
+        "gguf/float32": _with_last_number(made.gguf_files(found, tmp_path), infinite),
+    }
+    for at, files in spoilt.items():
+        answer = attach(client, files, at)
+        assert answer.status_code == 422
+        assert "NaN or infinity" in answer.json()["problems"][0]["message"], answer.json()
+
+
+def _with_last_number(files: dict[str, bytes], number: bytes) -> dict[str, bytes]:
+    end = len(files["adapter.gguf"].rstrip(b"\0"))
+    end += -end % 4
+    return files | {"adapter.gguf": files["adapter.gguf"][: end - 4] + number + files["adapter.gguf"][end:]}
 
 
 @pytest.mark.parametrize(
@@ -230,9 +246,6 @@ def test_what_nobody_fetches_goes_and_what_is_fetched_stays(hub: Hub, client: Te
     attach(client, made.mlx(found), "mlx/float32")
     assert collect(hub, timedelta(days=29)) == 0
     late = replace(hub.services, clock=lambda: NOW + timedelta(days=20))
-    from hub.formats import shelf
-    from wegeft.contracts.adapter import AdapterRef
-
     with reading(hub.engine) as connection:
         version = catalog.resolve(connection, AdapterRef.parse("demo/x@1"))
     shelf.note_use(late, version, ("mlx", "float32"))
