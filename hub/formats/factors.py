@@ -53,12 +53,11 @@ class Known:
 def read_known(store: ObjectStore, version: VersionView, *, transform: str) -> dict[str, Rows]:
     """Return ψ of each generator of a version for the input form, φᵀ for the output form."""
     entry = next(entry for entry in version.manifest.files if entry.path == WEIGHTS_FILE)
-    found: dict[str, Rows] = {}
-    for spec in header_of(store, entry).tensors:
+    header, found = header_of(store, entry), dict[str, Rows]()
+    for spec in header.tensors:
         match = _GENERATOR.match(spec.name)
         if match and match["factor"] == ("psi" if transform == "input" else "phi"):
-            array = tensor_of(store, entry, spec)
-            found[match["group"]] = array if transform == "input" else array.T
+            found[match["group"]] = _read(store, entry, (header, spec), is_turned=transform != "input")
     return found
 
 
@@ -67,14 +66,9 @@ def header_of(store: ObjectStore, entry: FileEntry) -> TensorHeader:
     return parse_header(store.range(entry.digest, 0, min(entry.size, _LENGTH_BYTES + MAX_HEADER_BYTES)), entry.size)
 
 
-def tensor_of(store: ObjectStore, entry: FileEntry, spec: TensorSpec) -> Rows:
-    """Return one tensor of stored safetensors in float64."""
-    return read_tensor(bytes_of(store, entry, spec), spec).astype(np.float64)
-
-
-def bytes_of(store: ObjectStore, entry: FileEntry, spec: TensorSpec) -> bytes:
+def bytes_of(store: ObjectStore, entry: FileEntry, header: TensorHeader, spec: TensorSpec) -> bytes:
     """Return the bytes of one tensor of stored safetensors."""
-    return store.range(entry.digest, header_of(store, entry).size + spec.start, spec.end - spec.start)
+    return store.range(entry.digest, header.size + spec.start, spec.end - spec.start)
 
 
 def stored_layers(
@@ -86,13 +80,11 @@ def stored_layers(
     for spec in header.tensors:
         if spec.name.endswith(end):
             name = spec.name.removeprefix(_PEFT_PREFIX).removesuffix(end)
-            yield Layer(name=name, read=partial(_read, store, entry, (header, spec), is_turned))
+            yield Layer(name=name, read=partial(_read, store, entry, (header, spec), is_turned=is_turned))
 
 
-def _read(store: ObjectStore, entry: FileEntry, place: tuple[TensorHeader, TensorSpec], is_turned: bool) -> Rows:
-    header, spec = place
-    content = store.range(entry.digest, header.size + spec.start, spec.end - spec.start)
-    array = read_tensor(content, spec).astype(np.float64)
+def _read(store: ObjectStore, entry: FileEntry, place: tuple[TensorHeader, TensorSpec], *, is_turned: bool) -> Rows:
+    array = read_tensor(bytes_of(store, entry, *place), place[1]).astype(np.float64)
     return array.T if is_turned else array
 
 
@@ -145,7 +137,7 @@ def is_same(found: Rows, own: Rows, known: Known) -> bool:
     return factor > 0 and float(np.linalg.norm(left - factor * right)) <= limit * float(np.linalg.norm(left))
 
 
-def count_unfinite(store: ObjectStore, entry: FileEntry, adapter: GgufAdapter) -> None:
+def check_finite(store: ObjectStore, entry: FileEntry, adapter: GgufAdapter) -> None:
     """Read every tensor of a GGUF adapter; raise :class:`InvalidTensors` where a number is not finite."""
     for tensor in adapter.tensors.values():
         read_gguf_tensor(store.range(entry.digest, tensor.start, tensor.size), tensor)

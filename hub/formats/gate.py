@@ -20,7 +20,7 @@ from hub.formats.factors import (
     Known,
     Layer,
     bytes_of,
-    count_unfinite,
+    check_finite,
     factor_problems,
     gguf_layers,
     header_of,
@@ -47,7 +47,7 @@ from wegeft.contracts.formats import (
     may_be_same_base,
 )
 from wegeft.contracts.gguf_file import MAX_GGUF_HEADER_BYTES, parse_gguf_adapter
-from wegeft.contracts.tensors import TensorHeader, check_stream
+from wegeft.contracts.tensors import TensorHeader, TensorSpec, check_stream
 
 MAX_FORMAT_BYTES = 1 << 30
 """Of a file of numbers."""
@@ -211,13 +211,22 @@ def _plain_problems(config: Lora, native: Mapping[str, Any]) -> Iterator[Problem
 def _saved_problems(store: ObjectStore, wanted: Candidate, header: TensorHeader) -> Iterator[Problem]:
     """Yield every tensor of a module trained in full that is not the version's own."""
     native = next(entry for entry in wanted.version.manifest.files if entry.path == WEIGHTS_FILE)
-    own = {spec.name: spec for spec in header_of(store, native).tensors}
+    native_header = header_of(store, native)
+    own = {spec.name: spec for spec in native_header.tensors}
     for spec in header.tensors:
         if spec.name.endswith((".lora_A.weight", ".lora_B.weight")):
             continue
         theirs = own.get(spec.name)
-        if theirs is None or bytes_of(store, wanted.files[WEIGHTS_FILE], spec) != bytes_of(store, native, theirs):
+        if (
+            theirs is None
+            or (theirs.dtype, theirs.shape) != (spec.dtype, spec.shape)
+            or _differ(store, (wanted.files[WEIGHTS_FILE], header, spec), (native, native_header, theirs))
+        ):
             yield Problem(path=spec.name, message="not the tensor that the version holds")
+
+
+def _differ(store: ObjectStore, *places: tuple[FileEntry, TensorHeader, TensorSpec]) -> bool:
+    return len({bytes_of(store, *place) for place in places}) > 1
 
 
 def _read_gguf(store: ObjectStore, wanted: Candidate, is_output: bool) -> tuple[Iterator[Layer], bool, list[Problem]]:
@@ -225,7 +234,7 @@ def _read_gguf(store: ObjectStore, wanted: Candidate, is_output: bool) -> tuple[
     for _ in stream_verified(store, entry.digest):  # rot must not pass for a wrong file
         pass
     adapter = parse_gguf_adapter(store.range(entry.digest, 0, min(entry.size, MAX_GGUF_HEADER_BYTES)), entry.size)
-    count_unfinite(store, entry, adapter)
+    check_finite(store, entry, adapter)
     text = read_verified(store, modelfile.digest, modelfile.size).decode(errors="replace")
     problems = []
     if not _MODELFILE.match(text) or not text.replace("\n", "").isprintable():

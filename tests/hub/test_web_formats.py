@@ -9,7 +9,7 @@ import pytest
 
 from hub import catalog
 from infra.database import writing
-from tests.hub.test_web import check_page
+from tests.hub.test_web import alias_form, check_page
 from tests.orchestrator.paged import EVIL, Pages
 from tests.orchestrator.samples import new_sqlite
 from tests.orchestrator.serving import Site, now
@@ -62,3 +62,5 @@ def test_a_protected_alias_is_told_and_a_writer_who_moves_it_is_refused(pages: P
         page = visitor.get("/demo/sums")
         check_page(page)
         assert "protected: admins move it" in page.text
+        refused = visitor.post("/demo/sums/aliases", data=alias_form(visitor, alias="prod", version="1", expected="1"))
+        check_page(refused, 403)
