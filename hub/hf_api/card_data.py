@@ -47,7 +47,7 @@ def card_data(services: HubServices, version: VersionView) -> dict[str, Any]:
     front: Mapping[str, Data] = {}
     task = "other"
     with suppress(Broken, BlobNotFound):  # a file that has rotted must not keep anybody from the others
-        front, task = _read(services.store, entries.get(CARD_FILE), entries[CONFIG_FILE])
+        front, task = _read(services.store, entries.get(CARD_FILE), entries[CONFIG_FILE])  # type: ignore[arg-type]  # told apart by identity
     told: dict[str, Any] = {name: front[name] for name in _KNOWN if _is_told(front.get(name))}
     with reading(services.engine) as connection:
         evaluations = catalog.list_evaluations(connection, AdapterName.parse(version.adapter), version.version)

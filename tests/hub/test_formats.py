@@ -47,6 +47,15 @@ def client(hub: Hub) -> Iterator[TestClient]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def refusing(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[tuple[TestClient, Factors]]:
+    """A writer's client, and the factors of a version to which nothing is ever attached."""
+    folder = tmp_path_factory.mktemp("refusing")
+    shutil.copy(empty_database, folder / "hub.db")
+    with made_hub(f"sqlite:///{folder / 'hub.db'}", MemoryStore()) as hub, TestClient(hub.app, headers=hub.bearer("write")) as client:
+        yield client, made.factors(made.publish(hub))
+
+
 def attach(client: TestClient, sent: dict[str, bytes], at: str = "lora/float32", **changes: Any) -> Any:
     made.send(client, sent)
     return client.put(f"{FORMATS}/{at}", json=made.attachment(sent) | changes)
@@ -149,17 +158,17 @@ def _foreign(found: Factors) -> None:
     ],
 )
 def test_what_is_not_this_version_is_refused(
-    hub: Hub, client: TestClient, change: Callable[[Factors], Any], config: dict[str, Any], told: dict[str, Any], path: str
+    refusing: tuple[TestClient, Factors], change: Callable[[Factors], Any], config: dict[str, Any], told: dict[str, Any], path: str
 ) -> None:
-    found = _with(change)(made.factors(made.publish(hub)))
+    client, found = refusing[0], _with(change)(refusing[1])
     answer = attach(client, made.lora(found, **config), **told)
     assert answer.status_code == 422, answer.json()
     assert any(problem["path"].startswith(path) for problem in answer.json()["problems"]), answer.json()
     assert states(client)["lora"] == "convertible"
 
 
-def test_numbers_that_are_not_finite_are_refused(hub: Hub, client: TestClient, tmp_path: Path) -> None:
-    found = made.factors(made.publish(hub))
+def test_numbers_that_are_not_finite_are_refused(refusing: tuple[TestClient, Factors], tmp_path: Path) -> None:
+    client, found = refusing
     infinite = np.float32(np.inf).tobytes()
     spoilt = {
         "lora/float32": made.lora(found) | {WEIGHTS_FILE: made.lora(found)[WEIGHTS_FILE][:-4] + infinite},
@@ -189,9 +198,9 @@ def _with_last_number(files: dict[str, bytes], number: bytes) -> dict[str, bytes
         ({"files": [{"path": name, "digest": f"sha256:{5:064x}", "size": 1} for name in ("a", "b")]}, "invalid_request"),
     ],
 )
-def test_a_malformed_attachment_is_refused(hub: Hub, client: TestClient, body: dict[str, Any], code: str) -> None:
-    files = made.lora(made.factors(made.publish(hub)))
-    answer = attach(client, files, **body)
+def test_a_malformed_attachment_is_refused(refusing: tuple[TestClient, Factors], body: dict[str, Any], code: str) -> None:
+    client, found = refusing
+    answer = attach(client, made.lora(found), **body)
     assert (answer.status_code, answer.json()["code"]) == (422, code)
 
 
@@ -220,9 +229,9 @@ def test_files_of_another_format_and_bytes_of_others_are_refused(hub: Hub, clien
         "FROM a\x1b[2J\nADAPTER ./adapter.gguf\n",
     ],
 )
-def test_a_modelfile_says_nothing_but_base_and_adapter(hub: Hub, client: TestClient, tmp_path: Path, modelfile: str) -> None:
-    files = made.gguf_files(made.factors(made.publish(hub)), tmp_path, modelfile=modelfile)
-    answer = attach(client, files, "gguf/float32")
+def test_a_modelfile_says_nothing_but_base_and_adapter(refusing: tuple[TestClient, Factors], tmp_path: Path, modelfile: str) -> None:
+    client, found = refusing
+    answer = attach(client, made.gguf_files(found, tmp_path, modelfile=modelfile), "gguf/float32")
     assert (answer.status_code, answer.json()["problems"][0]["path"]) == (422, "Modelfile")
 
 
