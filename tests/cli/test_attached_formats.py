@@ -10,19 +10,23 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import snapshot_download
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from cli.base_models import find_base
 from cli.main import main
 from hub.folder_store import FolderStore
+from hub.signing import Signer
 from tests.hub.serving import Hub, listening, made_hub
 from tests.method.models import adapted, error, llama, logits
 from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE
+from wegeft.contracts.signing_keys import SigningKey
 
 Call = Callable[..., tuple[int, Any]]
 _LOGGED = re.compile(r"\d{4}-\d\d-\d\d ")
 """A line of the hub's log: it runs in this process."""
+SIGNER = Signer(key=SigningKey(bytes(range(32))))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(work: Path) -> Iterator[tuple[Hub, str]]:
-    with made_hub(f"sqlite:///{work / 'hub.db'}", FolderStore(work / "blobs")) as hub, listening(hub.app) as url:
+    with made_hub(f"sqlite:///{work / 'hub.db'}", FolderStore(work / "blobs"), SIGNER) as hub, listening(hub.app) as url:
         base = find_base(str(work / "model")).identity
         for transform in ("input", "output"):
             files = {name: (work / transform / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)}
@@ -120,6 +124,22 @@ def test_what_cannot_be_is_said(call: Call, line: str, code: str, path: str | No
 def test_a_folder_is_not_attached_and_a_reader_attaches_nothing(call: Call, work: Path) -> None:
     assert call("export", str(work / "input"), "--format", "lora", "--attach")[1]["problems"][0]["path"] == "--attach"
     assert call("export", "demo/input", "--format", "mlx", "--attach", role="read")[1]["code"] == "forbidden"
+
+
+def test_a_snapshot_of_their_client_is_verified_offline_and_peft_loads_it(
+    call: Call, service: tuple[Hub, str], work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    hub, url = service
+    folder = snapshot_download("demo/input", endpoint=url, token=hub.tokens["read"], cache_dir=tmp_path / "cache")
+    assert call("trust", role="read")[0] == 0
+    monkeypatch.setenv("WEGEFT_SERVER", "http://127.0.0.1:9")
+    status, answer = call("verify", folder)
+    assert (status, answer["ref"], sorted(answer["files"])) == (0, "demo/input@1", [CONFIG_FILE, WEIGHTS_FILE])
+    with torch.no_grad():
+        ours, theirs = (AutoModelForCausalLM.from_pretrained(work / "model") for _ in range(2))
+        native = logits(PeftModel.from_pretrained(ours, str(work / "input")))
+        assert error(logits(PeftModel.from_pretrained(theirs, folder)), native) == 0
 
 
 def test_aliases_are_protected_by_name(call: Call) -> None:
