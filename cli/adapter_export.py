@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 import rich_click as click
 
+from cli.attaching import check_attachable, send
 from cli.base_models import FoundBase, check_is_base, find_base, unpin
 from cli.connection import connect
 from cli.options import example, json_option
@@ -56,7 +57,8 @@ class Wish:
     epilog=example(
         "wgctl adapters export demo/arithmetic@3 --format lora -o lora\n"
         "wgctl adapters export ./adapter --format gguf --dtype float16 -o gguf\n"
-        "wgctl adapters export demo/arithmetic --format merged --dtype bfloat16 -o model"
+        "wgctl adapters export demo/arithmetic --format merged --dtype bfloat16 -o model\n"
+        "wgctl adapters export demo/arithmetic@3 --format gguf --attach"
     ),
 )
 @click.argument("adapter", metavar="REF|FOLDER")
@@ -68,7 +70,8 @@ class Wish:
     help="lora: a standard LoRA folder, for vLLM, PEFT and most engines. merged: a whole model that knows no adapters. "
     "gguf: for llama.cpp and Ollama. mlx: for mlx-lm.",
 )
-@click.option("-o", "--output", "folder", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("-o", "--output", "folder", type=click.Path(path_type=Path), help="Folder to make; with --attach it can be left out.")
+@click.option("--attach", is_flag=True, help="Send what was written to the hub, for everybody who may read the version.")
 @click.option(
     "--base", "base_model", metavar="MODEL", help="Id, folder or .gguf of the base model; by default the one that the adapter names."
 )
@@ -80,22 +83,33 @@ class Wish:
 @click.option("--ollama-base", metavar="MODEL", help="For gguf: what the Modelfile builds on; by default the base model's name.")
 @click.option("--allow-other-base", is_flag=True, help="Go on where the base model is not the one that the adapter was trained on.")
 @json_option
-def export(adapter: str, folder: Path, is_json: bool, **options: Any) -> None:
+def export(adapter: str, folder: Path | None, attach: bool, is_json: bool, **options: Any) -> None:
     """Convert an adapter for an engine, check what was written against it, and say how far it is from it.
 
     Takes a folder where there is one of that name, and otherwise a published version. The folder that is made appears whole, or not at
     all, and nothing is written over. The error is ‖ΔW written − ΔW‖ / ‖ΔW‖ of the worst layer, in float64, read back from the files.
+
+    With --attach the hub checks the files against the version's generators and keeps them under it with that error, so that others
+    download them without the base model.
     """
-    wish = Wish(target=folder.expanduser().absolute(), **options)
-    check_wish(wish)
-    with open_source(adapter) as source:
-        base, written = convert(source, wish)
-        answer = describe(source, base, wish, written)
-    if is_json:
-        print_json(answer)
-        return
-    _tell(answer)
-    note(_use_of(wish, base))
+    if folder is None and not attach:
+        raise InvalidSetting("say where to write", path="--output", hint="-o FOLDER, or --attach")
+    with tempfile.TemporaryDirectory(prefix="wegeft-") as temporary:
+        wish = Wish(target=folder.expanduser().absolute() if folder else Path(temporary) / "made", **options)
+        check_wish(wish)
+        if attach:
+            check_attachable(adapter, wish)
+        with open_source(adapter) as source:
+            base, written = convert(source, wish)
+            answer = describe(source, base, wish, written)
+            if attach:
+                answer["attached"] = send(source, base, wish, written).model_dump(mode="json")
+        answer["folder"] = str(wish.target) if folder else None
+        if is_json:
+            print_json(answer)
+            return
+        _tell(answer)
+        note(f"wgctl adapters download {source.name} --format {wish.layout} -o FOLDER" if attach else _use_of(wish, base))
 
 
 def check_wish(wish: Wish) -> None:
@@ -226,6 +240,7 @@ def _tell(answer: dict[str, Any]) -> None:
             ("folder", answer["folder"]),
             ("files", "\n".join(f"{name}  {show_bytes(size)}" for name, size in answer["files"].items())),
             ("error of ΔW", f"{answer['largest_error']:.2e} at most, in {answer['largest_error_layer']}"),
+            ("attached", f"to {answer['adapter']}" if "attached" in answer else None),
             ("error of W'", None if kept is None else f"{kept:.2e} at most"),
         ]
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import rich_click as click
 
 from cli.connection import connect
@@ -17,14 +19,16 @@ def hub() -> None:
 
 @hub.command("gc", epilog=example("wgctl hub gc --dry-run\nwgctl hub gc"))
 @click.option("--dry-run", is_flag=True, help="Say what would be deleted, and delete nothing.")
+@click.option("--all-formats", is_flag=True, help="To make room: derived formats of versions too, all of which can be made again.")
 @json_option
-def collect(dry_run: bool, is_json: bool) -> None:
+def collect(dry_run: bool, all_formats: bool, is_json: bool) -> None:
     """Delete the bytes that nothing needs any more.
 
     The service does so by itself every WEGEFT_COLLECT_SECONDS. What versions and jobs name always stays; uploads that no job names, and
-    the data and checkpoints of jobs that ended, stay for WEGEFT_KEEP_SECONDS.
+    the data and checkpoints of jobs that ended, stay for WEGEFT_KEEP_SECONDS. Derived formats go first: those that nobody has fetched for
+    30 days, or all of them where that is asked for.
     """
-    answer = _look() if dry_run else _collect_all()
+    answer = _look() if dry_run else _collect_all("all" if all_formats else "unused")
     if is_json:
         print_json(answer)
     elif isinstance(answer, CollectionPlan):
@@ -38,11 +42,11 @@ def _look() -> CollectionPlan:
         return client.plan_collection()
 
 
-def _collect_all() -> Collected:
+def _collect_all(formats: Literal["unused", "all"]) -> Collected:
     blobs = size = 0
     with connect() as client:
         while True:
-            collected = client.collect()
+            collected = client.collect(formats=formats)
             blobs, size = blobs + collected.blobs, size + collected.bytes
             if collected.is_done:
                 return Collected(blobs=blobs, bytes=size, is_done=True)
@@ -52,6 +56,7 @@ def _show(plan: CollectionPlan) -> None:
     print_fields(
         [
             ("stored", f"{plan.stored_blobs} blobs, {show_bytes(plan.stored_bytes)}"),
+            ("formats", f"{plan.formats}, {show_bytes(plan.format_bytes)}, of which {plan.unused_formats} go next"),
             ("not needed", f"{plan.unheld_blobs} blobs, {show_bytes(plan.unheld_bytes)}"),
         ]
     )

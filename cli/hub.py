@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import rich_click as click
 
 from cli.adapter_export import Wish, check_wish, convert, export, open_published
+from cli.adapter_formats import fetch_attached, formats, show_formats
 from cli.adapter_import import import_checkpoint
 from cli.base_models import unpin
 from cli.cards import card
@@ -21,6 +22,7 @@ from cli.push import push
 from cli.visibility import SEEN_BY, visibility
 from wegeft.contracts.adapter import AdapterPage, AdapterRef, AdapterView, VersionView
 from wegeft.contracts.errors import InvalidSetting
+from wegeft.contracts.formats import DerivedFormat
 from wegeft.contracts.provenance import EvaluationView
 
 if TYPE_CHECKING:
@@ -107,8 +109,9 @@ def show_adapter(ref: str, is_json: bool) -> None:
         version, signed = client.resolve_signed(ref)
         engines = [] if is_json else [(one.engine, one.loads, one.how) for one in client.loads_on(version.ref).engines]
         rows = [] if is_json else client.evaluations(version.ref).evaluations
+        made = None if is_json else show_formats(client.formats(version.ref).formats)
     key = "not signed" if signed is None else f"good, by key {signed.key[:16]}"
-    _print(version, [*_version_fields(version), ("signature", key), *_known_fields(engines, rows)], is_json=is_json)
+    _print(version, [*_version_fields(version), ("signature", key), *_known_fields(engines, rows), ("formats", made)], is_json=is_json)
 
 
 def _print(view: AdapterView | VersionView, fields: list[tuple[str, str | None]], *, is_json: bool) -> None:
@@ -134,13 +137,18 @@ def _adapter_fields(view: AdapterView) -> list[tuple[str, str | None]]:
         ("adapter", view.adapter),
         ("latest", str(view.latest_version)),
         ("seen by", SEEN_BY[view.visibility]),
-        ("aliases", ", ".join(f"{alias}={number}" for alias, number in sorted(view.aliases.items()))),
+        ("aliases", _aliases(view)),
         ("base model", view.base_model),
         ("method", _method(view)),
         ("size", show_bytes(view.size)),
         ("created", show_time(view.created_at)),
         ("updated", show_time(view.updated_at)),
     ]
+
+
+def _aliases(view: AdapterView) -> str:
+    named = sorted(view.aliases.items())
+    return ", ".join(f"{alias}={number}{' (protected)' if alias in view.protected_aliases else ''}" for alias, number in named)
 
 
 def _version_fields(view: VersionView) -> list[tuple[str, str | None]]:
@@ -179,6 +187,7 @@ def list_versions(name: str, is_json: bool) -> None:
     "download",
     epilog=example(
         "wgctl adapters download demo/arithmetic@3 -o adapter\n"
+        "wgctl adapters download demo/arithmetic -o gguf --format gguf\n"
         "wgctl adapters download demo/arithmetic -o lora --format lora --base-model HuggingFaceTB/SmolLM2-135M-Instruct"
     ),
 )
@@ -188,31 +197,43 @@ def list_versions(name: str, is_json: bool) -> None:
 @click.option(
     "--format",
     "layout",
-    type=click.Choice(["native", "lora"]),
+    type=click.Choice(["native", "lora", "gguf", "mlx"]),
     default="native",
     show_default=True,
-    help="native: as published, for PEFT with wegeft. lora: an equal standard LoRA, for everything else.",
+    help="native: as published, for PEFT with wegeft. lora: an equal standard LoRA, for everything else; made here where none is attached. "
+    "gguf, mlx: for llama.cpp and mlx-lm, where they are attached.",
 )
 @click.option(
-    "--base-model", metavar="MODEL", help="For lora: id, folder or .gguf of the base model; by default the one it was trained on."
+    "--base-model",
+    metavar="MODEL",
+    help="For lora: make it here, with this base model: id, folder or .gguf; by default the one it was trained on.",
 )
 @json_option
-def download(ref: str, folder: Path, overwrite: bool, layout: Literal["native", "lora"], base_model: str | None, is_json: bool) -> None:
+def download(
+    ref: str, folder: Path, overwrite: bool, layout: Literal["native"] | DerivedFormat, base_model: str | None, is_json: bool
+) -> None:
     """Download a version into a folder that PEFT and engines load; every byte is verified."""
-    if base_model is not None and layout == "native":
+    if base_model is not None and layout != "lora":
         raise InvalidSetting("only used to convert", path="--base-model", value=base_model, hint="add --format lora, or leave it out")
-    if overwrite and layout == "lora":
-        raise InvalidSetting("a LoRA folder is not overwritten", path="--overwrite", hint="give another folder")
+    if overwrite and layout != "native":
+        raise InvalidSetting("a converted folder is not overwritten", path="--overwrite", hint="give another folder")
     AdapterRef.parse(ref)
     with connect() as client:
-        if layout == "native":
-            version = client.download(ref, folder, overwrite=overwrite)
-        else:
-            version = _download_lora(client, ref, folder, base_model)
+        version = (
+            _fetch(client, ref, folder, layout, base_model) if layout != "native" else client.download(ref, folder, overwrite=overwrite)
+        )
     if is_json:
         print_json({"ref": version.ref, "folder": str(folder.absolute()), "format": layout, "manifest_digest": version.manifest_digest})
     else:
         say(f"{version.ref} is in {folder}")
+
+
+def _fetch(client: Client, ref: str, folder: Path, layout: DerivedFormat, base_model: str | None) -> VersionView:
+    if base_model is None:
+        version, _ = client.resolve_signed(ref)
+        if fetch_attached(client, version.ref, layout, folder) is not None:
+            return version
+    return _download_lora(client, ref, folder, base_model)
 
 
 def _download_lora(client: Client, ref: str, folder: Path, base_model: str | None) -> VersionView:
@@ -224,6 +245,7 @@ def _download_lora(client: Client, ref: str, folder: Path, base_model: str | Non
 
 
 adapters.add_command(export)
+adapters.add_command(formats)
 adapters.add_command(import_checkpoint)
 adapters.add_command(push)
 for command in (verify, trust, signature, lineage, diff, evaluations, card):
@@ -235,7 +257,7 @@ adapters.add_command(visibility)
 
 @adapters.group("alias", no_args_is_help=True)
 def alias_group() -> None:
-    """Name versions: set an alias, or remove one."""
+    """Name versions: set an alias, remove one, or let only admins do so."""
 
 
 @alias_group.command("set", epilog=example("wgctl adapters alias set demo/arithmetic@3 production"))
@@ -266,3 +288,31 @@ def remove_alias(name: str, alias: str, is_json: bool) -> None:
         print_json({"adapter": name, "removed": alias})
     else:
         say(f"{name} has no alias {alias} any more")
+
+
+@alias_group.command("protect", epilog=example("wgctl adapters alias protect demo/arithmetic production"))
+@click.argument("name")
+@click.argument("alias")
+@json_option
+def protect_alias(name: str, alias: str, is_json: bool) -> None:
+    """Let only admins of the adapter move or remove an alias; no job moves it either."""
+    _set_protection(name, alias, is_protected=True, is_json=is_json)
+
+
+@alias_group.command("unprotect", epilog=example("wgctl adapters alias unprotect demo/arithmetic production"))
+@click.argument("name")
+@click.argument("alias")
+@json_option
+def unprotect_alias(name: str, alias: str, is_json: bool) -> None:
+    """Let everybody who may publish to the adapter move or remove an alias again."""
+    _set_protection(name, alias, is_protected=False, is_json=is_json)
+
+
+def _set_protection(name: str, alias: str, *, is_protected: bool, is_json: bool) -> None:
+    with connect() as client:
+        view = client.protect_alias(name, alias, is_protected=is_protected)
+    if is_json:
+        print_json(view)
+    else:
+        who = "only admins" if is_protected else "everybody who may publish"
+        say(f"{who} may move {view.adapter}@{alias}")

@@ -49,6 +49,7 @@ def wanted_options(command: Command) -> Command:
         ("--licence", {"metavar": "NAME", "help": "As the card says, for example apache-2.0."}),
         ("--tag", {"metavar": "TAG", **several, "help": "A tag of the card; again for more, all of which it must have."}),
         ("--metric", {"metavar": "BOUND", **several, "help": "A bound such as 'eval_loss<=0.5'; again for more."}),
+        ("--format", {"type": click.Choice(["lora", "gguf", "mlx"]), "help": "Only adapters with this derived format attached."}),
         (
             "--order",
             {

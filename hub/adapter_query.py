@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from hub import catalog
 from wegeft.contracts.errors import InvalidRequest
+from wegeft.contracts.formats import DerivedFormat
 
 Texts = Annotated[tuple[str, ...], Field(max_length=8)]
 
@@ -28,6 +29,7 @@ class FilterQuery(BaseModel):
     licence: str | None = Field(default=None, description="As the card says, for example `apache-2.0`.")
     tag: Texts = Field(default=(), description="A tag of the card; an adapter must have all that are given.")
     metric: Texts = Field(default=(), description="A bound such as `eval_loss<=0.5`; all that are given must hold.")
+    format: DerivedFormat | None = Field(default=None, description="A derived format that is attached to the newest version.")
 
     @field_validator("search", "namespace", "base_model", "method", "task", "licence", "tag")
     @classmethod
@@ -58,6 +60,7 @@ class FilterQuery(BaseModel):
             licence=self.licence,
             tags=self.tag,
             metrics=tuple(catalog.parse_bound(text) for text in self.metric),
+            format=self.format,
         )
 
 

@@ -1,12 +1,13 @@
 """The hub's own HTTP API: blobs going in; adapters, their versions, files and aliases coming out."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from hub import access_api, catalog, hf_api, provenance, provenance_api
 from hub.adapter_query import AdapterQuery, FilterQuery
 from hub.collection import Collector
+from hub.formats import api as formats_api
 from hub.intake import check_kept
 from hub.named_adapter import Name
 from hub.services import HubServices
@@ -29,6 +30,7 @@ from wegeft.contracts.adapter import (
     check_digest,
     check_selector,
 )
+from wegeft.contracts.aliases import AliasProtection
 from wegeft.contracts.collection import Collected, CollectionPlan
 from wegeft.contracts.errors import BlobNotFound, FileNotFoundInVersion
 from wegeft.contracts.training import BlobView
@@ -55,7 +57,8 @@ def _own_router(services: HubServices, guard: Guard) -> APIRouter:
     router.include_router(_adapter_router(services, guard))
     router.include_router(_file_router(services), dependencies=[Depends(guard.require(Role.READ))])
     router.include_router(provenance_api.make_router(services, guard))
-    router.include_router(_alias_router(services), dependencies=[Depends(guard.require(Role.WRITE))])
+    router.include_router(formats_api.make_router(services, guard))
+    router.include_router(_alias_router(services, guard))
     router.include_router(access_api.make_router(services, guard))
     router.include_router(_collection_router(services), dependencies=[Depends(guard.require(Role.ADMIN))])
     return router
@@ -150,20 +153,34 @@ def _file_router(services: HubServices) -> APIRouter:
     return router
 
 
-def _alias_router(services: HubServices) -> APIRouter:
+def _alias_router(services: HubServices, guard: Guard) -> APIRouter:
     router = APIRouter(prefix="/adapters/{namespace}/{name}/aliases", tags=["aliases"])
+    Writer = Annotated[Principal, Depends(guard.require(Role.WRITE))]
 
     @router.put("/{alias}", summary="Let an alias point to a version, by compare-and-set")
-    def put_alias(adapter: Name, alias: str, body: AliasMove) -> AdapterView:
+    def put_alias(adapter: Name, alias: str, body: AliasMove, caller: Writer) -> AdapterView:
         with writing(services.engine) as connection:
             catalog.refuse_tag(connection, adapter, alias)
+            catalog.check_mover(connection, caller, adapter, alias)
             catalog.set_alias(connection, adapter, alias, body, services.clock())
             return catalog.find_adapter(connection, adapter)
 
     @router.delete("/{alias}", summary="Forget an alias", status_code=204)
-    def delete_alias(adapter: Name, alias: str) -> None:
+    def delete_alias(adapter: Name, alias: str, caller: Writer) -> None:
         with writing(services.engine) as connection:
+            catalog.check_mover(connection, caller, adapter, alias)
             catalog.delete_alias(connection, adapter, alias)
+
+    @router.put("/{alias}/protection", summary="Let only admins move and delete an alias, or everybody who may publish")
+    def put_protection(
+        adapter: Name,
+        alias: str,
+        body: AliasProtection,
+        caller: Annotated[Principal, Depends(guard.require(Role.ADMIN))],  # noqa: ARG001 - who may
+    ) -> AdapterView:
+        with writing(services.engine) as connection:
+            catalog.protect_alias(connection, adapter, alias, services.clock(), is_protected=body.is_protected)
+            return catalog.find_adapter(connection, adapter)
 
     return router
 
@@ -177,8 +194,12 @@ def _collection_router(services: HubServices) -> APIRouter:
         return collector.plan(services.clock())
 
     @router.post("", summary="Delete some of what nobody needs; ask again until it is done")
-    def post_collection() -> Collected:
-        return collector.collect(services.clock(), _COLLECTED_AT_ONCE)
+    def post_collection(
+        formats: Annotated[
+            Literal["unused", "all"], Query(description="Which derived formats go first: those unused for long, or all.")
+        ] = "unused",
+    ) -> Collected:
+        return collector.collect(services.clock(), _COLLECTED_AT_ONCE, spares_formats=formats == "unused")
 
     return router
 

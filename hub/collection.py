@@ -34,20 +34,26 @@ class Collector:
         with reading(self.engine) as connection:
             stock = catalog.take_stock(connection, now)
             first = catalog.list_unheld(connection, now, LISTED)
+            formats, format_bytes, unused_formats = catalog.count_formats(connection, now)
         return CollectionPlan(
             stored_blobs=stock.blobs,
             stored_bytes=stock.size,
             unheld_blobs=stock.unheld_blobs,
             unheld_bytes=stock.unheld_size,
             first=tuple(UnheldBlob(digest=digest, size=size) for digest, size in first),
+            formats=formats,
+            format_bytes=format_bytes,
+            unused_formats=unused_formats,
         )
 
-    def collect(self, now: datetime, limit: int) -> Collected:
+    def collect(self, now: datetime, limit: int, *, spares_formats: bool = True) -> Collected:
         """Delete up to ``limit`` blobs that nobody needs; return how many, how large they were, and whether others are left.
 
+        First go derived formats, which can be made again: those that nobody has fetched for long, or, to make room, all.
         Raises :class:`StorageUnavailable` or :class:`DatabaseUnavailable` where that stops it; it goes on with the next call.
         """
         with writing(self.engine) as connection:
+            catalog.drop_formats(connection, now, only_unused=spares_formats)
             chosen = catalog.choose_leaving(connection, now, limit)
         sizes = [size for digest in chosen if (size := self._delete(digest)) is not None]
         if sizes:

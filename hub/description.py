@@ -45,6 +45,11 @@ def describe(store: ObjectStore, files: tuple[FileEntry, ...]) -> Description:
     )
 
 
+def read_front(store: ObjectStore, card: FileEntry) -> dict[str, Data]:
+    """Return what a stored card's front matter says; nothing where it cannot be read."""
+    return _front_of(_read(store, card))
+
+
 def _read(store: ObjectStore, entry: FileEntry) -> str:
     return read_verified(store, entry.digest, entry.size).decode(errors="replace") if entry.size <= _MAX_BYTES else ""
 

@@ -51,10 +51,10 @@ def listed_model(adapter: AdapterView) -> View:
     return _model(adapter) | {"createdAt": _moment(adapter.created_at), "lastModified": _moment(adapter.updated_at)}
 
 
-def model_info(version: VersionView, *, with_blobs: bool) -> View:
-    """Return what a client asks for first: the version's commit and its files."""
+def model_info(version: VersionView, beside: Sequence[FileEntry] = (), *, with_blobs: bool) -> View:
+    """Return what a client asks for first: the version's commit and its files, with those that lie ``beside`` them."""
     shown = _model(version) | {"createdAt": _moment(version.created_at), "lastModified": _moment(version.created_at)}
-    siblings = [{"rfilename": entry.path} | (_blob(entry) if with_blobs else {}) for entry in version.manifest.files]
+    siblings = [{"rfilename": entry.path} | (_blob(entry) if with_blobs else {}) for entry in (*version.manifest.files, *beside)]
     config = {"peft": {"base_model_name_or_path": version.base_model}}
     return shown | {"sha": commit_of(version), "siblings": siblings, "config": config, "usedStorage": version.size, "disabled": False}
 

@@ -12,6 +12,8 @@ from hub.intake import KEEP_SECONDS, Intake
 from hub.objects import ObjectStore
 from hub.signing import Signer
 
+FORMAT_KEEP_SECONDS = 30 * 86_400.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class HubServices:
@@ -24,6 +26,8 @@ class HubServices:
     """Longer uploads are refused."""
     keep_seconds: float = KEEP_SECONDS
     """How long an upload stays that nothing names."""
+    format_keep_seconds: float = FORMAT_KEEP_SECONDS
+    """How long a derived format stays that nobody fetches."""
     is_private_by_default: bool = True
     """Whether new adapters of an organisation that is made now are private."""
 

@@ -155,6 +155,7 @@ def _take_place(connection: Connection, services: OrchestratorServices, job: led
     adapter = job.spec.adapter
     catalog.claim(connection, adapter.namespace, caller, now, is_private_by_default=services.policy.is_private_by_default)
     catalog.check_publisher(connection, caller, adapter)
+    catalog.refuse_protected(connection, adapter, job.spec.output.aliases)
     catalog.starts_private(connection, adapter.namespace, job.spec.output.visibility)
 
 

@@ -11,9 +11,10 @@ from hub.publication import Publication
 from hub.validate import check_version
 from infra.database import writing
 from orchestrator import ledger
+from orchestrator.ledger import federations
 from orchestrator.result_check import check_result
 from orchestrator.services import OrchestratorServices
-from wegeft.contracts.adapter import AliasMove, FileEntry
+from wegeft.contracts.adapter import FileEntry
 from wegeft.contracts.errors import InvalidRequest, Problem, StaleLease
 from wegeft.contracts.job import JobSpec
 from wegeft.contracts.training import PublishedVersion, TrainingResult
@@ -93,7 +94,7 @@ def _commit(
 ) -> PublishedVersion:
     now = services.clock()
     published = catalog.publish(connection, publication, now, services.signer)
-    for alias in aliases:
-        catalog.set_alias(connection, publication.adapter, alias, AliasMove(version=published.version), now)
+    for alias in catalog.point_open_aliases(connection, publication.adapter, aliases, published.version, now):
+        federations.tell(connection, lease.job_id, f"{alias} is protected and stays where it is: an admin moves it", now)
     ledger.succeed(connection, lease, published, now)
     return published

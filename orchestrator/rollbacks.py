@@ -129,6 +129,7 @@ def _move_aliases(connection: Connection, job: FederatedJob, goal: _Goal, now: d
     if not job.spec.output.aliases or target is None:
         hint = f"wgctl adapters alias lets one point to {goal.published}"
         raise InvalidRequest("the job has ended and moves no alias; `latest` follows the newest version", path="output.aliases", hint=hint)
+    catalog.refuse_protected(connection, adapter, job.spec.output.aliases)
     currents = {alias: _current(connection, job, alias) for alias in job.spec.output.aliases}
     problems = [problem for alias, current in currents.items() if (problem := _foreign(connection, job, alias, current))]
     if problems:

@@ -38,7 +38,6 @@ from orchestrator.ledger.buffers import BufferedUpdate
 from orchestrator.ledger.rounds import KeptRound, RoundKey
 from orchestrator.rounds import Aggregate, Arrival, Ask, Fail, Round, Wait, decide, decide_selection, draw, may_try_again
 from orchestrator.services import OrchestratorServices
-from wegeft.contracts.adapter import AliasMove
 from wegeft.contracts.base_model_name import pinned_name
 from wegeft.contracts.errors import Conflict, IllegalTransition, RoundsFailed, WegeftError
 from wegeft.contracts.federation import FailureCode, Offer, RoundState, Site, SiteState, Update
@@ -271,8 +270,9 @@ class Steps:
             federations.tell(connection, self.job.id, text, now)
             federations.note_round(connection, self.lease, done)
             if is_last:
-                for alias in self.job.spec.output.aliases:
-                    catalog.set_alias(connection, publication.adapter, alias, AliasMove(version=published.version), now)
+                aliases = self.job.spec.output.aliases
+                for alias in catalog.point_open_aliases(connection, publication.adapter, aliases, published.version, now):
+                    federations.tell(connection, self.job.id, f"{alias} is protected and stays where it is: an admin moves it", now)
                 ledger.succeed(connection, self.lease, published, now)
         if is_last:
             self.services.bells.asked.ring()

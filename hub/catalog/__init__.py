@@ -5,11 +5,13 @@ changed, and its number is never given again. Two publishers of one adapter wait
 are consecutive on SQLite and on PostgreSQL. :mod:`hub.catalog.holds` says which bytes are needed.
 """
 
-from hub.catalog.aliases import delete_alias, set_alias
+from hub.catalog.aliases import check_mover, delete_alias, point_open_aliases, protect_alias, refuse_protected, set_alias
 from hub.catalog.card_rows import drop_card, find_card, lock_adapter_id, put_card
 from hub.catalog.commits import COMMIT_MESSAGES, Commit, add_message, find_made, list_commits
 from hub.catalog.evaluations import list_evaluations, report_evaluation
 from hub.catalog.facets import count_facets
+from hub.catalog.format_tables import DERIVED_FORMATS
+from hub.catalog.formats import Shelf, attach_format, count_formats, detach_format, drop_formats, keep_format, list_formats
 from hub.catalog.holds import (
     Stock,
     arrive,
@@ -60,6 +62,7 @@ __all__ = [
     "BLOBS",
     "CARDS",
     "COMMIT_MESSAGES",
+    "DERIVED_FORMATS",
     "EVALUATIONS",
     "HOLDS",
     "LINEAGE",
@@ -83,6 +86,7 @@ __all__ = [
     "Order",
     "Part",
     "Repository",
+    "Shelf",
     "Stock",
     "Tag",
     "Upload",
@@ -90,7 +94,9 @@ __all__ = [
     "add_part",
     "add_signature",
     "arrive",
+    "attach_format",
     "check_cursor",
+    "check_mover",
     "check_path",
     "check_publisher",
     "check_room",
@@ -98,12 +104,15 @@ __all__ = [
     "claim",
     "close_upload",
     "count_facets",
+    "count_formats",
     "create_repository",
     "create_tag",
     "delete_adapter",
     "delete_alias",
     "delete_tag",
+    "detach_format",
     "drop_card",
+    "drop_formats",
     "expect",
     "find_adapter",
     "find_card",
@@ -118,10 +127,12 @@ __all__ = [
     "forget_expired_uploads",
     "hold",
     "is_owned",
+    "keep_format",
     "let_go",
     "list_adapters",
     "list_commits",
     "list_evaluations",
+    "list_formats",
     "list_keys",
     "list_tags",
     "list_unheld",
@@ -131,9 +142,12 @@ __all__ = [
     "namespaces_of",
     "open_upload",
     "parse_bound",
+    "point_open_aliases",
     "problem_with",
+    "protect_alias",
     "publish",
     "put_card",
+    "refuse_protected",
     "refuse_tag",
     "register_keys",
     "report_evaluation",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -9,9 +10,11 @@ from sqlalchemy import ColumnElement, Connection, delete, select, update
 
 from hub.catalog.lookup import resolve
 from hub.catalog.tables import ADAPTERS, ALIASES, key_of, upsert
+from hub.catalog.visibility import right_of
 from infra import audit
+from infra.principals import Principal, Role
 from wegeft.contracts.adapter import LATEST, AdapterName, AdapterRef, AliasMove, check_alias
-from wegeft.contracts.errors import AdapterNotFound, AliasMoved, AliasNotFound, InvalidRequest
+from wegeft.contracts.errors import AdapterNotFound, AliasMoved, AliasNotFound, Forbidden, InvalidRequest, Problem
 
 
 def set_alias(connection: Connection, adapter: AdapterName, alias: str, move: AliasMove, now: datetime) -> None:
@@ -53,6 +56,56 @@ def delete_alias(connection: Connection, adapter: AdapterName, alias: str) -> No
     if not connection.execute(gone).rowcount:
         raise AliasNotFound(path=str(adapter), value=alias)
     audit.note(connection, "alias.delete", f"{adapter}@{alias}")
+
+
+def protect_alias(connection: Connection, adapter: AdapterName, alias: str, now: datetime, *, is_protected: bool) -> None:
+    """Let only admins move and delete an alias, or everybody who may publish; wherever it points, it stays so.
+
+    Raises :class:`AliasNotFound` where there is none, and :class:`InvalidRequest` for ``latest``.
+    """
+    is_ours = (ALIASES.c.adapter_id == _settable(connection, adapter, alias)) & (ALIASES.c.alias == alias)
+    if not connection.execute(update(ALIASES).where(is_ours).values(is_protected=is_protected)).rowcount:
+        raise AliasNotFound(path=str(adapter), value=alias)
+    audit.note(connection, "alias.protect" if is_protected else "alias.unprotect", f"{adapter}@{alias}", now)
+
+
+def find_protected(connection: Connection, adapter: AdapterName) -> frozenset[str]:
+    """Return the aliases of an adapter that only admins move."""
+    query = select(ALIASES.c.alias).join(ADAPTERS, ADAPTERS.c.id == ALIASES.c.adapter_id)
+    return frozenset(connection.execute(query.where(ADAPTERS.c.key == key_of(adapter), ALIASES.c.is_protected)).scalars())
+
+
+def refuse_protected(connection: Connection, adapter: AdapterName, aliases: Iterable[str]) -> None:
+    """Raise :class:`Forbidden` where one of the aliases, which a job would move, is protected: that is for a person to do."""
+    protected = sorted(find_protected(connection, adapter) & set(aliases))
+    if protected:
+        hint = "an admin moves it afterwards: wgctl adapters alias set"
+        problems = [Problem(path="output.aliases", message="protected: no job moves it", value=alias, hint=hint) for alias in protected]
+        raise Forbidden("only admins move this alias", problems=problems)
+
+
+def point_open_aliases(connection: Connection, adapter: AdapterName, aliases: Iterable[str], number: int, now: datetime) -> tuple[str, ...]:
+    """Let aliases point to a version, but for those that are protected meanwhile; return these."""
+    protected, asked = find_protected(connection, adapter), tuple(aliases)
+    for alias in asked:
+        if alias not in protected:
+            set_alias(connection, adapter, alias, AliasMove(version=number), now)
+    return tuple(alias for alias in asked if alias in protected)
+
+
+def check_mover(connection: Connection, caller: Principal, adapter: AdapterName, alias: str) -> None:
+    """Return where the caller, who may publish, may also move and delete this alias; nobody protects it before the transaction ends.
+
+    Raises :class:`Forbidden` where it is protected and the caller is no admin of the adapter.
+    """
+    query = select(ALIASES.c.is_protected).join(ADAPTERS, ADAPTERS.c.id == ALIASES.c.adapter_id)
+    query = query.where(ADAPTERS.c.key == key_of(adapter), ALIASES.c.alias == alias)
+    is_protected = connection.execute(query.with_for_update(of=ALIASES)).scalar_one_or_none()
+    right = right_of(connection, caller, adapter) if is_protected else None
+    if is_protected and not (right and right.covers(Role.ADMIN)):
+        raise Forbidden(
+            "this alias is protected", path="alias", value=alias, hint=f"an admin of {adapter.namespace} moves it, or unprotects it"
+        )
 
 
 def _settable(connection: Connection, adapter: AdapterName, alias: str) -> int:

@@ -26,7 +26,9 @@ def find_adapter(connection: Connection, adapter: AdapterName) -> AdapterView:
     row = connection.execute(listed.where(ADAPTERS.c.key == key_of(adapter))).one_or_none()
     if row is None:
         raise AdapterNotFound(path="adapter", value=str(adapter))
-    return _adapter_view(row, _aliases_of(connection, [row.id]), _tags_of(connection, [row.version_id]))
+    view = _adapter_view(row, _aliases_of(connection, [row.id]), _tags_of(connection, [row.version_id]))
+    protected = select(ALIASES.c.alias).where(ALIASES.c.adapter_id == row.id, ALIASES.c.is_protected).order_by(ALIASES.c.alias)
+    return view.model_copy(update={"protected_aliases": tuple(connection.execute(protected).scalars())})
 
 
 def list_adapters(

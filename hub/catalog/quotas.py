@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, literal, select
+from sqlalchemy import Connection, Select, func, literal, select, union_all
 
+from hub.catalog.format_tables import DERIVED_FORMATS
 from hub.catalog.holds import version_of
 from hub.catalog.tables import ADAPTERS, BLOBS, HOLDS, QUOTAS, VERSIONS, key_of, upsert
 from infra import audit
@@ -64,7 +65,10 @@ def measure(connection: Connection, namespace: str) -> Amounts:
     """Return what a namespace holds."""
     is_inside = ADAPTERS.c.key.startswith(f"{namespace.lower()}/", autoescape=True)
     versions = select(VERSIONS.c.source).join(ADAPTERS, ADAPTERS.c.id == VERSIONS.c.adapter_id).where(is_inside)
-    held = select(HOLDS.c.digest).where(HOLDS.c.holder.in_(select(literal(version_of("")) + versions.subquery().c.source)))
+    formats = select(DERIVED_FORMATS.c.holder).join(VERSIONS, VERSIONS.c.id == DERIVED_FORMATS.c.version_id)
+    formats = formats.join(ADAPTERS, ADAPTERS.c.id == VERSIONS.c.adapter_id).where(is_inside)
+    sources = select(literal(version_of("")) + versions.subquery().c.source)
+    held = select(HOLDS.c.digest).where(HOLDS.c.holder.in_(union_all(sources, formats)))
     return Amounts(
         bytes=int(_scalar(connection, select(func.coalesce(func.sum(BLOBS.c.size), 0)).where(BLOBS.c.digest.in_(held)))),
         adapters=_scalar(connection, select(func.count()).select_from(ADAPTERS).where(is_inside)),

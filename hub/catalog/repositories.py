@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Connection, ForeignKey, Integer, Select, String, Table, delete, insert, select, update
 
+from hub.catalog.format_tables import DERIVED_FORMATS
 from hub.catalog.holds import let_go, version_of
 from hub.catalog.listings import unlist
 from hub.catalog.namespaces import starts_private
@@ -93,6 +94,9 @@ def delete_adapter(connection: Connection, adapter: AdapterName, until: datetime
     assert row is not None  # noqa: S101 - otherwise there was no such repository
     for source in connection.execute(select(VERSIONS.c.source).where(VERSIONS.c.adapter_id == row.id)).scalars().all():
         let_go(connection, version_of(source), until)
+    formats = select(DERIVED_FORMATS.c.holder).join(VERSIONS, VERSIONS.c.id == DERIVED_FORMATS.c.version_id)
+    for holder in connection.execute(formats.where(VERSIONS.c.adapter_id == row.id)).scalars().all():
+        let_go(connection, holder, until)
     unlist(connection, row.id)
     for table, is_about in _rows_about(row.id):
         connection.execute(delete(table).where(is_about))

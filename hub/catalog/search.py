@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Connection, FromClause, Row, and_, cast, e
 from sqlalchemy.dialects.postgresql import TSQUERY
 
 from hub.catalog.cursors import Position, make_cursor, read_cursor
+from hub.catalog.format_tables import DERIVED_FORMATS
 from hub.catalog.tables import LISTING_METRICS, LISTING_TAGS, LISTING_WORDS, LISTINGS, MAX_BASE_NAME
 from hub.catalog.words import read_search
 from wegeft.contracts.errors import InvalidRequest, Problem, shorten
@@ -69,6 +70,8 @@ class AdapterFilter:
     tags: tuple[str, ...] = ()
     """All of which it must have, in any case."""
     metrics: tuple[MetricBound, ...] = ()
+    format: str | None = None
+    """A derived format that is attached to it."""
 
     def __post_init__(self) -> None:
         problems = [problem for field in fields(self) if (problem := problem_with(field.name, getattr(self, field.name)))]
@@ -155,6 +158,8 @@ def _conditions(wanted: AdapterFilter) -> Iterator[ColumnElement[bool]]:
     for name in ("method", "rank", "task", "licence"):
         if getattr(wanted, name) is not None:
             yield LISTINGS.c[name] == getattr(wanted, name)
+    if wanted.format is not None:
+        yield exists().where(DERIVED_FORMATS.c.version_id == LISTINGS.c.version_id, DERIVED_FORMATS.c.format == wanted.format)
     for bound in wanted.metrics:
         metric = LISTING_METRICS.alias()
         is_within = _SIGNS[bound.sign](metric.c.value, bound.value)

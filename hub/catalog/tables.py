@@ -119,6 +119,7 @@ ALIASES = Table(
     Column("alias", String(64), primary_key=True),
     Column("number", Integer, nullable=False),
     Column("updated_at", UtcTime, nullable=False),
+    Column("is_protected", Boolean, nullable=False, server_default=false()),  # moved and deleted by admins alone
     ForeignKeyConstraint(["adapter_id", "number"], ["versions.adapter_id", "versions.number"]),
 )
 

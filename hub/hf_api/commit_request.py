@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from hub.hf_api.commit_lines import Content, Line, read_lines
 from hub.objects import Readable
+from hub.signature_files import KINDS
 from wegeft.contracts.adapter import CONFIG_FILE, PUBLISHABLE_FILES, WEIGHTS_FILE, FileEntry
 from wegeft.contracts.errors import FileNotFoundInVersion, InvalidRequest, Problem, shorten
 
@@ -73,7 +74,8 @@ class CommitRequest:
         """Return what becomes of a version's files; raise :class:`FileNotFoundInVersion` where one to delete is not there."""
         left = {entry.path: entry for entry in files}
         for path in self.deleted:
-            if left.pop(path, None) is None:
+            # A signature is listed beside the files that it is of; who deletes them all means it too, and it goes with them.
+            if left.pop(path, None) is None and path not in KINDS:
                 raise _not_there(path)
         for folder in self.deleted_folders:
             inside = [path for path in left if not folder or path.startswith(f"{folder}/")]

@@ -10,8 +10,10 @@ from hub.hf_api.dialect import Doors, HfRoute, refusal
 from hub.hf_api.revisions import resolve
 from hub.hf_views import EMPTY_COMMIT, commit_of, hex_of, tree_entry
 from hub.named_adapter import Name
+from hub.objects import ObjectStore
 from hub.services import HubServices
 from hub.serving import ServedBlob, answer_blob, answer_head
+from hub.signature_files import KINDS, signature_files
 from infra.bodies import waits_for_store
 from wegeft.contracts.adapter import FileEntry, VersionView
 from wegeft.contracts.errors import AdapterNotFound, FileNotFoundInVersion, InvalidRequest
@@ -38,21 +40,24 @@ def _tree_router(services: HubServices) -> APIRouter:
         version = resolve(services, adapter, revision)
         if folder:
             raise FileNotFoundInVersion("there are no folders", path=str(adapter), value=folder)
-        return [tree_entry(entry, version, is_expanded=expand) for entry, version in _files_of(version)]
+        return [tree_entry(entry, version, is_expanded=expand) for entry, version in _files_of(services, version)]
 
     @router.post(f"{_ROOT}/paths-info/{{revision:path}}")
     def list_paths(adapter: Name, revision: str, form: Annotated[dict[str, list[str]], Depends(_form)]) -> list[dict[str, Any]]:
         version, wanted = resolve(services, adapter, revision), set(form.get("paths", []))
         is_expanded = form.get("expand", ["false"])[0].lower() == "true"
-        return [tree_entry(entry, version, is_expanded=is_expanded) for entry, version in _files_of(version) if entry.path in wanted]
+        return [
+            tree_entry(entry, version, is_expanded=is_expanded) for entry, version in _files_of(services, version) if entry.path in wanted
+        ]
 
     return router
 
 
-def _files_of(found: VersionView | Repository) -> list[tuple[FileEntry, VersionView]]:
+def _files_of(services: HubServices, found: VersionView | Repository) -> list[tuple[FileEntry, VersionView]]:
     match found:
         case VersionView():
-            return [(entry, found) for entry in found.manifest.files]
+            beside = [file.entry for file in signature_files(services, found)]
+            return [(entry, found) for entry in (*found.manifest.files, *beside)]
         case Repository():
             return []
 
@@ -88,7 +93,11 @@ def _file_router(services: HubServices) -> APIRouter:
 
 def _answer_file(services: HubServices, version: VersionView, path: str, request: Request) -> Response:
     commit = commit_of(version)
+    store: ObjectStore = services.store
     entry = next((entry for entry in version.manifest.files if entry.path == path), None)
+    beside = [file for file in signature_files(services, version) if file.entry.path == path] if path in KINDS else []
+    if beside:
+        entry, store = beside[0].entry, beside[0].store
     if entry is None:
         return refusal(FileNotFoundInVersion(path=version.ref, value=path), request, commit)
     blob = ServedBlob(
@@ -99,6 +108,6 @@ def _answer_file(services: HubServices, version: VersionView, path: str, request
         is_immutable=request.path_params["revision"] in (commit, str(version.version)),
         tag=hex_of(entry),
     )
-    answer = answer_head(blob, request.headers) if request.method == "HEAD" else answer_blob(services.store, blob, request)
+    answer = answer_head(blob, request.headers) if request.method == "HEAD" else answer_blob(store, blob, request)
     answer.headers.update({"X-Repo-Commit": commit, "X-Linked-ETag": blob.etag, "X-Linked-Size": str(entry.size)})
     return answer

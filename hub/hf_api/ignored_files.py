@@ -1,16 +1,18 @@
-"""Which files a client would rather not send: git's own, and what a ``.gitignore`` names."""
+"""Which files a client would rather not send: git's own, the hub's signatures, and what a ``.gitignore`` names."""
 
 from __future__ import annotations
 
 import fnmatch
 
-_GIT_FILES = frozenset({".gitattributes", ".gitignore"})
+from hub.signature_files import KINDS
+
+_NEVER_SENT = frozenset({".gitattributes", ".gitignore", *KINDS})
 _MAX_LINES = 1000
 
 
 def is_ignored(path: str, gitignore: str | None) -> bool:
     """Return whether a file is left out; of the lines of a ``.gitignore`` that fit its name, the last one decides (gitignore(5))."""
-    if path in _GIT_FILES:
+    if path in _NEVER_SENT:
         return True
     decision = False
     for line in (gitignore or "").splitlines()[:_MAX_LINES]:

@@ -6,14 +6,16 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from hub import catalog
 from hub.catalog import Repository
+from hub.hf_api.card_data import card_data
 from hub.hf_api.dialect import Doors, HfRoute
 from hub.hf_api.revisions import resolve
 from hub.hf_views import MAIN, View, empty_model, listed_model, model_info, only
 from hub.named_adapter import Name
 from hub.services import HubServices
+from hub.signature_files import signature_files
 from infra.auth import Principal, Role
 from infra.database import reading
-from wegeft.contracts.adapter import AdapterName
+from wegeft.contracts.adapter import AdapterName, FileEntry, VersionView
 from wegeft.contracts.errors import InvalidRequest
 
 _PAGE = 100
@@ -111,8 +113,16 @@ def _model_router(doors: Doors) -> APIRouter:
 
 def _describe(services: HubServices, adapter: AdapterName, revision: str, blobs: bool, expand: list[str] | None) -> View:
     found = resolve(services, adapter, revision)
-    shown = empty_model(found) if isinstance(found, Repository) else model_info(found, with_blobs=blobs)
-    return only(shown, expand or [])
+    if isinstance(found, Repository):
+        return only(empty_model(found), expand or [])
+    shown = model_info(found, _beside(services, found), with_blobs=blobs)
+    data = card_data(services, found) if not expand or {"cardData", "model-index"} & set(expand) else {}
+    index = {"model-index": data["model-index"]} if "model-index" in data else {}
+    return only(shown | {"cardData": data} | index, expand or [])
+
+
+def _beside(services: HubServices, version: VersionView) -> list[FileEntry]:
+    return [file.entry for file in signature_files(services, version)]
 
 
 def _model_filter(

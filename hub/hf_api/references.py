@@ -45,7 +45,7 @@ def make_router(doors: Doors) -> APIRouter:
     router = Gathering()
     router.include_router(_reading_router(doors.services), dependencies=[Depends(doors.reader)])
     router.include_router(_tag_router(doors))
-    router.include_router(_branch_router(doors.services), dependencies=[Depends(doors.writer)])
+    router.include_router(_branch_router(doors))
     return router
 
 
@@ -108,11 +108,13 @@ def _tag_router(doors: Doors) -> APIRouter:
     return router
 
 
-def _branch_router(services: HubServices) -> APIRouter:
+def _branch_router(doors: Doors) -> APIRouter:
     router = APIRouter(route_class=HfRoute, include_in_schema=False)
+    services = doors.services
+    Writer = Annotated[Principal, Depends(doors.writer)]
 
     @router.post(f"{_ROOT}/branch/{{branch:path}}")
-    def post_branch(adapter: Name, branch: str, body: NewBranch) -> View:
+    def post_branch(adapter: Name, branch: str, body: NewBranch, caller: Writer) -> View:  # noqa: ARG001 - who may
         _check_branch(branch)
         version = resolve_version(services, adapter, body.startingPoint)
         with writing(services.engine) as connection:
@@ -122,10 +124,11 @@ def _branch_router(services: HubServices) -> APIRouter:
         return {}
 
     @router.delete(f"{_ROOT}/branch/{{branch:path}}")
-    def delete_branch(adapter: Name, branch: str) -> View:
+    def delete_branch(adapter: Name, branch: str, caller: Writer) -> View:
         _check_branch(branch)
         with writing(services.engine) as connection:
             catalog.find_adapter(connection, adapter)
+            catalog.check_mover(connection, caller, adapter, branch)
             catalog.delete_alias(connection, adapter, branch)
         return {}
 

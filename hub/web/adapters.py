@@ -27,11 +27,12 @@ from wegeft.contracts.adapter import (
 )
 from wegeft.contracts.card import CardView
 from wegeft.contracts.errors import InvalidInput, InvalidRequest, Problem
+from wegeft.contracts.formats import FormatList
 
 PAGE_SIZE = 30
 _VERSIONS_SHOWN = 20
 _CARD_CHARACTERS = 200_000
-_LISTED = ("search", "namespace", "base_model", "method", "rank", "task", "licence")
+_LISTED = ("search", "namespace", "base_model", "method", "rank", "task", "licence", "format")
 _SEVERAL = ("tag", "metric")
 _ORDERS: tuple[tuple[Order, str], ...] = (("updated", "Last published"), ("created", "Newest"), ("name", "Name"), ("size", "Largest"))
 
@@ -72,13 +73,25 @@ def make_router(frame: Frame) -> APIRouter:
         visit = await frame.visit(request)
         version = await visit.calls.get(api_path("adapters", namespace, name, "versions", selector), VersionView)
         adapter = await visit.calls.get(api_path("adapters", namespace, name), AdapterView)
-        snippets = snippets_for(version, _origin(request), adapter.task)
-        return frame.page("version.html", visit, {"version": version, "card": await _card(frame, visit, version), "snippets": snippets})
+        formats = await visit.calls.get(api_path("adapters", namespace, name, "versions", str(version.version), "formats"), FormatList)
+        values = {
+            "version": version,
+            "card": await _card(frame, visit, version),
+            "snippets": snippets_for(version, _origin(request), adapter.task),
+            "formats": formats,
+        }
+        return frame.page("version.html", visit, values)
 
     @router.get("/{namespace:namespace}/{name}/versions/{selector}/files/{path:path}")
     async def get_file(request: Request, namespace: str, name: str, selector: str, path: str) -> Response:
         visit = await frame.require(request)
         return visit.calls.forward(api_path("adapters", namespace, name, "versions", selector, "files", path))
+
+    @router.get("/{namespace:namespace}/{name}/versions/{selector}/formats/{format}/{dtype}/files/{path:path}")
+    async def get_format_file(request: Request) -> Response:
+        visit, place = await frame.require(request), request.path_params
+        named = (place["namespace"], place["name"], "versions", place["selector"])
+        return visit.calls.forward(api_path("adapters", *named, "formats", place["format"], place["dtype"], "files", place["path"]))
 
     @router.post("/{namespace:namespace}/{name}/aliases")
     async def post_alias(request: Request, namespace: str, name: str) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any
 
 from fastapi import FastAPI
@@ -24,7 +25,8 @@ from infra.settings import Settings
 from orchestrator import ledger
 from orchestrator.ids import make_job_id
 from tests.orchestrator.serving import Site, adapter_files, now, plain_spec
-from wegeft.contracts.adapter import WEIGHTS_FILE, AdapterName, FileEntry, digest_of
+from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, AdapterName, AdapterRef, FileEntry, digest_of
+from wegeft.contracts.formats import FormatAttachment
 from wegeft.contracts.signing_keys import SigningKey
 
 ADAPTER = "acme/secret"
@@ -78,7 +80,18 @@ def make_world(engine: Engine, **tokens: tuple[str, str]) -> HiddenWorld:
     assert answer.status_code == 201, answer.text
     world.job_id = answer.json()["id"]
     publish(site, ADAPTER, f"job:{world.job_id}", world.files)
+    attach_lora(site)
     return world
+
+
+def attach_lora(site: Site) -> None:
+    """Attach a derived format to the private version, of its own files: what it is, the gate is asked about elsewhere."""
+    with writing(site.engine) as connection:
+        version = catalog.resolve(connection, AdapterRef.parse(ADAPTER))
+        files = tuple(entry for entry in version.manifest.files if entry.path in (CONFIG_FILE, WEIGHTS_FILE))
+        told = {"base_model": "org/model", "largest_error": 0.0, "largest_error_layer": "x", "layers": 1, "made_by": "x"}
+        stamp = ("ada", now(), now() + timedelta(days=30))
+        catalog.attach_format(connection, version, ("lora", "float32"), FormatAttachment.model_validate({"files": files, **told}), stamp)
 
 
 def whole_app(site: Site) -> FastAPI:

@@ -16,6 +16,15 @@ from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, digest_of
 NOBODYS = "sha256:" + "5" * 64
 BODIES: dict[str, Any] = {
     "alias": {"version": 1},
+    "protection": {"is_protected": True},
+    "formats": {
+        "files": [{"path": name, "digest": NOBODYS, "size": 1} for name in (CONFIG_FILE, WEIGHTS_FILE)],
+        "base_model": "org/model",
+        "largest_error": 0,
+        "largest_error_layer": "x",
+        "layers": 1,
+        "made_by": "x",
+    },
     "visibility": {"visibility": "public"},
     "invitations": {"name": "site-a", "expires_in_seconds": 600},
 }
@@ -47,6 +56,8 @@ def names(world: HiddenWorld, *, is_there: bool) -> dict[str, str]:
         "revision": "main",
         "path": CONFIG_FILE,
         "alias": "production",
+        "format": "lora",
+        "dtype": "float32",
         "tag": "v1",
         "branch": "production",
         "kind": "read",
@@ -95,7 +106,7 @@ def test_every_route_answers_as_if_nothing_were_there(world: HiddenWorld, who: s
         for is_there in (True, False):
             values = names(world, is_there=is_there)
             word = next((word for word in reversed(path.split("/")) if "{" not in word), "")
-            body = BODIES.get("alias" if "{alias}" in path else word) if is_whole else {"nonsense": True}
+            body = BODIES.get("alias" if path.endswith("{alias}") else word) if is_whole else {"nonsense": True}
             query = {} if is_whole else {"limit": "x", "after": "x", "blobs": "x"}
             answers.append(told(client.request(method, fill(path, values), json=body, params=query), values))
         assert answers[0] == answers[1], f"{method} {path}"

@@ -12,13 +12,13 @@ from sqlalchemy import Engine, event, select
 from starlette.testclient import TestClient
 
 from hub import catalog
-from infra.database import reading
+from infra.database import reading, writing
 from orchestrator import ledger
 from orchestrator.publishing import publish_result
 from tests.orchestrator.samples import DATASET, batch, make_spec
-from tests.orchestrator.serving import Site, adapter_files, listening, now, result_of
+from tests.orchestrator.serving import Site, adapter_files, listening, now, plain_spec, result_of
 from tests.orchestrator.working import claim, every_write, queue, snapshot, state, take_over
-from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, AdapterRef, digest_of
+from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, AdapterName, AdapterRef, digest_of
 from wegeft.contracts.training import Heartbeat, TrainingTask
 
 
@@ -98,6 +98,23 @@ def test_publishing_is_one_version_however_many_report_at_once(site: Site) -> No
             answers = list(pool.map(lambda _: worker.post("result", result_of(adapter_files())), range(8)))
     assert {(answer.status_code, answer.text) for answer in answers} == {(200, '{"adapter":"local/sums","version":1}')}
     assert state(site, job_id) == "succeeded"
+
+
+def test_a_job_publishes_beside_an_alias_that_was_protected_meanwhile_and_says_so(site: Site, http: TestClient) -> None:
+    """And a job that comes later is not even queued."""
+    queue(site, output={"adapter": "demo/sums", "aliases": ["stable"]})
+    claim(site, http).deliver(adapter_files())
+    job_id = queue(site, output={"adapter": "demo/sums", "aliases": ["stable", "newest"]})
+    with writing(site.engine) as connection:
+        catalog.protect_alias(connection, AdapterName.parse("demo/sums"), "stable", now(), is_protected=True)
+    assert claim(site, http).deliver(adapter_files(seed=2)).json() == {"adapter": "demo/sums", "version": 2}
+    with reading(site.engine) as connection:
+        assert catalog.find_adapter(connection, AdapterName.parse("demo/sums")).aliases == {"stable": 1, "newest": 2, "latest": 2}
+        said = ledger.read_events(connection, job_id, 0, 100).records
+    assert any("stable is protected" in record.model_dump_json() for record in said)
+    spec = plain_spec(output={"adapter": "demo/sums", "aliases": ["stable"]})
+    refused = http.post("/api/v1/jobs", json={"spec": spec}, headers=site.bearer("admin"))
+    assert (refused.status_code, refused.json()["code"], refused.json()["problems"][0]["value"]) == (403, "forbidden", "stable")
 
 
 def test_a_crash_before_the_commit_leaves_only_blobs(site: Site, http: TestClient) -> None:

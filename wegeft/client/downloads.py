@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -35,6 +35,22 @@ def download(transport: Transport, version: VersionView, folder: Path, *, overwr
                 (made / entry.path).chmod(0o644)
             if version.signature is not None:
                 (made / SIGNATURE_FILE).write_text(version.signature, encoding="utf-8")
+            _swap(made, target)
+
+
+def fetch_folder(transport: Transport, prefix: str, files: Iterable[FileEntry], folder: Path) -> None:
+    """Write the files under ``prefix`` into a new folder, which appears whole and verified, or not at all.
+
+    Raises :class:`InvalidSetting` where there is something already, :class:`DigestMismatch`, and :class:`StorageFull`.
+    """
+    target = folder.expanduser().resolve()
+    _check_target(target, overwrite=False)
+    with local_errors(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _folder_beside(target) as made:
+            for entry in files:
+                fetch(transport, f"{prefix}/{quote(entry.path)}", made / entry.path, entry.digest, entry.size)
+                (made / entry.path).chmod(0o644)
             _swap(made, target)
 
 

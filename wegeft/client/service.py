@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from wegeft.client import downloads
 from wegeft.client.access import AccessCalls
 from wegeft.client.blobs import Progress, upload
+from wegeft.client.formats import FormatCalls
 from wegeft.client.publishing import Push, push
 from wegeft.client.transport import Answer, Call, Transport, json_body
 from wegeft.client.trust import TrustStore, check_version, fetch_keys, trusted_keys
@@ -31,6 +32,7 @@ from wegeft.contracts.adapter import (
     check_alias,
     digest_of,
 )
+from wegeft.contracts.aliases import AliasProtection
 from wegeft.contracts.bundles import BundleKind, SignedVersion, key_of_bundle, open_training_bundle
 from wegeft.contracts.card import CardEdit, CardView
 from wegeft.contracts.collection import Collected, CollectionPlan
@@ -63,7 +65,7 @@ class _Health(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
-class Client(AccessCalls):
+class Client(AccessCalls, FormatCalls):
     """A WeGeFT service; safe to use from several threads, and a context manager that closes its connections.
 
     Calls that fail in a way that may pass are tried again for ``patience_seconds``; submitting is safe to repeat. ``trust`` pins the keys
@@ -253,6 +255,12 @@ class Client(AccessCalls):
         move = AliasMove(version=version, expected=expected)
         return self._transport.ask(Call(method="PUT", path=path, headers=_JSON, content=json_body(move)), AdapterView)
 
+    def protect_alias(self, name: str, alias: str, *, is_protected: bool) -> AdapterView:
+        """Let only admins move and delete an alias, or everybody who may publish; return the adapter. Raises :class:`AliasNotFound`."""
+        path = f"/adapters/{AdapterName.parse(name)}/aliases/{check_alias(alias)}/protection"
+        body = json_body(AliasProtection(is_protected=is_protected))
+        return self._transport.ask(Call(method="PUT", path=path, headers=_JSON, content=body), AdapterView)
+
     # What is known about versions
 
     def signature(self, ref: str, kind: BundleKind = "ed25519") -> str:
@@ -340,9 +348,9 @@ class Client(AccessCalls):
         """Return what is stored, and what nobody needs of it."""
         return self._get("/collection", CollectionPlan)
 
-    def collect(self) -> Collected:
-        """Delete some of what nobody needs; call it again until it is done."""
-        return self._transport.ask(Call(method="POST", path="/collection"), Collected)
+    def collect(self, *, formats: Literal["unused", "all"] = "unused") -> Collected:
+        """Delete some of what nobody needs, first derived formats unused for long, or all; call it again until it is done."""
+        return self._transport.ask(Call(method="POST", path="/collection", params={"formats": formats}), Collected)
 
     def _get(self, path: str, answer: type[Answer], params: Mapping[str, Wanted] | None = None) -> Answer:
         given = {key: value for key, value in (params or {}).items() if value is not None}

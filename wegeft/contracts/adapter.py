@@ -274,6 +274,8 @@ class AdapterView(BaseModel):
     adapter: str
     latest_version: int
     aliases: dict[str, int]
+    protected_aliases: tuple[str, ...] = ()
+    """Those of them that only admins move, sorted."""
     base_model: str
     method: str
     rank: int

@@ -23,7 +23,9 @@ from wegeft.contracts.signing_keys import Algorithm, SigningKey, is_signature, k
 
 SIGNATURE_FILE = "model.sig"
 """Where a bundle lies beside the files that it signs."""
-IGNORED_NAMES = (SIGNATURE_FILE, ".git", ".gitattributes", ".github", ".gitignore", ".cache")
+ATTESTATION_FILE = "attestation.sigstore.json"
+"""Where the attestation of a version's training lies beside them."""
+IGNORED_NAMES = (SIGNATURE_FILE, ATTESTATION_FILE, ".git", ".gitattributes", ".github", ".gitignore", ".cache")
 """What may lie beside a version's files without being signed."""
 BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -158,6 +160,18 @@ def _pre_authentication(payload: bytes) -> bytes:
 def key_of_bundle(text: str | bytes) -> str:
     """Return the id of the key that a bundle says it is signed by; raise :class:`SignatureInvalid` where it is no bundle."""
     return _read_bundle(text).verificationMaterial.publicKey.hint
+
+
+def ignored_names(text: str | bytes) -> frozenset[str]:
+    """Return the names that a version's signature says may lie beside its files; raise :class:`SignatureInvalid` where it is no bundle.
+
+    The signature itself is not checked.
+    """
+    try:
+        predicate = json.loads(base64.b64decode(_read_bundle(text).dsseEnvelope.payload, validate=True))["predicate"]
+        return frozenset(map(str, predicate["serialization"]["ignore_paths"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise SignatureInvalid("the signed statement is not one of ours", path="payload") from error
 
 
 def open_version_bundle(text: str | bytes, trusted: Mapping[str, str]) -> SignedVersion:

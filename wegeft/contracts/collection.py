@@ -27,6 +27,11 @@ class CollectionPlan(BaseModel):
     unheld_bytes: int
     first: tuple[UnheldBlob, ...] = ()
     """Some of them, by digest."""
+    formats: int = 0
+    """Derived formats that are attached to versions; they are stored too, and can be made again."""
+    format_bytes: int = 0
+    unused_formats: int = 0
+    """Those that a collection would forget now, because nobody has fetched them for long."""
 
 
 class Collected(BaseModel):

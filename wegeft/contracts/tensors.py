@@ -109,6 +109,12 @@ def read_tensors(content: bytes, accepted: frozenset[str] = FLOAT_TYPES) -> dict
     return tensors
 
 
+def read_tensor(content: bytes, spec: TensorSpec) -> NDArray[Any]:
+    """Return one tensor from its own bytes, as it is described; bfloat16 comes as float32."""
+    stored = np.frombuffer(content, _STORED[spec.dtype], spec.count)
+    return (_widen(stored) if spec.dtype == "BF16" else stored).reshape(spec.shape)
+
+
 def check_finite(tensors: Mapping[str, NDArray[Any]]) -> None:
     """Raise :class:`InvalidTensors`, naming each tensor that holds NaN or infinity."""
     _refuse(_finite_problem(name, int(array.size - np.isfinite(array).sum()), int(array.size)) for name, array in tensors.items())

@@ -1,0 +1,123 @@
+"""Derived formats of versions: kept for a while, longer where they are fetched, and the first to go where space is needed.
+
+A row and the hold on its bytes end at the same moment, and a collection forgets the rows that are over before it chooses bytes. So a row
+never points at missing bytes, and what deletes rows otherwise, such as the end of an adapter, leaves nothing that is kept for ever.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, delete, func, select, update
+
+from hub.catalog.format_tables import DERIVED_FORMATS
+from hub.catalog.holds import hold, let_go, note_sizes
+from hub.catalog.quotas import enforce
+from hub.catalog.signatures import find_version_id
+from hub.catalog.tables import ADAPTERS, HOLDS, VERSIONS, upsert
+from infra import audit
+from wegeft.contracts.adapter import AdapterName, VersionView
+from wegeft.contracts.errors import InvalidRequest, NotFound, Problem
+from wegeft.contracts.formats import AttachedFormat, DerivedFormat, FormatAttachment, StoredDtype
+
+_HOLDER = "format:"
+
+Shelf = tuple[DerivedFormat, StoredDtype]
+"""Where a format of a version stands: there is one for each type of numbers."""
+
+
+def attach_format(
+    connection: Connection, version: VersionView, shelf: Shelf, attachment: FormatAttachment, stamp: tuple[str, datetime, datetime]
+) -> AttachedFormat:
+    """Put a checked format in the place of the one of its type that may be there; ``stamp``: by whom, now, and until when it stays.
+
+    Raises :class:`InvalidRequest` where bytes have been collected that were stored before, and :class:`QuotaExceeded`.
+    """
+    name = AdapterName.parse(version.adapter)
+    holder = f"{_HOLDER}{version.manifest_digest.removeprefix('sha256:')}:{shelf[0]}:{shelf[1]}"
+    digests = [entry.digest for entry in attachment.files]
+    connection.execute(delete(HOLDS).where(HOLDS.c.holder == holder, HOLDS.c.digest.not_in(digests)))
+    missing = hold(connection, holder, digests, stamp[2])
+    if missing:
+        problems = [Problem(path="files", message="its bytes are not kept any more", value=digest) for digest in sorted(missing)]
+        raise InvalidRequest("the files are not all stored", problems=problems)
+    note_sizes(connection, {entry.digest: entry.size for entry in attachment.files})
+    row = attachment.model_dump(exclude={"files"}) | {
+        "version_id": find_version_id(connection, name, version.version),
+        "format": shelf[0],
+        "dtype": shelf[1],
+        "holder": holder,
+        "files": json.dumps([entry.model_dump() for entry in attachment.files]),
+        "size": sum(entry.size for entry in attachment.files),
+        "created_by": stamp[0],
+        "created_at": stamp[1],
+        "kept_until": stamp[2],
+    }
+    place = ["version_id", "format", "dtype"]
+    added = upsert(connection, DERIVED_FORMATS).values(row).on_conflict_do_update(index_elements=place, set_=row)
+    found = connection.execute(added.returning(*DERIVED_FORMATS.c)).one()
+    enforce(connection, name.namespace)
+    audit.note(connection, "format.attach", version.ref, stamp[1], format=shelf[0], dtype=shelf[1], largest_error=attachment.largest_error)
+    return _view(found)
+
+
+def list_formats(connection: Connection, version: VersionView) -> tuple[AttachedFormat, ...]:
+    """Return what is attached to a version, by format and type."""
+    named = (ADAPTERS.c.key == version.adapter.lower()) & (VERSIONS.c.number == version.version)
+    query = select(DERIVED_FORMATS).join(VERSIONS, VERSIONS.c.id == DERIVED_FORMATS.c.version_id)
+    query = query.join(ADAPTERS, ADAPTERS.c.id == VERSIONS.c.adapter_id).where(named)
+    return tuple(_view(row) for row in connection.execute(query.order_by(DERIVED_FORMATS.c.format, DERIVED_FORMATS.c.dtype)))
+
+
+def keep_format(connection: Connection, version: VersionView, attached: AttachedFormat, until: datetime) -> bool:
+    """Let a format stay until then; return False where it has gone meanwhile, or is another now."""
+    renewed = update(DERIVED_FORMATS).where(*_is_at(version, (attached.format, attached.dtype))).values(kept_until=until)
+    row = connection.execute(renewed.returning(*DERIVED_FORMATS.c)).one_or_none()
+    if row is None or _view(row).files != attached.files:
+        return False
+    return not hold(connection, row.holder, [entry.digest for entry in attached.files], until)
+
+
+def detach_format(connection: Connection, version: VersionView, shelf: Shelf, now: datetime) -> None:
+    """Forget a format of a version; raise :class:`NotFound` where there is none."""
+    gone = delete(DERIVED_FORMATS).where(*_is_at(version, shelf)).returning(DERIVED_FORMATS.c.holder)
+    holder = connection.execute(gone).scalar_one_or_none()
+    if holder is None:
+        raise NotFound("the version has no such format", path=version.ref, value=" ".join(shelf))
+    let_go(connection, holder, now)
+    audit.note(connection, "format.detach", version.ref, now, format=shelf[0], dtype=shelf[1])
+
+
+def _is_at(version: VersionView, shelf: Shelf) -> tuple[ColumnElement[bool], ...]:
+    named = select(VERSIONS.c.id).join(ADAPTERS, ADAPTERS.c.id == VERSIONS.c.adapter_id)
+    is_meant = (ADAPTERS.c.key == version.adapter.lower()) & (VERSIONS.c.number == version.version)
+    columns = DERIVED_FORMATS.c
+    return columns.version_id == named.where(is_meant).scalar_subquery(), columns.format == shelf[0], columns.dtype == shelf[1]
+
+
+def drop_formats(connection: Connection, now: datetime, *, only_unused: bool = True) -> int:
+    """Forget the formats that nobody has fetched for long, or all of them, and let go of their bytes; return how many they were."""
+    gone = delete(DERIVED_FORMATS).returning(DERIVED_FORMATS.c.holder)
+    if only_unused:
+        gone = gone.where(DERIVED_FORMATS.c.kept_until <= now)
+    holders = connection.execute(gone).scalars().all()
+    for holder in holders:
+        let_go(connection, holder, now)
+    if holders:
+        audit.note(connection, "formats.collect", "", now, formats=len(holders))
+    return len(holders)
+
+
+def count_formats(connection: Connection, now: datetime) -> tuple[int, int, int]:
+    """Return how many formats are attached, their bytes, and how many of them the next collection forgets."""
+    total = select(func.count(), func.coalesce(func.sum(DERIVED_FORMATS.c.size), 0))
+    count, size = connection.execute(total).one()
+    unused = select(func.count()).select_from(DERIVED_FORMATS).where(DERIVED_FORMATS.c.kept_until <= now)
+    return count, int(size), int(connection.execute(unused).scalar_one())
+
+
+def _view(row: Row[Any]) -> AttachedFormat:
+    told = dict(row._mapping)  # noqa: SLF001 - the name is SQLAlchemy's
+    return AttachedFormat.model_validate(told | {"files": json.loads(row.files)})
