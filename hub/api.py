@@ -11,7 +11,7 @@ from hub.formats import api as formats_api
 from hub.intake import check_kept
 from hub.named_adapter import Name
 from hub.services import HubServices
-from hub.serving import BLOB_ANSWERS, HEAD_ANSWERS, ServedBlob, answer_blob, answer_head
+from hub.serving import FILE_ANSWERS, HEAD_ANSWERS, ServedBlob, answer_blob, answer_head
 from infra.auth import Guard, Principal, Role
 from infra.bodies import streams_body, waits_for_store
 from infra.database import reading, writing
@@ -141,7 +141,7 @@ def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
 def _file_router(services: HubServices) -> APIRouter:
     router = APIRouter(prefix="/adapters/{namespace}/{name}/versions/{selector}/files", tags=["files"])
 
-    @router.get("/{path:path}", summary="A version's file", responses=BLOB_ANSWERS, response_class=Response)
+    @router.get("/{path:path}", summary="A version's file", responses=FILE_ANSWERS, response_class=Response)
     @waits_for_store
     def get_file(adapter: Name, selector: Selector, path: str, request: Request) -> Response:
         return answer_blob(services.store, _file(services, adapter, selector, path), request)

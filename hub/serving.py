@@ -28,6 +28,9 @@ BLOB_ANSWERS: dict[int | str, dict[str, Any]] = {
     416: {"description": "It ends before the part that was asked for"},
 }
 """What :func:`answer_blob` may answer, for the API's description."""
+_ANY: dict[str, Any] = {"content": {"*/*": {}}}
+FILE_ANSWERS = BLOB_ANSWERS | {200: _ANY, 206: {"description": "The part that was asked for", **_ANY}}
+"""The same of a file, which has a type of its own."""
 
 _RANGE = re.compile(r"bytes=(\d{1,18})?-(\d{1,18})?\Z", re.ASCII)
 

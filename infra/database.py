@@ -131,7 +131,8 @@ def _named_errors(*, is_starting: bool = False) -> Iterator[None]:
     except PoolTimeout as error:
         raise DatabaseUnavailable("every connection to the database is busy", hint="try again") from error
     except (DataError, OverflowError) as error:
-        # Doors check what they take; what passes them nevertheless is the caller's mistake, not the service's.
+        # Doors check what they take; what passes them nevertheless is the caller's mistake, and a check that is missing.
+        _LOG.warning("a value that the database cannot hold", reason=" ".join(str(error).split())[:200])
         raise InvalidRequest("a value that the database cannot hold", hint="a text with a NUL, or a number beyond 64 bits") from error
     except DBAPIError as error:
         if not _is_outage(error):

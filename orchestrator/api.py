@@ -28,6 +28,8 @@ from wegeft.contracts.training import EventPage, JobPage, JobState, JobView, Met
 LONGEST_WAIT_SECONDS = 30
 MAX_PAGE = 200
 MAX_EVENTS = 1000
+MAX_LABELS = 16
+"""Of a list; a query of very many conditions is one that a database gives up."""
 
 _LOOK_AGAIN_SECONDS = 0.25
 _LAST_NUMBER = 2**31 - 1
@@ -108,7 +110,9 @@ def _jobs_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
     def get_jobs(
         caller: Annotated[Principal, Depends(reader)],
         state: JobState | None = None,
-        label: Annotated[list[str] | None, Query(description="key=value; a job must have all that are given")] = None,
+        label: Annotated[
+            list[str] | None, Query(max_length=MAX_LABELS, description="key=value; a job must have all that are given")
+        ] = None,
         federated: Annotated[bool | None, Query(description="Only federated jobs, or only others")] = None,
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
         after: Annotated[str | None, Query(description="next_cursor of the page before")] = None,

@@ -78,7 +78,7 @@ def server() -> Iterator[PostgresServer]:
 
 
 def test_publishers_come_through_a_restart_of_the_database(server: PostgresServer, tmp_path: Path) -> None:
-    run_through_restarts(server, tmp_path / "run", seed=1, most=2, sizes=(3, 2))
+    run_through_restarts(server, tmp_path / "run", seed=1, most=1, sizes=(2, 2))
 
 
 def test_the_probes_say_that_the_database_is_down(server: PostgresServer, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def run_through_network(folder: Path, seed: int, sizes: tuple[int, int]) -> None
 
 
 def test_each_push_to_one_adapter_is_one_version(tmp_path: Path) -> None:
-    run_through_network(tmp_path / "run", seed=3, sizes=(4, 2))
+    run_through_network(tmp_path / "run", seed=3, sizes=(3, 2))
 
 
 def test_a_commit_is_known_by_its_key(tmp_path: Path) -> None:
