@@ -1,6 +1,6 @@
 """The hub's own HTTP API: blobs going in; adapters, their versions, files and aliases coming out."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
@@ -9,6 +9,7 @@ from hub.adapter_query import AdapterQuery, FilterQuery
 from hub.collection import Collector
 from hub.intake import check_kept
 from hub.named_adapter import Name
+from hub.pulls import begin_pull
 from hub.services import HubServices
 from hub.serving import ServedBlob, answer_blob, answer_head
 from infra.auth import Guard, Principal, Role
@@ -29,13 +30,19 @@ from wegeft.contracts.adapter import (
 )
 from wegeft.contracts.collection import Collected, CollectionPlan
 from wegeft.contracts.errors import BlobNotFound, FileNotFoundInVersion
+from wegeft.contracts.pulling import PullView
 from wegeft.contracts.training import BlobView
 
 Limit = Annotated[int, Query(ge=1, le=100, description="How many to answer at most.")]
 Cursor = Annotated[str | None, Query(max_length=1000, description="`next_cursor` of the page before.")]
 Selector = Annotated[str, Path(description="A version's number, or an alias.")]
 _COLLECTED_AT_ONCE = 100
-_BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+_BYTES: dict[str, Any] = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+_FILE_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: _BYTES,
+    206: _BYTES,
+    302: {"description": "It is to be had from the store itself, at Location, for a while"},
+}
 
 
 def make_router(services: HubServices, guard: Guard) -> APIRouter:
@@ -129,15 +136,21 @@ def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
     def get_version(adapter: Name, selector: Selector) -> VersionView:
         return provenance.with_signature(services, _resolve(services, adapter, selector))
 
+    @router.get(
+        "/{namespace}/{name}/versions/{selector}/pull", summary="A version with its short files and the hub's keys"
+    )
+    def get_pull(adapter: Name, selector: Selector) -> PullView:
+        return begin_pull(services, _resolve(services, adapter, selector))
+
     return router
 
 
 def _file_router(services: HubServices) -> APIRouter:
     router = APIRouter(prefix="/adapters/{namespace}/{name}/versions/{selector}/files", tags=["files"])
 
-    @router.get("/{path:path}", summary="A version's file", responses={200: _BYTES, 206: _BYTES}, response_class=Response)
+    @router.get("/{path:path}", summary="A version's file", responses=_FILE_ANSWERS, response_class=Response)
     def get_file(adapter: Name, selector: Selector, path: str, request: Request) -> Response:
-        return answer_blob(services.store, _file(services, adapter, selector, path), request.headers)
+        return answer_blob(services.store, _file(services, adapter, selector, path), request.headers, services.direct_from_bytes)
 
     @router.head("/{path:path}", summary="What a version's file is")
     def head_file(adapter: Name, selector: Selector, path: str, request: Request) -> Response:

@@ -97,6 +97,11 @@ def _answer_file(services: HubServices, version: VersionView, path: str, request
         is_immutable=request.path_params["revision"] in (commit, str(version.version)),
         tag=hex_of(entry),
     )
-    answer = answer_head(blob, request.headers) if request.method == "HEAD" else answer_blob(services.store, blob, request.headers)
+    answer = answer_head(blob, request.headers) if request.method == "HEAD" else _answer_get(services, blob, request)
+    # HEAD always answers itself: clients that follow it elsewhere take their token with them, and miss these headers there.
     answer.headers.update({"X-Repo-Commit": commit, "X-Linked-ETag": blob.etag, "X-Linked-Size": str(entry.size)})
     return answer
+
+
+def _answer_get(services: HubServices, blob: ServedBlob, request: Request) -> Response:
+    return answer_blob(services.store, blob, request.headers, services.direct_from_bytes)

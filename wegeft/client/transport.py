@@ -21,6 +21,7 @@ from wegeft.contracts.errors import (
     ServiceTimeout,
     ServiceUnreachable,
     StorageFull,
+    StorageUnavailable,
     Unauthenticated,
     UnexpectedAnswer,
     WegeftError,
@@ -57,6 +58,8 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)
     content: Callable[[], bytes | Iterable[bytes]] | None = None
     """Makes the body, anew for each try."""
+    may_lead_elsewhere: bool = False
+    """Whether the answer may be had from another server that the answer names; that one is asked without the token, and once."""
     read_seconds: float | None = None
     """How long to wait for the next byte of the answer; None is the transport's own."""
 
@@ -91,6 +94,18 @@ def _is_ip(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _checked_address(address: str, server: str) -> httpx2.URL:
+    try:
+        url = httpx2.URL(address)
+    except (httpx2.InvalidURL, TypeError):
+        url = httpx2.URL("")
+    if url.scheme not in ("http", "https") or not _is_address(url) or url.userinfo:
+        raise UnexpectedAnswer(f"{server} leads to what is no address", path="Location")
+    if server.startswith("https:") and url.scheme != "https":
+        raise UnexpectedAnswer(f"{server} leads from https to an address that is not encrypted", path="Location", value=url.host)
+    return url
 
 
 def _check_token(token: str) -> str:
@@ -188,12 +203,41 @@ class Transport:
                 body = content if isinstance(content, bytes) else b""
                 request.headers.update(self._sign(call.method, request.url.raw_path.decode("ascii"), body))
             response = self._http.send(request, stream=True)
+            if call.may_lead_elsewhere and response.has_redirect_location:
+                response.close()
+                with self.elsewhere(response.headers["Location"], "GET", {**call.headers, "Accept-Encoding": "identity"}) as led:
+                    yield led
+                return
             try:
                 if not response.is_success:
                     raise self._refusal(response)
                 yield response
             finally:
                 response.close()
+
+    @contextmanager
+    def elsewhere(self, url: str, method: str, headers: Mapping[str, str], content: bytes | None = None) -> Iterator[httpx2.Response]:
+        """Ask an address that the server has given and give the answer, unread; neither token nor trace goes there.
+
+        Raises :class:`UnexpectedAnswer` for what is no address, or one that is less safe than the server's own, and
+        :class:`StorageUnavailable` where it does not answer well.
+        """
+        asked = _checked_address(url, self.server)
+        try:
+            with httpx2.Client(timeout=self._timeout(None), follow_redirects=False, trust_env=not _is_loopback(asked.host)) as http:
+                request = http.build_request(method, asked, headers=dict(headers), content=content)
+                response = http.send(request, stream=True)
+                try:
+                    if not response.is_success:
+                        # Its body is the store's own, and its address is a key: neither is shown.
+                        raise StorageUnavailable(f"the store at {asked.host} answers {response.status_code}", path="store")
+                    yield response
+                finally:
+                    response.close()
+        except httpx2.RequestError as error:
+            hint = "the hub's operator sets WEGEFT_S3_PUBLIC_ENDPOINT to where clients reach the store"
+            reason = f"the store at {asked.host} cannot be reached: {_reason(error)}"
+            raise StorageUnavailable(reason, path="store", hint=hint) from error
 
     def read(self, response: httpx2.Response) -> bytes:
         """Return the whole body of an answer; raise :class:`UnexpectedAnswer` where it has no end."""
