@@ -4,8 +4,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from hub import access_api, catalog, hf_api, provenance, provenance_api
+from hub import access_api, catalog, hf_api, provenance, provenance_api, uploads_api
 from hub.adapter_query import AdapterQuery, FilterQuery
+from hub.adapter_uploads import find_sent
 from hub.collection import Collector
 from hub.intake import check_kept
 from hub.named_adapter import Name
@@ -63,6 +64,7 @@ def _own_router(services: HubServices, guard: Guard) -> APIRouter:
     router.include_router(provenance_api.make_router(services, guard))
     router.include_router(_alias_router(services), dependencies=[Depends(guard.require(Role.WRITE))])
     router.include_router(access_api.make_router(services, guard))
+    router.include_router(uploads_api.make_router(services, guard))
     router.include_router(_collection_router(services), dependencies=[Depends(guard.require(Role.ADMIN))])
     return router
 
@@ -75,7 +77,7 @@ def _blob_router(services: HubServices, guard: Guard) -> APIRouter:
     @router.head("/{digest}", summary="Whether bytes are stored that the caller has sent, or that are published")
     def head_blob(digest: str, caller: Writer) -> Response:
         # What others have sent is told apart from nothing by nobody who knows its digest alone.
-        size = _find(services, caller, check_digest(digest))
+        size = find_sent(services, caller, check_digest(digest))
         if size is None:
             raise BlobNotFound(path=digest)
         return Response(headers={"Content-Length": str(size), "ETag": f'"{digest}"'}, media_type="application/octet-stream")
@@ -88,7 +90,7 @@ def _blob_router(services: HubServices, guard: Guard) -> APIRouter:
     )
     @streams_body
     def put_blob(digest: str, caller: Writer, request: Request, response: Response) -> BlobView:
-        response.status_code = 201 if _find(services, caller, check_digest(digest)) is None else 200
+        response.status_code = 201 if find_sent(services, caller, check_digest(digest)) is None else 200
         size = intake.receive(digest, request)
         with writing(services.engine) as connection:
             is_kept = intake.own(connection, digest, size, catalog.upload_of(caller.token_id))
@@ -96,15 +98,6 @@ def _blob_router(services: HubServices, guard: Guard) -> APIRouter:
         return BlobView(digest=digest, size=size)
 
     return router
-
-
-def _find(services: HubServices, caller: Principal, digest: str) -> int | None:
-    """Return the size of a blob that is stored and that the caller may know of, and let it stay long enough to be named."""
-    holder = catalog.upload_of(caller.token_id)
-    with writing(services.engine) as connection:
-        may_know = digest in catalog.find_had(connection, holder, [digest], caller)
-        is_kept = may_know and not catalog.hold(connection, holder, [digest], services.intake.keep_until)
-    return services.store.has(digest) if is_kept else None
 
 
 def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
@@ -136,9 +129,7 @@ def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
     def get_version(adapter: Name, selector: Selector) -> VersionView:
         return provenance.with_signature(services, _resolve(services, adapter, selector))
 
-    @router.get(
-        "/{namespace}/{name}/versions/{selector}/pull", summary="A version with its short files and the hub's keys"
-    )
+    @router.get("/{namespace}/{name}/versions/{selector}/pull", summary="A version with its short files and the hub's keys")
     def get_pull(adapter: Name, selector: Selector) -> PullView:
         return begin_pull(services, _resolve(services, adapter, selector))
 

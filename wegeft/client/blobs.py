@@ -29,6 +29,8 @@ from wegeft.contracts.errors import (
 from wegeft.contracts.training import BlobView
 
 CHUNK_BYTES = 1 << 20
+ASKED_FROM_BYTES = 64 << 10
+"""Shorter bytes are sooner sent than it is asked whether they are there."""
 STORE_SECONDS = 300.0
 """How long a server may take to store what it has received."""
 
@@ -43,9 +45,9 @@ def upload(transport: Transport, prefix: str, source: Path | bytes, on_progress:
 
     Raises :class:`InvalidData` where the file cannot be read or changes under our hands.
     """
-    blob = _describe(source)
+    blob = describe(source)
     path = f"{prefix}/{quote(blob.digest, safe=':')}"
-    if _is_stored(transport, path):
+    if blob.size > ASKED_FROM_BYTES and _is_stored(transport, path):
         return blob
     headers = {"Content-Length": str(blob.size), "Content-Type": "application/octet-stream"}
     put = Call(
@@ -64,9 +66,10 @@ def _is_stored(transport: Transport, path: str) -> bool:
     return True
 
 
-def _describe(source: Path | bytes) -> BlobView:
+def describe(source: Path | bytes) -> BlobView:
+    """Return the digest and the size of a file or bytes; raise :class:`InvalidData` where the file cannot be read."""
     sha256, size = hashlib.sha256(), 0
-    with _opened(source) as file:
+    with opened(source) as file:
         while chunk := file.read(CHUNK_BYTES):
             sha256.update(chunk)
             size += len(chunk)
@@ -75,7 +78,7 @@ def _describe(source: Path | bytes) -> BlobView:
 
 def _chunks(source: Path | bytes, size: int, on_progress: Progress | None) -> Iterator[bytes]:
     sent = 0
-    with _opened(source) as file:
+    with opened(source) as file:
         while chunk := file.read(CHUNK_BYTES):
             sent += len(chunk)
             if sent > size:
@@ -88,7 +91,8 @@ def _chunks(source: Path | bytes, size: int, on_progress: Progress | None) -> It
 
 
 @contextmanager
-def _opened(source: Path | bytes) -> Iterator[BinaryIO]:
+def opened(source: Path | bytes) -> Iterator[BinaryIO]:
+    """Give a file or bytes to read; raise :class:`InvalidData` where the file cannot be."""
     if isinstance(source, bytes):
         yield io.BytesIO(source)
         return

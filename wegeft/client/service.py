@@ -226,7 +226,9 @@ class Client(AccessCalls):
         """
         adapter = AdapterName.parse(name)
         commit = push(self._transport, Push(folder=folder, adapter=adapter, message=message, parent=parent), on_progress).commitOid
-        made = next((view for view in self.versions(name) if view.manifest_digest.removeprefix("sha256:").startswith(commit)), None)
+        newest = self.resolve(name)
+        views = (newest,) if _has_commit(newest, commit) else self.versions(name)
+        made = next((view for view in views if _has_commit(view, commit)), None)
         if made is None:
             raise UnexpectedAnswer("the server answers with a commit that it does not have", path=name, value=commit)
         return made
@@ -357,6 +359,10 @@ def _job_path(job_id: str) -> str:
 def _version_path(ref: str) -> str:
     parsed = AdapterRef.parse(ref)
     return f"/adapters/{parsed.adapter}/versions/{parsed.selector}"
+
+
+def _has_commit(version: VersionView, commit: str) -> bool:
+    return version.manifest_digest.removeprefix("sha256:").startswith(commit)
 
 
 def _check_answer(version: VersionView, wanted: AdapterRef) -> None:
