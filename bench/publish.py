@@ -4,8 +4,7 @@ once, one wins for each parent and no version is lost.
     python -m bench.publish --mlflow FOLDER    # FOLDER: a virtual environment that has mlflow; without it MLflow is left out
 
 The hub runs in a process of its own, as `wgctl serve` starts it, on SQLite with blobs in a folder, each synced to the disk. Publishing is
-the client library's ``Client.push``, which is what `wgctl adapters push` calls: the bytes are hashed on both sides, the tensors are checked,
-the version is signed, and it is committed to the database. MLflow runs in its own environment with its own server, SQLite and a folder for
+the client library's ``Client.push``, as `wgctl adapters push` calls it: the bytes are hashed on both sides, the tensors are checked, the version is signed, and it is committed to the database. MLflow runs in its own environment with its own server, SQLite and a folder for
 artifacts, and is asked by its HTTP API on one open connection: the artifacts are put, then the model version is created. It neither checks
 nor signs, and does not sync what it is sent. Both answer to one client at a time; turns take each other's place.
 
@@ -56,20 +55,23 @@ def mlflow_publishing(venv: Path, folder: Path, folders: Iterator[Path]) -> Iter
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "PYTHONPATH": "", "PATH": f"{venv / 'bin'}:{os.environ['PATH']}"}
     kept = ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "artifacts")]
     command = [program, "server", *kept, "--port", str(port), "--workers", "1"]
-    with (folder / "mlflow.log").open("wb") as log, answering(command, f"{url}/health", log, os.environ | quiet):
-        with httpx2.Client(base_url=url, trust_env=False, timeout=60) as http:
-            http.post("/api/2.0/mlflow/registered-models/create", json={"name": "one"}).raise_for_status()
-            numbers = iter(range(10**9))
+    with (
+        (folder / "mlflow.log").open("wb") as log,
+        answering(command, f"{url}/health", log, os.environ | quiet),
+        httpx2.Client(base_url=url, trust_env=False, timeout=60) as http,
+    ):
+        http.post("/api/2.0/mlflow/registered-models/create", json={"name": "one"}).raise_for_status()
+        numbers = iter(range(10**9))
 
-            def publish() -> None:
-                place = f"one/{next(numbers)}"
-                for path in sorted(next(folders).iterdir()):
-                    put = http.put(f"/api/2.0/mlflow-artifacts/artifacts/{place}/{path.name}", content=path.read_bytes())
-                    put.raise_for_status()
-                made = {"name": "one", "source": f"mlflow-artifacts:/{place}"}
-                http.post("/api/2.0/mlflow/model-versions/create", json=made).raise_for_status()
+        def publish() -> None:
+            place = f"one/{next(numbers)}"
+            for path in sorted(next(folders).iterdir()):
+                put = http.put(f"/api/2.0/mlflow-artifacts/artifacts/{place}/{path.name}", content=path.read_bytes())
+                put.raise_for_status()
+            made = {"name": "one", "source": f"mlflow-artifacts:/{place}"}
+            http.post("/api/2.0/mlflow/model-versions/create", json=made).raise_for_status()
 
-            yield publish
+        yield publish
 
 
 def run_latency(hub: HubProcess, venv: Path | None, folder: Path, turns: int) -> None:

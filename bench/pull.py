@@ -92,9 +92,9 @@ def timed(work: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
-def count_round_trips(hub: HubProcess, s3: S3Server, token: str, folder: Path) -> None:
+def count_round_trips(hub: HubProcess, folder: Path) -> None:
     """Print how often a pull asks and waits, when the hub is met for the first time and afterwards."""
-    with counting(urlsplit(hub.url).port or 0) as front, Client(front.url, token) as client:
+    with counting(urlsplit(hub.url).port or 0) as front, Client(front.url, hub.token) as client:
         seen = 0
         for turn, kind in enumerate(("first pull, keys not known", "later pull")):
             client.download(NAME, folder / f"counted-{turn}")
@@ -118,7 +118,7 @@ def run_small(server: S3Server, folder: Path, turns: int) -> None:
             client = stack.enter_context(Client(hub.url, hub.token))
             client.push(adapter, NAME)
             print(f"{kind}:")
-            count_round_trips(hub, server, hub.token, folder / kind)
+            count_round_trips(hub, folder / kind)
             kinds[kind] = pulling(client, folder / kind)
         print(f"  of which the S3 server was asked by the client, two pulls: {s3_front.round_trips}")
         bare = Bare(presigned(server, through, adapter), stack.enter_context(httpx2.Client(trust_env=False)), folder / "bare")
@@ -162,9 +162,7 @@ def sendfile(path: Path, folder: Path, nginx: str | None) -> Iterator[tuple[str,
     )
     plain = [sys.executable, "-m", "bench._sendfile_server", str(path), str(port)]
     command = [nginx, "-c", str(configuration)] if nginx else plain
-    with (folder / "sendfile.log").open("wb") as log, answering(
-        command, f"http://127.0.0.1:{port}/ready", log, dict(os.environ)
-    ):
+    with (folder / "sendfile.log").open("wb") as log, answering(command, f"http://127.0.0.1:{port}/ready", log, dict(os.environ)):
         yield ("nginx, sendfile" if nginx else "a socket and sendfile"), f"http://127.0.0.1:{port}/{path.name}"
 
 

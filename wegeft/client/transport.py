@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -135,6 +136,9 @@ class Transport:
         self._timeout_seconds = timeout_seconds
         self._sign = sign
         self._trace_id = secrets.token_hex(16)
+        self._lock = threading.Lock()
+        self._others: dict[bool, httpx2.Client] = {}
+        """By whether they stay on this machine."""
         self._http = httpx2.Client(
             base_url=url,
             headers={
@@ -155,6 +159,8 @@ class Transport:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
+        for http in self._others.values():
+            http.close()
 
     def ask(self, call: Call, answer: type[Answer], *, patience_seconds: float | None = None) -> Answer:
         """Make a call and return its answer; try again for ``patience_seconds`` where that may help."""
@@ -204,6 +210,7 @@ class Transport:
                 request.headers.update(self._sign(call.method, request.url.raw_path.decode("ascii"), body))
             response = self._http.send(request, stream=True)
             if call.may_lead_elsewhere and response.has_redirect_location:
+                self.read(response)  # so that the connection can be used again
                 response.close()
                 with self.elsewhere(response.headers["Location"], "GET", {**call.headers, "Accept-Encoding": "identity"}) as led:
                     yield led
@@ -224,20 +231,28 @@ class Transport:
         """
         asked = _checked_address(url, self.server)
         try:
-            with httpx2.Client(timeout=self._timeout(None), follow_redirects=False, trust_env=not _is_loopback(asked.host)) as http:
-                request = http.build_request(method, asked, headers=dict(headers), content=content)
-                response = http.send(request, stream=True)
-                try:
-                    if not response.is_success:
-                        # Its body is the store's own, and its address is a key: neither is shown.
-                        raise StorageUnavailable(f"the store at {asked.host} answers {response.status_code}", path="store")
-                    yield response
-                finally:
-                    response.close()
+            http = self._elsewhere(asked.host)
+            response = http.send(http.build_request(method, asked, headers=dict(headers), content=content), stream=True)
+            try:
+                if not response.is_success:
+                    # Its body is the store's own, and its address is a key: neither is shown.
+                    raise StorageUnavailable(f"the store at {asked.host} answers {response.status_code}", path="store")
+                yield response
+            finally:
+                response.close()
         except httpx2.RequestError as error:
             hint = "the hub's operator sets WEGEFT_S3_PUBLIC_ENDPOINT to where clients reach the store"
             reason = f"the store at {asked.host} cannot be reached: {_reason(error)}"
             raise StorageUnavailable(reason, path="store", hint=hint) from error
+
+    def _elsewhere(self, host: str) -> httpx2.Client:
+        """Return connections that carry nothing of ours; made when they are first needed, which takes a while."""
+        is_loopback = _is_loopback(host)
+        with self._lock:
+            if is_loopback not in self._others:
+                made = httpx2.Client(timeout=self._timeout(None), follow_redirects=False, trust_env=not is_loopback)
+                self._others[is_loopback] = made
+            return self._others[is_loopback]
 
     def read(self, response: httpx2.Response) -> bytes:
         """Return the whole body of an answer; raise :class:`UnexpectedAnswer` where it has no end."""
