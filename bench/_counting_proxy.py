@@ -19,6 +19,8 @@ class CountingProxy:
     bytes_up: int = 0
     """From those who connect to the server."""
     bytes_down: int = 0
+    round_trips: int = 0
+    """How often somebody has asked and then heard; on one connection a question of several packets counts once."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _listener: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0)))
     _served: list[threading.Thread] = field(default_factory=list)
@@ -38,15 +40,18 @@ class CountingProxy:
 
     def _serve(self, near: socket.socket) -> None:
         with near, socket.create_connection(("127.0.0.1", self.port)) as far:
-            up = threading.Thread(target=self._pump, args=(near, far, True), daemon=True)
+            asking = threading.Event()
+            up = threading.Thread(target=self._pump, args=(near, far, True, asking), daemon=True)
             up.start()
-            self._pump(far, near, False)
+            self._pump(far, near, False, asking)
             up.join()
 
-    def _pump(self, source: socket.socket, target: socket.socket, is_up: bool) -> None:
+    def _pump(self, source: socket.socket, target: socket.socket, is_up: bool, asking: threading.Event) -> None:
         with suppress(OSError):
             while piece := source.recv(_PIECE):
                 with self._lock:
+                    self.round_trips += is_up and not asking.is_set()
+                    asking.set() if is_up else asking.clear()
                     self.bytes_up += len(piece) if is_up else 0
                     self.bytes_down += 0 if is_up else len(piece)
                 target.sendall(piece)

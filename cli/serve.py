@@ -293,6 +293,7 @@ def _open_store(settings: Settings) -> ObjectStore:
     if settings.s3_access_key and settings.s3_secret_key:
         access = S3Access(
             endpoint=settings.s3_endpoint,
+            public_endpoint=settings.s3_public_endpoint,
             access_key=settings.s3_access_key,
             secret_key=settings.s3_secret_key.get_secret_value(),
             region=settings.s3_region,
@@ -360,6 +361,7 @@ def _routers(parts: _Parts, only: Part | None) -> list[APIRouter]:
             keep_seconds=parts.settings.keep_seconds,
             is_private_by_default=parts.settings.new_adapters == "private",
             signer=parts.signer,
+            direct_from_bytes=parts.settings.direct_from,
         )
         routers.append(hub.api.make_router(services, parts.guard))
     if parts.jobs is not None:

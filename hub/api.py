@@ -4,12 +4,14 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from hub import access_api, catalog, hf_api, provenance, provenance_api
+from hub import access_api, catalog, hf_api, provenance, provenance_api, uploads_api
 from hub.adapter_query import AdapterQuery, FilterQuery
+from hub.adapter_uploads import find_sent
 from hub.collection import Collector
 from hub.formats import api as formats_api
 from hub.intake import check_kept
 from hub.named_adapter import Name
+from hub.pulls import begin_pull
 from hub.services import HubServices
 from hub.serving import FILE_ANSWERS, HEAD_ANSWERS, ServedBlob, answer_blob, answer_head
 from infra.auth import Guard, Principal, Role
@@ -33,6 +35,7 @@ from wegeft.contracts.adapter import (
 from wegeft.contracts.aliases import AliasProtection
 from wegeft.contracts.collection import Collected, CollectionPlan
 from wegeft.contracts.errors import BlobNotFound, FileNotFoundInVersion
+from wegeft.contracts.pulling import PullView
 from wegeft.contracts.training import BlobView
 
 Limit = Annotated[int, Query(ge=1, le=100, description="How many to answer at most.")]
@@ -60,6 +63,7 @@ def _own_router(services: HubServices, guard: Guard) -> APIRouter:
     router.include_router(formats_api.make_router(services, guard))
     router.include_router(_alias_router(services, guard))
     router.include_router(access_api.make_router(services, guard))
+    router.include_router(uploads_api.make_router(services, guard))
     router.include_router(_collection_router(services), dependencies=[Depends(guard.require(Role.ADMIN))])
     return router
 
@@ -73,7 +77,7 @@ def _blob_router(services: HubServices, guard: Guard) -> APIRouter:
     @waits_for_store
     def head_blob(digest: str, caller: Writer) -> Response:
         # What others have sent is told apart from nothing by nobody who knows its digest alone.
-        size = _find(services, caller, check_digest(digest))
+        size = find_sent(services, caller, check_digest(digest))
         if size is None:
             raise BlobNotFound(path=digest)
         return Response(headers={"Content-Length": str(size), "ETag": f'"{digest}"'}, media_type="application/octet-stream")
@@ -87,7 +91,7 @@ def _blob_router(services: HubServices, guard: Guard) -> APIRouter:
     )
     @streams_body
     def put_blob(digest: str, caller: Writer, request: Request, response: Response) -> BlobView:
-        response.status_code = 201 if _find(services, caller, check_digest(digest)) is None else 200
+        response.status_code = 201 if find_sent(services, caller, check_digest(digest)) is None else 200
         size = intake.receive(digest, request)
         with writing(services.engine) as connection:
             is_kept = intake.own(connection, digest, size, catalog.upload_of(caller.token_id))
@@ -95,15 +99,6 @@ def _blob_router(services: HubServices, guard: Guard) -> APIRouter:
         return BlobView(digest=digest, size=size)
 
     return router
-
-
-def _find(services: HubServices, caller: Principal, digest: str) -> int | None:
-    """Return the size of a blob that is stored and that the caller may know of, and let it stay long enough to be named."""
-    holder = catalog.upload_of(caller.token_id)
-    with writing(services.engine) as connection:
-        may_know = digest in catalog.find_had(connection, holder, [digest], caller)
-        is_kept = may_know and not catalog.hold(connection, holder, [digest], services.intake.keep_until)
-    return services.store.has(digest) if is_kept else None
 
 
 def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
@@ -135,6 +130,10 @@ def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
     def get_version(adapter: Name, selector: Selector) -> VersionView:
         return provenance.with_signature(services, _resolve(services, adapter, selector))
 
+    @router.get("/{namespace}/{name}/versions/{selector}/pull", summary="A version with its short files and the hub's keys")
+    def get_pull(adapter: Name, selector: Selector) -> PullView:
+        return begin_pull(services, _resolve(services, adapter, selector))
+
     return router
 
 
@@ -144,7 +143,7 @@ def _file_router(services: HubServices) -> APIRouter:
     @router.get("/{path:path}", summary="A version's file", responses=FILE_ANSWERS, response_class=Response)
     @waits_for_store
     def get_file(adapter: Name, selector: Selector, path: str, request: Request) -> Response:
-        return answer_blob(services.store, _file(services, adapter, selector, path), request)
+        return answer_blob(services.store, _file(services, adapter, selector, path), request, services.direct_from_bytes)
 
     @router.head("/{path:path}", summary="What a version's file is", responses=HEAD_ANSWERS, response_class=Response)
     def head_file(adapter: Name, selector: Selector, path: str, request: Request) -> Response:

@@ -52,6 +52,7 @@ class Collector:
         First go derived formats, which can be made again: those that nobody has fetched for long, or, to make room, all.
         Raises :class:`StorageUnavailable` or :class:`DatabaseUnavailable` where that stops it; it goes on with the next call.
         """
+        self._discard_abandoned(now, limit)
         with writing(self.engine) as connection:
             catalog.drop_formats(connection, now, only_unused=spares_formats)
             chosen = catalog.choose_leaving(connection, now, limit)
@@ -60,6 +61,18 @@ class Collector:
             with writing(self.engine) as connection:
                 audit.note(connection, "blobs.collect", "", now, blobs=len(sizes), bytes=sum(sizes))
         return Collected(blobs=len(sizes), bytes=sum(sizes), is_done=len(chosen) < limit)
+
+    def _discard_abandoned(self, now: datetime, limit: int) -> None:
+        """End the uploads to the store itself that nobody goes on with; what came of them has no digest, so it is nobody's."""
+        staging = self.store.staging()
+        if staging is None:
+            return
+        with reading(self.engine) as connection:
+            expired = catalog.list_expired_direct(connection, now, limit)
+        for upload_id in expired:
+            staging.discard(upload_id)
+            with writing(self.engine) as connection:
+                catalog.forget_expired_direct(connection, upload_id, now)
 
     def _delete(self, digest: str) -> int | None:
         # Asked first without a lock: while the store does not answer, nobody else should wait for it.

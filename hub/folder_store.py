@@ -82,9 +82,12 @@ class FolderStore:
             path.replace(_rotten(path))
             _sync_folder(path.parent)
 
-    def presign(self, digest: str, seconds: int) -> str | None:  # noqa: ARG002 - a folder has no URL
+    def presign(self, digest: str, seconds: int, file_name: str | None = None) -> str | None:  # noqa: ARG002 - a folder has no URL
         """See :meth:`ObjectStore.presign`."""
         return None
+
+    def staging(self) -> None:
+        """See :meth:`ObjectStore.staging`."""
 
     def _path(self, digest: str) -> Path:
         name = check_digest(digest).removeprefix("sha256:")

@@ -70,8 +70,47 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def presign(self, digest: str, seconds: int) -> str | None:
-        """Return a URL that anyone may read the blob from for so long, or None where the store has no such thing."""
+    def presign(self, digest: str, seconds: int, file_name: str | None = None) -> str | None:
+        """Return a URL that anyone may read the blob from for so long, saved under a name; None where the store has no such thing."""
+        ...
+
+    def staging(self) -> Staging | None:
+        """Return where clients can send bytes to the store themselves, or None where the store has no such thing."""
+        ...
+
+
+class Staging(Protocol):
+    """Uploads that clients send to the store's own server, in parts, by names that the hub gives; raises as a store does.
+
+    What lies here is unverified and has no digest, so nobody can read it before it is adopted.
+    """
+
+    def begin(self, name: str) -> str:
+        """Begin an upload and return the store's own name for it."""
+        ...
+
+    def address(self, name: str, upload: str, number: int, seconds: int) -> str:
+        """Return a URL that whoever has it may put part ``number``, from 1 on, to, for so long."""
+        ...
+
+    def parts(self, name: str, upload: str) -> dict[int, int] | None:
+        """Return the sizes in bytes of the parts that have come, by number; None where the upload is over or was never begun."""
+        ...
+
+    def complete(self, name: str, upload: str) -> None:
+        """Put the parts together; from now on the addresses are worth nothing. Harmless to repeat."""
+        ...
+
+    def size(self, name: str) -> int | None:
+        """Return the bytes of a completed upload; None where there is none."""
+        ...
+
+    def adopt(self, name: str, digest: str) -> str:
+        """Read a completed upload, copy it to the blob of ``digest`` if that is what it is, and return the digest that it has."""
+        ...
+
+    def discard(self, name: str) -> None:
+        """Forget an upload, completed or not; harmless to repeat."""
         ...
 
 
@@ -214,9 +253,12 @@ class MemoryStore:
             if check_digest(digest) in self._blobs:
                 self._rotten[digest] = self._blobs.pop(digest)
 
-    def presign(self, digest: str, seconds: int) -> str | None:  # noqa: ARG002 - memory has no URL
+    def presign(self, digest: str, seconds: int, file_name: str | None = None) -> str | None:  # noqa: ARG002 - memory has no URL
         """See :meth:`ObjectStore.presign`."""
         return None
+
+    def staging(self) -> None:
+        """See :meth:`ObjectStore.staging`."""
 
     def _content(self, digest: str) -> bytes:
         try:

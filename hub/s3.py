@@ -13,18 +13,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
-from xml.etree.ElementTree import ParseError
 
 import urllib3
 from minio import Minio
 from minio.commonconfig import CopySource
-from minio.error import MinioException, S3Error
-from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError
+from minio.error import S3Error
+from urllib3.exceptions import ProtocolError, ReadTimeoutError
 
 from hub.folder_store import FolderStore
 from hub.objects import CHUNK_BYTES, MemoryStore, ObjectStore, Readable, VerifiedSource, absence_of, check_span
+from hub.s3_errors import s3_errors
+from hub.s3_staging import S3Staging
 from wegeft.contracts.adapter import check_digest
-from wegeft.contracts.errors import BlobNotFound, DigestMismatch, InvalidSetting, StorageFull, StorageUnavailable, WegeftError
+from wegeft.contracts.errors import BlobNotFound, DigestMismatch, InvalidSetting, StorageUnavailable, WegeftError
 
 CONNECT_SECONDS = 5
 READ_SECONDS = 10
@@ -32,8 +33,6 @@ READ_SECONDS = 10
 _RETRIES = 2
 _PART_BYTES = 8 << 20
 """An upload holds two parts in memory; ten thousand parts make 80 GiB."""
-_REFUSALS = {"AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "InvalidToken", "ExpiredToken", "RequestTimeTooSkewed"}
-_FULL = {"EntityTooLarge", "QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +44,8 @@ class S3Access:
     access_key: str
     secret_key: str = field(repr=False)
     region: str = "us-east-1"
+    public_endpoint: str | None = None
+    """As clients reach it, for addresses that are given to them; None: as we do."""
 
 
 def open_store(url: str, access: S3Access | None = None) -> ObjectStore:
@@ -67,15 +68,24 @@ def open_store(url: str, access: S3Access | None = None) -> ObjectStore:
 
 
 def _open_bucket(bucket: str, prefix: str, access: S3Access) -> S3Store:
-    endpoint = urlsplit(access.endpoint)
+    client = _client(access, access.endpoint, "s3_endpoint")
+    public = _client(access, access.public_endpoint, "s3_public_endpoint") if access.public_endpoint else client
+    store = S3Store(client, bucket, prefix, public)
+    try:
+        store.make_bucket()
+    except ValueError as error:
+        raise _not_usable(error, f"s3://{bucket}/{prefix}") from error
+    return store
+
+
+def _client(access: S3Access, url: str, setting: str) -> Minio:
+    endpoint = urlsplit(url)
     if endpoint.scheme not in {"http", "https"} or not endpoint.netloc or endpoint.path.strip("/") or "@" in endpoint.netloc:
-        raise InvalidSetting(
-            "not an S3 endpoint", path="s3_endpoint", value=endpoint.hostname or "", hint="http://host:port or https://host"
-        )
+        raise InvalidSetting("not an S3 endpoint", path=setting, value=endpoint.hostname or "", hint="http://host:port or https://host")
     timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
     retries = _Retries(total=_RETRIES, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504), raise_on_status=False)
     try:
-        client = Minio(
+        return Minio(
             endpoint=endpoint.netloc,
             access_key=access.access_key,
             secret_key=access.secret_key,
@@ -83,11 +93,12 @@ def _open_bucket(bucket: str, prefix: str, access: S3Access) -> S3Store:
             region=access.region,
             http_client=urllib3.PoolManager(timeout=timeout, retries=retries, maxsize=16),
         )
-        store = S3Store(client, bucket, prefix)
-        store.make_bucket()
     except ValueError as error:
-        raise InvalidSetting(f"not usable for S3: {error}", path="store", value=f"s3://{bucket}/{prefix}") from error
-    return store
+        raise _not_usable(error, url) from error
+
+
+def _not_usable(error: ValueError, url: str) -> InvalidSetting:
+    return InvalidSetting(f"not usable for S3: {error}", path="store", value=url)
 
 
 class _Retries(urllib3.Retry):
@@ -110,8 +121,10 @@ class S3Store:
     let the bucket's lifecycle abort incomplete multipart uploads.
     """
 
-    def __init__(self, client: Minio, bucket: str, prefix: str = "") -> None:
+    def __init__(self, client: Minio, bucket: str, prefix: str = "", public: Minio | None = None) -> None:
+        """``public``: makes addresses for others, and is never asked itself."""
         self._client, self._bucket, self._prefix = client, bucket, f"{prefix}/" if prefix else ""
+        self._public = public or client
 
     def make_bucket(self) -> None:
         """Create the bucket unless it is there; raise :class:`StorageUnavailable` where that fails."""
@@ -188,13 +201,18 @@ class S3Store:
             self._client.copy_object(bucket_name=self._bucket, object_name=self._rotten_key(digest), source=source)
             self._client.remove_object(bucket_name=self._bucket, object_name=key)
 
-    def presign(self, digest: str, seconds: int) -> str | None:
+    def presign(self, digest: str, seconds: int, file_name: str | None = None) -> str | None:
         """See :meth:`ObjectStore.presign`."""
+        saved = {"response-content-disposition": f'attachment; filename="{file_name}"'} if file_name else None
         with self._named_errors():
-            url: str = self._client.presigned_get_object(
-                bucket_name=self._bucket, object_name=self._key(digest), expires=timedelta(seconds=seconds)
+            url: str = self._public.presigned_get_object(
+                bucket_name=self._bucket, object_name=self._key(digest), expires=timedelta(seconds=seconds), response_headers=saved
             )
         return url
+
+    def staging(self) -> S3Staging | None:
+        """See :meth:`ObjectStore.staging`."""
+        return S3Staging(self._client, self._public, self._bucket, self._prefix, self._key)
 
     def _key(self, digest: str) -> str:
         name = check_digest(digest).removeprefix("sha256:")
@@ -229,23 +247,10 @@ class S3Store:
 
     @contextmanager
     def _named_errors(self, digest: str | None = None) -> Iterator[None]:
-        try:
-            yield
-        except S3Error as error:
-            if error.code == "NoSuchKey" and digest is not None:
-                raise self._absence(digest) from error
-            raise _explain(error) from error
-        except HTTPError as error:
-            raise StorageUnavailable(f"the S3 server does not answer: {type(error).__name__}") from error
-        except (MinioException, ParseError, UnicodeDecodeError) as error:
-            raise StorageUnavailable(f"the S3 server's answer makes no sense: {type(error).__name__}") from error
-
-
-def _explain(error: S3Error) -> WegeftError:
-    if error.code in _FULL:
-        return StorageFull("the S3 server has no room left", hint=f"it answers {error.code}; nothing was stored")
-    if error.code in _REFUSALS:
-        return StorageUnavailable(
-            f"the S3 server refuses our credentials: {error.code}", hint="check the access key, the secret key and what they may do"
-        )
-    return StorageUnavailable(f"the S3 server answers {error.code}", hint=error.message)
+        with s3_errors():
+            try:
+                yield
+            except S3Error as error:
+                if error.code == "NoSuchKey" and digest is not None:
+                    raise self._absence(digest) from error
+                raise

@@ -31,6 +31,9 @@ class HubServices:
     is_private_by_default: bool = True
     """Whether new adapters of an organisation that is made now are private."""
 
+    direct_from_bytes: int | None = None
+    """From which length on files go directly between clients and the store, where it can do that; None: never."""
+
     signer: Signer | None = None
     """Signs versions; None where versions are not signed."""
 

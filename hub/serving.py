@@ -15,16 +15,21 @@ from starlette.responses import Response, StreamingResponse
 from hub.objects import CHUNK_BYTES, ObjectStore, read_verified, stream_verified
 from infra.description import BINARY
 from infra.http import problem_response
-from wegeft.contracts.errors import BlobNotFound, InvalidRequest, StorageUnavailable
+from wegeft.contracts.errors import BlobNotFound, InvalidRequest, StorageUnavailable, TooLarge
 
 VERIFIED_RANGE_BYTES = 8 << 20
 """A part of a blob up to this size is cut out of the whole, verified one; of a larger blob the reader verifies the whole itself."""
+HELD_BYTES = 2 << 20
+"""A blob up to this size is read from the store once, and held while it is verified and sent."""
+DIRECT_SECONDS = 900
+"""How long an address of the store itself, that anyone may read from who has it, is good."""
 
 HEAD_ANSWERS: dict[int | str, dict[str, Any]] = {304: {"description": "The reader has it already"}}
 BLOB_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: BINARY,
     206: {"description": "The part that was asked for", **BINARY},
     **HEAD_ANSWERS,
+    302: {"description": "It is to be had from the store itself, at Location, for a while"},
     416: {"description": "It ends before the part that was asked for"},
 }
 """What :func:`answer_blob` may answer, for the API's description."""
@@ -66,22 +71,33 @@ class ServedBlob:
         }
 
 
-def answer_blob(store: ObjectStore, blob: ServedBlob, request: Request) -> Response:
-    """Return the answer to a GET: 200, 206, 304 or 416.
+def answer_blob(store: ObjectStore, blob: ServedBlob, request: Request, direct_from_bytes: int | None = None) -> Response:
+    """Return the answer to a GET: 200, 206, 304 or 416, or 302 to the store's own server.
 
-    A whole body never completes unless its bytes are the right ones. Raises :class:`DigestMismatch` where that shows at once.
+    A blob of ``direct_from_bytes`` and more is read from the store itself where that can be; None: never. A whole body never completes
+    unless its bytes are the right ones. Raises :class:`DigestMismatch` where that shows at once.
     """
     asked = request.headers
     if _is_known(blob, asked):
         return Response(status_code=304, headers=blob.headers)
     span = _asked_span(blob, asked)
+    if span is not None and span[0] > span[1]:
+        return _refuse_span(blob, request)
+    if (direct := _direct(store, blob, direct_from_bytes)) is not None:
+        return direct
     if span is None:
         return _whole(store, blob)
     first, last = span
-    if first > last:
-        return _refuse_span(blob, request)
     headers = blob.headers | {"Content-Range": f"bytes {first}-{last}/{blob.size}", "Content-Length": str(last - first + 1)}
     return StreamingResponse(_begun(_part(store, blob, first, last)), 206, headers, blob.media_type)
+
+
+def _direct(store: ObjectStore, blob: ServedBlob, from_bytes: int | None) -> Response | None:
+    url = store.presign(blob.digest, DIRECT_SECONDS, blob.file_name) if from_bytes is not None and blob.size >= from_bytes else None
+    if url is None:
+        return None
+    # Not for caches: the address expires, and is a key to the bytes until then.
+    return Response(status_code=302, headers={"Location": url, "ETag": blob.etag, "Cache-Control": "private, no-store"})
 
 
 def _refuse_span(blob: ServedBlob, request: Request) -> Response:
@@ -100,7 +116,22 @@ def answer_head(blob: ServedBlob, asked: Headers) -> Response:
 
 def _whole(store: ObjectStore, blob: ServedBlob) -> Response:
     headers = blob.headers | {"Content-Length": str(blob.size)}
+    if blob.size <= HELD_BYTES:
+        return Response(_held(store, blob), 200, headers, blob.media_type)
     return StreamingResponse(_begun(stream_verified(store, blob.digest)), 200, headers, blob.media_type)
+
+
+def _held(store: ObjectStore, blob: ServedBlob) -> bytes:
+    try:
+        return read_verified(store, blob.digest, 2 * HELD_BYTES)
+    except TooLarge:  # far too long, so it is rot, which this tells and sets aside
+        return b"".join(stream_verified(store, blob.digest))
+    except BlobNotFound as error:
+        raise _lost(error) from error
+
+
+def _lost(error: BlobNotFound) -> StorageUnavailable:
+    return StorageUnavailable("the store has lost the bytes of this file", problems=error.problems)
 
 
 def _begun(chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -108,7 +139,7 @@ def _begun(chunks: Iterator[bytes]) -> Iterator[bytes]:
     try:
         first = next(chunks, b"")
     except BlobNotFound as error:
-        raise StorageUnavailable("the store has lost the bytes of this file", problems=error.problems) from error
+        raise _lost(error) from error
     return chain([first], chunks)
 
 

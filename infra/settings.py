@@ -93,6 +93,10 @@ class Settings(BaseSettings):
     """Where blobs are kept, `file:///absolute/folder` or `s3://bucket/prefix`; by default a folder in the home folder."""
     s3_endpoint: Annotated[str, AfterValidator(_check_endpoint)] = "https://s3.amazonaws.com"
     """URL of the S3 server, for a store in S3; plain http:// is not encrypted."""
+    s3_public_endpoint: Annotated[str, AfterValidator(_check_endpoint)] | None = None
+    """URL at which clients reach the S3 server; with it, long files go between them and that server, by addresses that expire."""
+    direct_from_bytes: Annotated[int, Field(ge=0)] = 8 << 20
+    """Files of this length and longer, in bytes, go directly between clients and the S3 server, where s3_public_endpoint is set."""
     s3_region: str = "us-east-1"
     """Region of the S3 bucket."""
     s3_access_key: str | None = None
@@ -141,6 +145,8 @@ class Settings(BaseSettings):
         if self.store and self.store.startswith("s3:"):
             missing = [name for name in ("s3_access_key", "s3_secret_key") if getattr(self, name) is None]
             clashes += [(name, "needed for a store in S3") for name in missing]
+        if self.s3_public_endpoint and not (self.store or "").startswith("s3:"):
+            clashes.append(("s3_public_endpoint", "only for a store in S3"))
         if self.ray_address and not self.public_url:
             clashes.append(("public_url", "needed with ray_address: the cluster's workers must reach the service"))
         if clashes:
@@ -158,6 +164,11 @@ class Settings(BaseSettings):
         return self.database_url.get_secret_value() if self.database_url else f"sqlite:///{self.home / 'hub.db'}"
 
     @property
+    def direct_from(self) -> int | None:
+        """From how many bytes on files go directly between clients and the store; None where none do."""
+        return self.direct_from_bytes if self.s3_public_endpoint else None
+
+    @property
     def store_url(self) -> str:
         """The object store's URL."""
         return self.store or (self.home / "blobs").as_uri()
@@ -166,7 +177,19 @@ class Settings(BaseSettings):
 GROUPS: dict[str, tuple[str, ...]] = {
     "Everywhere": ("home",),
     "Commands that talk to a service": ("server", "token"),
-    "The service": ("host", "port", "public_url", "database_url", "store", "s3_endpoint", "s3_region", "s3_access_key", "s3_secret_key"),
+    "The service": (
+        "host",
+        "port",
+        "public_url",
+        "database_url",
+        "store",
+        "s3_endpoint",
+        "s3_public_endpoint",
+        "direct_from_bytes",
+        "s3_region",
+        "s3_access_key",
+        "s3_secret_key",
+    ),
     "What the service allows": (
         "max_upload_bytes",
         "allow_local_models",

@@ -53,7 +53,18 @@ from hub.catalog.tables import (
     VERSIONS,
 )
 from hub.catalog.tags import TAGS, Tag, create_tag, delete_tag, list_tags, refuse_tag
-from hub.catalog.uploads import Part, Upload, add_part, close_upload, find_upload, forget_expired_uploads, open_upload
+from hub.catalog.uploads import (
+    Part,
+    Upload,
+    add_part,
+    close_upload,
+    find_upload,
+    forget_expired_direct,
+    forget_expired_uploads,
+    list_expired_direct,
+    name_multipart,
+    open_upload,
+)
 from hub.catalog.visibility import check_path, check_publisher, require_right, right_of, seen_by, set_visibility
 
 __all__ = [
@@ -124,6 +135,7 @@ __all__ = [
     "find_upload",
     "find_version_id",
     "forget",
+    "forget_expired_direct",
     "forget_expired_uploads",
     "hold",
     "is_owned",
@@ -132,6 +144,7 @@ __all__ = [
     "list_adapters",
     "list_commits",
     "list_evaluations",
+    "list_expired_direct",
     "list_formats",
     "list_keys",
     "list_tags",
@@ -139,6 +152,7 @@ __all__ = [
     "list_versions",
     "lock_adapter_id",
     "lock_latest",
+    "name_multipart",
     "namespaces_of",
     "open_upload",
     "parse_bound",

@@ -149,6 +149,7 @@ UPLOADS = Table(
     Column("size", BigInteger, nullable=False),
     Column("part_bytes", Integer, nullable=False),  # of each part but the last
     Column("expires_at", UtcTime, nullable=False),
+    Column("multipart", Text, nullable=True),  # the S3 server's name of one that goes there directly, empty before it is begun there
     UniqueConstraint("owner", "digest"),
     Index(None, "expires_at"),
 )

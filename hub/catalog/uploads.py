@@ -13,6 +13,8 @@ from hub.catalog.holds import arrive, let_go, let_go_of_arrivals
 from hub.catalog.tables import UPLOAD_PARTS, UPLOADS, upsert
 from wegeft.contracts.errors import InvalidRequest, NotFound, TooLarge
 
+_IS_OURS = UPLOADS.c.multipart.is_(None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
@@ -35,7 +37,9 @@ class Upload:
     """Of each part but the last."""
     expires_at: datetime
     parts: tuple[Part, ...]
-    """Those that have come, in order."""
+    """Those that have come, in order; of one that goes to the store directly, the store itself knows."""
+    multipart: str | None = None
+    """The store's own name of one that goes there directly, empty before it is begun there; None where it goes through us."""
 
     @property
     def offset(self) -> int:
@@ -55,17 +59,26 @@ def open_upload(connection: Connection, wanted: Upload, most: int, now: datetime
     before.
     """
     is_theirs = UPLOADS.c.owner == wanted.owner
-    _forget(connection, connection.execute(select(UPLOADS.c.id).where(is_theirs, UPLOADS.c.expires_at <= now)).scalars().all())
+    _forget(connection, connection.execute(select(UPLOADS.c.id).where(is_theirs, _IS_OURS, UPLOADS.c.expires_at <= now)).scalars().all())
     is_new = connection.execute(select(UPLOADS.c.id).where(is_theirs, UPLOADS.c.digest == wanted.digest)).first() is None
-    if is_new and connection.execute(select(func.count()).select_from(UPLOADS).where(is_theirs)).scalar_one() >= most:
+    under_way = select(func.count()).select_from(UPLOADS).where(is_theirs, UPLOADS.c.expires_at > now)
+    if is_new and connection.execute(under_way).scalar_one() >= most:
         raise TooLarge(f"there are {most} uploads under way", path="digest", value=wanted.digest, hint="finish one of them first")
-    names = ("id", "owner", "digest", "size", "part_bytes", "expires_at")
+    names = ("id", "owner", "digest", "size", "part_bytes", "expires_at", "multipart")
     added = upsert(connection, UPLOADS).values({name: getattr(wanted, name) for name in names})
     connection.execute(added.on_conflict_do_nothing(index_elements=[UPLOADS.c.owner, UPLOADS.c.digest]))
+    is_direct = is_theirs & (UPLOADS.c.digest == wanted.digest) & ~_IS_OURS
+    connection.execute(update(UPLOADS).where(is_direct).values(expires_at=wanted.expires_at))
     row = connection.execute(select(UPLOADS).where(is_theirs, UPLOADS.c.digest == wanted.digest)).one()
     if row.size != wanted.size:
         raise InvalidRequest("these bytes have another size in an upload under way", path="size", value=wanted.size, hint=str(row.size))
     return _upload(connection, row), is_new
+
+
+def name_multipart(connection: Connection, upload: Upload, multipart: str) -> bool:
+    """Note how the store calls an upload from now on; return False where another process has done so meanwhile."""
+    is_unchanged = (UPLOADS.c.id == upload.id) & (UPLOADS.c.multipart == upload.multipart)
+    return bool(connection.execute(update(UPLOADS).where(is_unchanged).values(multipart=multipart)).rowcount)
 
 
 def find_upload(connection: Connection, owner: str, upload_id: str, now: datetime, *, is_held: bool = False) -> Upload:
@@ -97,9 +110,20 @@ def close_upload(connection: Connection, upload: Upload, now: datetime) -> None:
     _forget(connection, [upload.id])
 
 
+def list_expired_direct(connection: Connection, now: datetime, limit: int) -> tuple[str, ...]:
+    """Return up to ``limit`` uploads to the store itself that nobody has gone on with; they are ended there first."""
+    query = select(UPLOADS.c.id).where(~_IS_OURS, UPLOADS.c.expires_at <= now).limit(limit)
+    return tuple(connection.execute(query).scalars())
+
+
+def forget_expired_direct(connection: Connection, upload_id: str, now: datetime) -> None:
+    """Forget an upload whose bytes are gone from the store, unless its owner goes on with it since."""
+    connection.execute(delete(UPLOADS).where(UPLOADS.c.id == upload_id, UPLOADS.c.expires_at <= now))
+
+
 def forget_expired_uploads(connection: Connection, now: datetime, limit: int) -> int:
     """Forget up to ``limit`` uploads that nobody has gone on with in time, whose parts go by themselves; return how many."""
-    expired = connection.execute(select(UPLOADS.c.id).where(UPLOADS.c.expires_at <= now).limit(limit)).scalars().all()
+    expired = connection.execute(select(UPLOADS.c.id).where(_IS_OURS, UPLOADS.c.expires_at <= now).limit(limit)).scalars().all()
     _forget(connection, expired)
     return len(expired)
 
@@ -124,4 +148,5 @@ def _upload(connection: Connection, row: Row[Any]) -> Upload:
         part_bytes=row.part_bytes,
         expires_at=row.expires_at,
         parts=parts,
+        multipart=row.multipart,
     )

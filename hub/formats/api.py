@@ -58,7 +58,7 @@ def _add_files(router: APIRouter, services: HubServices) -> None:
         version = _resolve(services, adapter, selector)
         blob = shelf.find_file(services, version, (format_, dtype), path)
         shelf.note_use(services, version, (format_, dtype))
-        return answer_blob(services.store, blob, request)
+        return answer_blob(services.store, blob, request, services.direct_from_bytes)
 
     @router.head(_FILE, summary="What a file of a derived format is")
     def head_file(adapter: Name, selector: Selector, format_: Format, dtype: Dtype, path: str, request: Request) -> Response:

@@ -108,6 +108,10 @@ def _answer_file(services: HubServices, version: VersionView, path: str, request
         is_immutable=request.path_params["revision"] in (commit, str(version.version)),
         tag=hex_of(entry),
     )
-    answer = answer_head(blob, request.headers) if request.method == "HEAD" else answer_blob(store, blob, request)
+    # HEAD always answers itself: clients that follow it elsewhere take their token with them, and miss these headers there.
+    if request.method == "HEAD":
+        answer = answer_head(blob, request.headers)
+    else:
+        answer = answer_blob(store, blob, request, services.direct_from_bytes)
     answer.headers.update({"X-Repo-Commit": commit, "X-Linked-ETag": blob.etag, "X-Linked-Size": str(entry.size)})
     return answer

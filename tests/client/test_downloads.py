@@ -32,6 +32,8 @@ from wegeft.contracts.errors import (
     UnexpectedAnswer,
     WegeftError,
 )
+from wegeft.contracts.pulling import PullView
+from wegeft.contracts.signing_keys import KeySet
 
 ROOT = Path(__file__).parents[2]
 
@@ -211,7 +213,7 @@ def version_of(files: dict[str, bytes], **changes: Any) -> VersionView:
 
 def lying(view: VersionView, *answers: bytes) -> Any:
     """A server that tells this version, that it never signs, and then answers so."""
-    return answering(http(200, view.model_dump_json().encode()), http(200, b'{"keys": []}'), *answers)
+    return answering(http(200, PullView(version=view, keys=KeySet(keys=())).model_dump_json().encode()), *answers)
 
 
 def refuses(view: VersionView, folder: Path, kind: type[WegeftError], *answers: bytes) -> None:
@@ -265,4 +267,4 @@ def test_a_file_that_was_cut_is_fetched_again(tmp_path: Path) -> None:
     ):
         client.download("demo/sums", tmp_path / "adapter")
     assert contents(tmp_path / "adapter") == {CONFIG_FILE: b"{}"}
-    assert len(requests) == 5
+    assert len(requests) == 4

@@ -69,13 +69,19 @@ class Hub:
 
 
 @contextmanager
-def made_hub(database_url: str, store: ObjectStore, signer: Signer | None = None) -> Iterator[Hub]:
+def made_hub(database_url: str, store: ObjectStore, signer: Signer | None = None, direct_from_bytes: int | None = None) -> Iterator[Hub]:
     engine = open_database(database_url)
     try:
         with writing(engine) as connection:
             tokens = {role.value: create_token(connection, role.value, role, NOW)[1] for role in Role}
         services = HubServices(
-            engine=engine, store=store, clock=lambda: NOW, max_blob_bytes=MAX_BLOB_BYTES, signer=signer, is_private_by_default=False
+            engine=engine,
+            store=store,
+            clock=lambda: NOW,
+            max_blob_bytes=MAX_BLOB_BYTES,
+            signer=signer,
+            is_private_by_default=False,
+            direct_from_bytes=direct_from_bytes,
         )
         if signer is not None:
             publish_keys(engine, signer, NOW)

@@ -29,6 +29,8 @@ from wegeft.contracts.errors import (
 from wegeft.contracts.training import BlobView
 
 CHUNK_BYTES = 1 << 20
+ASKED_FROM_BYTES = 64 << 10
+"""Shorter bytes are sooner sent than it is asked whether they are there."""
 STORE_SECONDS = 300.0
 """How long a server may take to store what it has received."""
 
@@ -43,9 +45,9 @@ def upload(transport: Transport, prefix: str, source: Path | bytes, on_progress:
 
     Raises :class:`InvalidData` where the file cannot be read or changes under our hands.
     """
-    blob = _describe(source)
+    blob = describe(source)
     path = f"{prefix}/{quote(blob.digest, safe=':')}"
-    if _is_stored(transport, path):
+    if blob.size > ASKED_FROM_BYTES and _is_stored(transport, path):
         return blob
     headers = {"Content-Length": str(blob.size), "Content-Type": "application/octet-stream"}
     put = Call(
@@ -64,9 +66,10 @@ def _is_stored(transport: Transport, path: str) -> bool:
     return True
 
 
-def _describe(source: Path | bytes) -> BlobView:
+def describe(source: Path | bytes) -> BlobView:
+    """Return the digest and the size of a file or bytes; raise :class:`InvalidData` where the file cannot be read."""
     sha256, size = hashlib.sha256(), 0
-    with _opened(source) as file:
+    with opened(source) as file:
         while chunk := file.read(CHUNK_BYTES):
             sha256.update(chunk)
             size += len(chunk)
@@ -75,7 +78,7 @@ def _describe(source: Path | bytes) -> BlobView:
 
 def _chunks(source: Path | bytes, size: int, on_progress: Progress | None) -> Iterator[bytes]:
     sent = 0
-    with _opened(source) as file:
+    with opened(source) as file:
         while chunk := file.read(CHUNK_BYTES):
             sent += len(chunk)
             if sent > size:
@@ -88,7 +91,8 @@ def _chunks(source: Path | bytes, size: int, on_progress: Progress | None) -> It
 
 
 @contextmanager
-def _opened(source: Path | bytes) -> Iterator[BinaryIO]:
+def opened(source: Path | bytes) -> Iterator[BinaryIO]:
+    """Give a file or bytes to read; raise :class:`InvalidData` where the file cannot be."""
     if isinstance(source, bytes):
         yield io.BytesIO(source)
         return
@@ -106,7 +110,7 @@ def fetch(transport: Transport, path: str, target: Path, digest: str, size: int 
     """
 
     def once() -> int:
-        with _whole_file(target) as file, transport.open(Call(method="GET", path=path)) as response:
+        with _whole_file(target) as file, transport.open(Call(method="GET", path=path, may_lead_elsewhere=True)) as response:
             return _verify(response.iter_bytes(CHUNK_BYTES), file, digest, size)
 
     return transport.retry(once)
@@ -120,38 +124,46 @@ def fetch_resumable(transport: Transport, path: str, target: Path, digest: str, 
     """
     part = target.with_name(f"{target.name}.part")
 
-    def once() -> None:
-        held = part.stat().st_size if part.exists() else 0
-        if held and _digest_of_file(part) == digest:
-            return
+    def once() -> str:
+        sha256, held = _hash_of(part)
+        if held and f"sha256:{sha256.hexdigest()}" == digest:
+            return digest
         headers = {"Range": f"bytes={held}-"} if held else {}
-        with transport.open(Call(method="GET", path=path, headers=headers)) as response:
+        with transport.open(Call(method="GET", path=path, headers=headers, may_lead_elsewhere=True)) as response:
             goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {held}-")
+            sha256 = sha256 if goes_on else hashlib.sha256()
             with part.open("ab" if goes_on else "wb") as file:
                 for chunk in response.iter_bytes():  # as they come: what waits for a whole chunk is lost with the connection
                     if file.tell() + len(chunk) > max_bytes:
                         part.unlink()
                         raise UnexpectedAnswer(f"the server sends more than {max_bytes} bytes", path=digest)
+                    sha256.update(chunk)
                     file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
+        return f"sha256:{sha256.hexdigest()}"
 
     with local_errors(target.parent):
         try:
-            transport.retry(once)
+            found = transport.retry(once)
         except InvalidInput:  # the server has less than we hold, so what we hold is not of this file
             part.unlink(missing_ok=True)
-            transport.retry(once)
-        found = _digest_of_file(part)
+            found = transport.retry(once)
         if found != digest:
             part.unlink()
             raise DigestMismatch(path=digest, value=found)
         part.replace(target)
 
 
-def _digest_of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+def _hash_of(path: Path) -> tuple[hashlib._Hash, int]:
+    """Return the hash of what a file holds, to be gone on with, and its length; of none where there is no file."""
+    sha256, size = hashlib.sha256(), 0
+    if path.exists():
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                sha256.update(chunk)
+                size += len(chunk)
+    return sha256, size
 
 
 def _verify(chunks: Iterator[bytes], file: BinaryIO, digest: str, size: int | None) -> int:
@@ -167,6 +179,12 @@ def _verify(chunks: Iterator[bytes], file: BinaryIO, digest: str, size: int | No
     if f"sha256:{sha256.hexdigest()}" != digest:
         raise DigestMismatch(path=digest, value=f"sha256:{sha256.hexdigest()}")
     return seen
+
+
+def write_whole(target: Path, content: bytes) -> None:
+    """Write the new file ``target``, which appears whole or not at all."""
+    with _whole_file(target) as file:
+        file.write(content)
 
 
 @contextmanager

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import tempfile
+from base64 import b64decode
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 from urllib.parse import quote
 
-from wegeft.client.blobs import fetch, local_errors
+from wegeft.client.blobs import fetch, fetch_resumable, local_errors, write_whole
 from wegeft.client.transport import Transport
 from wegeft.contracts.adapter import PUBLISHABLE_FILES, FileEntry, VersionView, digest_of
 from wegeft.contracts.bundles import SIGNATURE_FILE
 from wegeft.contracts.errors import DigestMismatch, InvalidSetting, UnexpectedAnswer
+from wegeft.contracts.pulling import PullView
 
+RESUMED_FROM_BYTES = 8 << 20
+"""A shorter file is sooner fetched anew than its rest is asked for."""
 _FORBIDDEN = frozenset("/\\:\0")
 
 
-def download(transport: Transport, version: VersionView, folder: Path, *, overwrite: bool) -> None:
-    """Write the files of ``version`` to ``folder``, which must not exist, be empty, or, to overwrite, hold an adapter and no more.
+def download(transport: Transport, pulled: PullView, folder: Path, *, overwrite: bool) -> None:
+    """Write the files of a version to ``folder``, which must not exist, be empty, or, to overwrite, hold an adapter and no more.
 
-    The version's signature, which the caller has checked, is written beside them, so that they can be verified without any server.
+    The version's signature, which the caller has checked, is written beside them, so that they can be verified without any server. Of a
+    long file, what has come before a process died is not asked for again: it waits beside the folder.
     """
+    version = pulled.version
     target = folder.expanduser().resolve()
     _check_target(target, overwrite=overwrite)
     files = _checked_files(version)
@@ -30,8 +39,10 @@ def download(transport: Transport, version: VersionView, folder: Path, *, overwr
         target.parent.mkdir(parents=True, exist_ok=True)
         with _folder_beside(target) as made:
             for entry in files:
-                path = f"/adapters/{version.adapter}/versions/{version.version}/files/{quote(entry.path)}"
-                fetch(transport, path, made / entry.path, entry.digest, entry.size)
+                if entry.path in pulled.contents:
+                    write_whole(made / entry.path, _decoded(pulled.contents[entry.path], version, entry))
+                else:
+                    _fetch(transport, version, entry, made / entry.path)
                 (made / entry.path).chmod(0o644)
             if version.signature is not None:
                 (made / SIGNATURE_FILE).write_text(version.signature, encoding="utf-8")
@@ -52,6 +63,50 @@ def fetch_folder(transport: Transport, prefix: str, files: Iterable[FileEntry], 
                 fetch(transport, f"{prefix}/{quote(entry.path)}", made / entry.path, entry.digest, entry.size)
                 (made / entry.path).chmod(0o644)
             _swap(made, target)
+
+
+def _decoded(content: str, version: VersionView, entry: FileEntry) -> bytes:
+    try:
+        found = b64decode(content, validate=True)
+    except ValueError as error:
+        raise UnexpectedAnswer("a file is not in base64", path=version.ref, value=entry.path) from error
+    if len(found) != entry.size or digest_of(found) != entry.digest:
+        raise DigestMismatch(path=entry.digest, value=digest_of(found))
+    return found
+
+
+def _fetch(transport: Transport, version: VersionView, entry: FileEntry, target: Path) -> None:
+    path = f"/adapters/{version.adapter}/versions/{version.version}/files/{quote(entry.path)}"
+    if entry.size < RESUMED_FROM_BYTES:
+        fetch(transport, path, target, entry.digest, entry.size)
+        return
+    with _own_part(target, entry) as part:
+        fetch_resumable(transport, path, part, entry.digest, entry.size)
+        part.replace(target)
+
+
+@contextmanager
+def _own_part(target: Path, entry: FileEntry) -> Iterator[Path]:
+    """Give where to gather a long file: the same place for every process that pulls it here, if none does at this moment."""
+    beside = target.parent.parent.parent  # of the hidden folder, which is another one in each process
+    shared = beside / f".{entry.digest.removeprefix('sha256:')[:32]}"
+    lock = shared.with_suffix(".lock")
+    with lock.open("wb") as file:
+        if not _is_locked(file):
+            yield target.with_name(f"{target.name}.own")
+            return
+        try:
+            yield shared
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _is_locked(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return os.fstat(file.fileno()).st_nlink > 0  # else its owner has ended meanwhile, and the next one locks another file
 
 
 def _check_target(target: Path, *, overwrite: bool) -> None:

@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict
 
 from wegeft.client.blobs import Progress, upload
 from wegeft.client.transport import Call, Transport, json_body
+from wegeft.client.uploads import ONE_REQUEST_BYTES, upload_file
 from wegeft.contracts.adapter import CONFIG_FILE, PUBLISHABLE_FILES, WEIGHTS_FILE, AdapterName
 from wegeft.contracts.errors import AdapterNotFound, Conflict, InvalidData, Problem
+from wegeft.contracts.training import BlobView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ def push(transport: Transport, wanted: Push, on_progress: Progress | None = None
     """
     paths = files_of(wanted.folder)
     _create(transport, wanted.adapter)
-    blobs = {path.name: upload(transport, "/blobs", path, on_progress) for path in paths}
+    blobs = {path.name: _upload(transport, wanted.adapter, path, on_progress) for path in paths}
     lines = [_line("header", summary=wanted.message, **({"parentCommit": wanted.parent} if wanted.parent else {}))]
     lines += [_line("lfsFile", path=name, algo="sha256", oid=blob.digest.removeprefix("sha256:")) for name, blob in blobs.items()]
     content = "".join(lines).encode()
@@ -79,6 +81,12 @@ def _missing(folder: Path, names: set[str]) -> Iterator[Problem]:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if name not in names:
             yield Problem(path=str(folder / name), message="the file is missing", hint="PEFT's save_pretrained writes it")
+
+
+def _upload(transport: Transport, adapter: AdapterName, path: Path, on_progress: Progress | None) -> BlobView:
+    if path.stat().st_size <= ONE_REQUEST_BYTES:
+        return upload(transport, "/blobs", path, on_progress)
+    return upload_file(transport, f"/adapters/{adapter}/uploads", path, on_progress)
 
 
 def _create(transport: Transport, adapter: AdapterName) -> None:

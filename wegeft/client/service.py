@@ -41,6 +41,7 @@ from wegeft.contracts.engines import EngineReport
 from wegeft.contracts.errors import DigestMismatch, JobPending, SignatureInvalid, UnexpectedAnswer
 from wegeft.contracts.job import JobSpec
 from wegeft.contracts.provenance import EvaluationList, EvaluationReport, EvaluationView, LineageView
+from wegeft.contracts.pulling import PullView
 from wegeft.contracts.signing_keys import KeySet
 from wegeft.contracts.training import BlobView, EventPage, EventRecord, JobPage, JobState, JobView, MetricPage, MetricPoint
 
@@ -210,9 +211,12 @@ class Client(AccessCalls, FormatCalls):
         The hub's signature and every file are verified, and the folder is whole or not there. Raises :class:`InvalidSetting` where there
         is something already, :class:`SignatureInvalid`, :class:`UntrustedKey`, :class:`DigestMismatch`, and :class:`StorageFull`.
         """
-        version, _ = self.resolve_signed(ref)
-        downloads.download(self._transport, version, folder, overwrite=overwrite)
-        return version
+        parsed = AdapterRef.parse(ref)
+        pulled = self._get(f"{_version_path(ref)}/pull", PullView)
+        _check_answer(pulled.version, parsed)
+        check_version(self._transport, self._trust, pulled.version, pulled.keys)
+        downloads.download(self._transport, pulled, folder, overwrite=overwrite)
+        return pulled.version
 
     def push(
         self, folder: Path, name: str, *, message: str = "Upload adapter", parent: str | None = None, on_progress: Progress | None = None
@@ -224,7 +228,9 @@ class Client(AccessCalls, FormatCalls):
         """
         adapter = AdapterName.parse(name)
         commit = push(self._transport, Push(folder=folder, adapter=adapter, message=message, parent=parent), on_progress).commitOid
-        made = next((view for view in self.versions(name) if view.manifest_digest.removeprefix("sha256:").startswith(commit)), None)
+        newest = self.resolve(name)
+        views = (newest,) if _has_commit(newest, commit) else self.versions(name)
+        made = next((view for view in views if _has_commit(view, commit)), None)
         if made is None:
             raise UnexpectedAnswer("the server answers with a commit that it does not have", path=name, value=commit)
         return made
@@ -234,11 +240,8 @@ class Client(AccessCalls, FormatCalls):
 
         Raises :class:`SignatureInvalid` and :class:`UntrustedKey`.
         """
-        version, wanted = self.resolve(ref), AdapterRef.parse(ref)
-        if version.adapter.lower() != str(wanted.adapter).lower() or (wanted.number or version.version) != version.version:
-            raise UnexpectedAnswer("the server answers with another version", path=ref, value=version.ref)
-        if digest_of(version.manifest.to_bytes()) != version.manifest_digest:
-            raise DigestMismatch("the manifest does not match its digest", path=version.ref)
+        version = self.resolve(ref)
+        _check_answer(version, AdapterRef.parse(ref))
         return version, check_version(self._transport, self._trust, version)
 
     def delete_alias(self, name: str, alias: str) -> None:
@@ -364,3 +367,14 @@ def _job_path(job_id: str) -> str:
 def _version_path(ref: str) -> str:
     parsed = AdapterRef.parse(ref)
     return f"/adapters/{parsed.adapter}/versions/{parsed.selector}"
+
+
+def _has_commit(version: VersionView, commit: str) -> bool:
+    return version.manifest_digest.removeprefix("sha256:").startswith(commit)
+
+
+def _check_answer(version: VersionView, wanted: AdapterRef) -> None:
+    if version.adapter.lower() != str(wanted.adapter).lower() or (wanted.number or version.version) != version.version:
+        raise UnexpectedAnswer("the server answers with another version", path=str(wanted), value=version.ref)
+    if digest_of(version.manifest.to_bytes()) != version.manifest_digest:
+        raise DigestMismatch("the manifest does not match its digest", path=version.ref)

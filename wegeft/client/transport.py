@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from wegeft.contracts.errors import (
     ServiceTimeout,
     ServiceUnreachable,
     StorageFull,
+    StorageUnavailable,
     Unauthenticated,
     UnexpectedAnswer,
     WegeftError,
@@ -57,6 +59,8 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)
     content: Callable[[], bytes | Iterable[bytes]] | None = None
     """Makes the body, anew for each try."""
+    may_lead_elsewhere: bool = False
+    """Whether the answer may be had from another server that the answer names; that one is asked without the token, and once."""
     read_seconds: float | None = None
     """How long to wait for the next byte of the answer; None is the transport's own."""
 
@@ -93,6 +97,18 @@ def _is_ip(host: str) -> bool:
     return True
 
 
+def _checked_address(address: str, server: str) -> httpx2.URL:
+    try:
+        url = httpx2.URL(address)
+    except (httpx2.InvalidURL, TypeError):
+        url = httpx2.URL("")
+    if url.scheme not in ("http", "https") or not _is_address(url) or url.userinfo:
+        raise UnexpectedAnswer(f"{server} leads to what is no address", path="Location")
+    if server.startswith("https:") and url.scheme != "https":
+        raise UnexpectedAnswer(f"{server} leads from https to an address that is not encrypted", path="Location", value=url.host)
+    return url
+
+
 def _check_token(token: str) -> str:
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise InvalidSetting("the token is empty or has characters that no token has", path="token")
@@ -120,6 +136,9 @@ class Transport:
         self._timeout_seconds = timeout_seconds
         self._sign = sign
         self._trace_id = secrets.token_hex(16)
+        self._lock = threading.Lock()
+        self._others: dict[bool, httpx2.Client] = {}
+        """By whether they stay on this machine."""
         self._http = httpx2.Client(
             base_url=url,
             headers={
@@ -140,6 +159,8 @@ class Transport:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
+        for http in self._others.values():
+            http.close()
 
     def ask(self, call: Call, answer: type[Answer], *, patience_seconds: float | None = None) -> Answer:
         """Make a call and return its answer; try again for ``patience_seconds`` where that may help."""
@@ -188,12 +209,50 @@ class Transport:
                 body = content if isinstance(content, bytes) else b""
                 request.headers.update(self._sign(call.method, request.url.raw_path.decode("ascii"), body))
             response = self._http.send(request, stream=True)
+            if call.may_lead_elsewhere and response.has_redirect_location:
+                self.read(response)  # so that the connection can be used again
+                response.close()
+                with self.elsewhere(response.headers["Location"], "GET", {**call.headers, "Accept-Encoding": "identity"}) as led:
+                    yield led
+                return
             try:
                 if not response.is_success:
                     raise self._refusal(response)
                 yield response
             finally:
                 response.close()
+
+    @contextmanager
+    def elsewhere(self, url: str, method: str, headers: Mapping[str, str], content: bytes | None = None) -> Iterator[httpx2.Response]:
+        """Ask an address that the server has given and give the answer, unread; neither token nor trace goes there.
+
+        Raises :class:`UnexpectedAnswer` for what is no address, or one that is less safe than the server's own, and
+        :class:`StorageUnavailable` where it does not answer well.
+        """
+        asked = _checked_address(url, self.server)
+        try:
+            http = self._elsewhere(asked.host)
+            response = http.send(http.build_request(method, asked, headers=dict(headers), content=content), stream=True)
+            try:
+                if not response.is_success:
+                    # Its body is the store's own, and its address is a key: neither is shown.
+                    raise StorageUnavailable(f"the store at {asked.host} answers {response.status_code}", path="store")
+                yield response
+            finally:
+                response.close()
+        except httpx2.RequestError as error:
+            hint = "the hub's operator sets WEGEFT_S3_PUBLIC_ENDPOINT to where clients reach the store"
+            reason = f"the store at {asked.host} cannot be reached: {_reason(error)}"
+            raise StorageUnavailable(reason, path="store", hint=hint) from error
+
+    def _elsewhere(self, host: str) -> httpx2.Client:
+        """Return connections that carry nothing of ours; made when they are first needed, which takes a while."""
+        is_loopback = _is_loopback(host)
+        with self._lock:
+            if is_loopback not in self._others:
+                made = httpx2.Client(timeout=self._timeout(None), follow_redirects=False, trust_env=not is_loopback)
+                self._others[is_loopback] = made
+            return self._others[is_loopback]
 
     def read(self, response: httpx2.Response) -> bytes:
         """Return the whole body of an answer; raise :class:`UnexpectedAnswer` where it has no end."""

@@ -85,33 +85,34 @@ def fetch_keys(transport: Transport) -> KeySet:
         return KeySet(keys=())
 
 
-def trusted_keys(transport: Transport, store: TrustStore, wanted: str | None) -> dict[str, str]:
+def trusted_keys(transport: Transport, store: TrustStore, wanted: str | None, shown: KeySet | None = None) -> dict[str, str]:
     """Return the keys that are trusted for a server, PEM by id.
 
-    A server that is met for the first time is trusted with what it shows. Afterwards, where the key ``wanted`` is not pinned, those that a
-    pinned key endorses are pinned too.
+    A server that is met for the first time is trusted with what it shows, ``shown`` already or when it is asked. Afterwards, where the key
+    ``wanted`` is not pinned, those that a pinned key endorses are pinned too.
     """
     pinned = store.keys_of(transport.server)
     if pinned and (wanted is None or wanted in pinned):
         return pinned
-    offered = fetch_keys(transport)
+    offered = fetch_keys(transport) if shown is None else shown
     found = extend_trust(pinned, offered) if pinned else {key.id: key.pem for key in offered.keys if key.id == key_id(key.pem)}
     if found != pinned:
         store.pin(transport.server, found)
     return found
 
 
-def check_version(transport: Transport, store: TrustStore, version: VersionView) -> SignedVersion | None:
+def check_version(transport: Transport, store: TrustStore, version: VersionView, shown: KeySet | None = None) -> SignedVersion | None:
     """Return what a version's signature says, once it holds, is by a trusted key and is of this version and manifest.
 
+    ``shown``: the keys that the server shows, where it has said.
     None only where the hub has never shown a key and the version has no signature. Raises :class:`SignatureInvalid` and
     :class:`UntrustedKey`.
     """
     if version.signature is None:
-        if trusted_keys(transport, store, None):
+        if trusted_keys(transport, store, None, shown):
             raise SignatureInvalid("the version is not signed, though its hub signs", path=version.ref)
         return None
-    trusted = trusted_keys(transport, store, key_of_bundle(version.signature))
+    trusted = trusted_keys(transport, store, key_of_bundle(version.signature), shown)
     try:
         signed = open_version_bundle(version.signature, trusted)
     except UntrustedKey as error:

@@ -43,3 +43,29 @@ class UploadView(BaseModel):
     def is_stored(self) -> bool:
         """Whether the server has the whole already."""
         return not self.id
+
+
+class AdapterUploadRequest(UploadRequest):
+    """A file of an adapter that is to be sent in parts."""
+
+    may_be_direct: bool = False
+    """Whether the sender can put parts to addresses of the store itself."""
+
+
+class PartAddress(BaseModel):
+    """Where one part of an upload is put, by whoever has the address, until it expires."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    offset: Annotated[int, Field(ge=0)]
+    size: Annotated[int, Field(ge=1)]
+    url: Annotated[str, Field(max_length=8192)]
+
+
+class AdapterUploadView(UploadView):
+    """An upload of an adapter's file, as far as it is."""
+
+    is_direct: bool = False
+    """Whether its parts are put to the store itself, in any order; ``offset`` is then how many bytes have come."""
+    addresses: tuple[PartAddress, ...] = ()
+    """For some of the parts that have not come; look again for the next ones."""
