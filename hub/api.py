@@ -131,6 +131,7 @@ def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
         return provenance.with_signature(services, _resolve(services, adapter, selector))
 
     @router.get("/{namespace}/{name}/versions/{selector}/pull", summary="A version with its short files and the hub's keys")
+    @waits_for_store
     def get_pull(adapter: Name, selector: Selector) -> PullView:
         return begin_pull(services, _resolve(services, adapter, selector))
 

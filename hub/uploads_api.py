@@ -8,7 +8,7 @@ from hub.adapter_uploads import AdapterUploads
 from hub.named_adapter import Name
 from hub.services import HubServices
 from infra.auth import Guard, Principal, Role
-from infra.bodies import streams_body
+from infra.bodies import streams_body, waits_for_store
 from wegeft.contracts.training import BlobView
 from wegeft.contracts.uploads import AdapterUploadRequest, AdapterUploadView
 
@@ -27,6 +27,7 @@ def make_router(services: HubServices, guard: Guard) -> APIRouter:
     Desk = Annotated[AdapterUploads, Depends(desk)]
 
     @router.post("", status_code=201, summary="Begin to send a file in parts, or go on; 200 where it was begun before or is there")
+    @waits_for_store
     def post_upload(body: AdapterUploadRequest, uploads: Desk, response: Response) -> AdapterUploadView:
         view, is_new = uploads.open(body)
         response.status_code = 201 if is_new else 200
@@ -44,10 +45,12 @@ def make_router(services: HubServices, guard: Guard) -> APIRouter:
         return uploads.receive(upload_id, (offset, digest), request)
 
     @router.post("/{upload_id}/finish", status_code=201, summary="Put the parts together, and verify the whole")
+    @waits_for_store
     def finish_upload(upload_id: UploadId, uploads: Desk) -> BlobView:
         return uploads.finish(upload_id)
 
     @router.delete("/{upload_id}", status_code=204, summary="Forget an upload, and what has come of it")
+    @waits_for_store
     def delete_upload(upload_id: UploadId, uploads: Desk) -> None:
         uploads.abandon(upload_id)
 
