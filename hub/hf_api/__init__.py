@@ -8,17 +8,16 @@ or a commit of 40 hex digits. docs/hub.md says what all of it means here.
 from fastapi import APIRouter
 
 from hub.hf_api import files, models, references, repositories, uploads
-from hub.hf_api.dialect import make_doors
+from hub.hf_api.dialect import HfRoute, make_doors
 from hub.services import HubServices
 from infra.auth import Guard
-from infra.routers import Gathering
 
 __all__ = ["make_router"]
 
 
 def make_router(services: HubServices, guard: Guard) -> APIRouter:
     """Return the routes of the dialect, from the root."""
-    router = Gathering()
+    router = APIRouter(route_class=HfRoute, include_in_schema=False)
     doors = make_doors(services, guard)
     for part in (models, references, repositories, uploads, files):
         router.include_router(part.make_router(doors))

@@ -25,14 +25,14 @@ _FILE = "/{namespace}/{name}/resolve/{revision}/{path:path}"
 
 def make_router(doors: Doors) -> APIRouter:
     """Return the routes that list and serve files."""
-    router = APIRouter(route_class=HfRoute, include_in_schema=False, dependencies=[Depends(doors.reader)])
+    router = APIRouter(route_class=HfRoute, dependencies=[Depends(doors.reader)])
     router.include_router(_tree_router(doors.services))
     router.include_router(_file_router(doors.services))
     return router
 
 
 def _tree_router(services: HubServices) -> APIRouter:
-    router = APIRouter(route_class=HfRoute, include_in_schema=False)
+    router = APIRouter(route_class=HfRoute)
 
     @router.get(f"{_ROOT}/tree/{{place:path}}")
     def list_tree(adapter: Name, place: str, expand: bool = False) -> list[dict[str, Any]]:
@@ -70,7 +70,7 @@ async def _form(request: Request) -> dict[str, list[str]]:
 
 
 def _file_router(services: HubServices) -> APIRouter:
-    router = APIRouter(route_class=HfRoute, include_in_schema=False)
+    router = APIRouter(route_class=HfRoute)
 
     @router.head(_FILE)
     @router.get(_FILE)

@@ -30,7 +30,7 @@ Expand = Annotated[list[str] | None, Query()]
 
 def make_router(doors: Doors) -> APIRouter:
     """Return the routes that list and describe adapters."""
-    router = APIRouter(route_class=HfRoute, include_in_schema=False, dependencies=[Depends(doors.reader)])
+    router = APIRouter(route_class=HfRoute, dependencies=[Depends(doors.reader)])
     router.include_router(_account_router(doors))
     router.include_router(_list_router(doors))
     router.include_router(_model_router(doors))
@@ -38,7 +38,7 @@ def make_router(doors: Doors) -> APIRouter:
 
 
 def _account_router(doors: Doors) -> APIRouter:
-    router = APIRouter(route_class=HfRoute, include_in_schema=False)
+    router = APIRouter(route_class=HfRoute)
 
     @router.get("/api/whoami-v2")
     def whoami(caller: Annotated[Principal, Depends(doors.reader)]) -> View:
@@ -50,7 +50,7 @@ def _account_router(doors: Doors) -> APIRouter:
 
 
 def _list_router(doors: Doors) -> APIRouter:
-    router = APIRouter(route_class=HfRoute, include_in_schema=False)
+    router = APIRouter(route_class=HfRoute)
 
     @router.get("/api/models")
     def list_models(
@@ -88,7 +88,7 @@ def _asks_for_unknown(request: Request) -> bool:
 
 
 def _model_router(doors: Doors) -> APIRouter:
-    router = APIRouter(route_class=HfRoute, include_in_schema=False)
+    router = APIRouter(route_class=HfRoute)
 
     @router.get(_ROOT)
     def get_model(adapter: Name, blobs: bool = False, expand: Expand = None) -> View:

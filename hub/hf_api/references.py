@@ -50,7 +50,7 @@ def make_router(doors: Doors) -> APIRouter:
 
 
 def _reading_router(services: HubServices) -> APIRouter:
-    router = APIRouter(route_class=HfRoute, include_in_schema=False)
+    router = APIRouter(route_class=HfRoute)
 
     @router.get(f"{_ROOT}/refs")
     def list_refs(adapter: Name) -> View:
@@ -85,7 +85,7 @@ def _refs_of(services: HubServices, adapter: AdapterName) -> View:
 
 
 def _tag_router(doors: Doors) -> APIRouter:
-    router = APIRouter(route_class=HfRoute, include_in_schema=False)
+    router = APIRouter(route_class=HfRoute)
     services = doors.services
 
     @router.post(f"{_ROOT}/tag/{{revision:path}}")
@@ -109,7 +109,7 @@ def _tag_router(doors: Doors) -> APIRouter:
 
 
 def _branch_router(doors: Doors) -> APIRouter:
-    router = APIRouter(route_class=HfRoute, include_in_schema=False)
+    router = APIRouter(route_class=HfRoute)
     services = doors.services
     Writer = Annotated[Principal, Depends(doors.writer)]
 

@@ -39,7 +39,7 @@ class Card(BaseModel):
 
 def make_router(doors: Doors) -> APIRouter:
     """Return the routes that make and delete adapters."""
-    router = APIRouter(route_class=HfRoute, include_in_schema=False)
+    router = APIRouter(route_class=HfRoute)
     services = doors.services
 
     @router.post("/api/repos/create")

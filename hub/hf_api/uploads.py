@@ -75,7 +75,7 @@ def make_router(doors: Doors) -> APIRouter:
 
 
 def _preupload_router(services: HubServices) -> APIRouter:
-    router = APIRouter(route_class=HfRoute, include_in_schema=False)
+    router = APIRouter(route_class=HfRoute)
 
     @router.post(f"{_ROOT}/preupload/{{revision:path}}")
     def preupload(adapter: Name, revision: str, body: Announcement, request: Request) -> View:
@@ -128,7 +128,7 @@ def _check_target(revision: str, request: Request) -> None:
 
 
 def _commit_router(doors: Doors) -> APIRouter:
-    router = APIRouter(route_class=HfRoute, include_in_schema=False)
+    router = APIRouter(route_class=HfRoute)
     services = doors.services
 
     @router.post(f"{_ROOT}/commit/{{revision:path}}")
@@ -149,7 +149,7 @@ def _commit_router(doors: Doors) -> APIRouter:
 
 
 def _elsewhere_router(doors: Doors) -> APIRouter:
-    router = APIRouter(route_class=HfRoute, include_in_schema=False)
+    router = APIRouter(route_class=HfRoute)
 
     @router.post("/{namespace}/{name}.git/info/lfs/objects/batch")
     def lfs_batch(adapter: Name, body: LfsBatch, caller: Annotated[Principal, Depends(doors.writer)], response: Response) -> View:

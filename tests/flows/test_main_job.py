@@ -19,9 +19,9 @@ PARTS = [
 ]
 
 
-@pytest.fixture(params=PARTS)
-def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
-    """The service on one set of parts."""
+@pytest.fixture(params=PARTS, scope="module")
+def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The service on one set of parts, started once; each test publishes adapters of its own."""
     settings = {"pool": "ray" if request.param == "ray" else "inline"}
     if request.param == "postgresql":
         postgres: PostgresServer = request.getfixturevalue("postgres_server")
@@ -34,7 +34,7 @@ def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]
             "s3_access_key": s3.access_key,
             "s3_secret_key": s3.secret_key,
         }
-    with running_service(tmp_path / "home", **settings) as running:
+    with running_service(tmp_path_factory.mktemp("main") / "home", **settings) as running:
         yield running
 
 
@@ -97,24 +97,25 @@ def edited_by_hand(model, adapter_folder: Path):  # type: ignore[no-untyped-def]
 
 def test_versions_count_up_and_the_alias_moves(service: Service, tmp_path: Path) -> None:
     """The same job twice makes versions 1 and 2; `latest` moves, and 1 stays what it was."""
-    job_file = write_job(tmp_path / "work", max_steps=2)
+    job_file = write_job(tmp_path / "work", max_steps=2, output={"adapter": "demo/counted"})
     for _ in range(2):
         service.wgctl("submit", str(job_file), "--wait", "-o", "output.aliases=[production]")
-    versions = service.wgctl_json("adapters", "versions", "demo/sums")
+    versions = service.wgctl_json("adapters", "versions", "demo/counted")
     assert sorted(version["version"] for version in versions) == [1, 2]
-    shown = service.wgctl_json("adapters", "show", "demo/sums")
+    shown = service.wgctl_json("adapters", "show", "demo/counted")
     assert shown["aliases"] == {"latest": 2, "production": 2}
     by_number = {version["version"]: version["manifest_digest"] for version in versions}
     with service.client() as client:
-        assert client.resolve("demo/sums@1").manifest_digest == by_number[1]
-        assert client.resolve("demo/sums@production").version == 2
+        assert client.resolve("demo/counted@1").manifest_digest == by_number[1]
+        assert client.resolve("demo/counted@production").version == 2
 
 
 def test_the_same_seed_makes_the_same_bytes(service: Service, tmp_path: Path) -> None:
     """Two runs of one job on a CPU publish the same weights."""
-    job_file = write_job(tmp_path / "work", max_steps=3)
+    job_file = write_job(tmp_path / "work", max_steps=3, output={"adapter": "demo/seeded"})
     for _ in range(2):
         service.wgctl("submit", str(job_file), "--wait")
     with service.client() as client:
-        first, second = ({entry.path: entry.digest for entry in client.resolve(f"demo/sums@{number}").manifest.files} for number in (1, 2))
+        versions = [client.resolve(f"demo/seeded@{number}") for number in (1, 2)]
+    first, second = ({entry.path: entry.digest for entry in version.manifest.files} for version in versions)
     assert first["adapter_model.safetensors"] == second["adapter_model.safetensors"]
