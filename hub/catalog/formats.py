@@ -18,7 +18,7 @@ from hub.catalog.quotas import enforce
 from hub.catalog.signatures import find_version_id
 from hub.catalog.tables import ADAPTERS, HOLDS, VERSIONS, upsert
 from infra import audit
-from wegeft.contracts.adapter import AdapterName, VersionView
+from wegeft.contracts.adapter import AdapterName, FileEntry, VersionView
 from wegeft.contracts.errors import InvalidRequest, NotFound, Problem
 from wegeft.contracts.formats import AttachedFormat, DerivedFormat, FormatAttachment, StoredDtype
 
@@ -49,7 +49,7 @@ def attach_format(
         "format": shelf[0],
         "dtype": shelf[1],
         "holder": holder,
-        "files": json.dumps([entry.model_dump() for entry in attachment.files]),
+        "files": _files_text(attachment.files),
         "size": sum(entry.size for entry in attachment.files),
         "created_by": stamp[0],
         "created_at": stamp[1],
@@ -73,11 +73,10 @@ def list_formats(connection: Connection, version: VersionView) -> tuple[Attached
 
 def keep_format(connection: Connection, version: VersionView, attached: AttachedFormat, until: datetime) -> bool:
     """Let a format stay until then; return False where it has gone meanwhile, or is another now."""
-    renewed = update(DERIVED_FORMATS).where(*_is_at(version, (attached.format, attached.dtype))).values(kept_until=until)
-    row = connection.execute(renewed.returning(*DERIVED_FORMATS.c)).one_or_none()
-    if row is None or _view(row).files != attached.files:
-        return False
-    return not hold(connection, row.holder, [entry.digest for entry in attached.files], until)
+    is_it = (*_is_at(version, (attached.format, attached.dtype)), DERIVED_FORMATS.c.files == _files_text(attached.files))
+    renewed = update(DERIVED_FORMATS).where(*is_it).values(kept_until=until)
+    holder = connection.execute(renewed.returning(DERIVED_FORMATS.c.holder)).scalar_one_or_none()
+    return holder is not None and not hold(connection, holder, [entry.digest for entry in attached.files], until)
 
 
 def detach_format(connection: Connection, version: VersionView, shelf: Shelf, now: datetime) -> None:
@@ -116,6 +115,10 @@ def count_formats(connection: Connection, now: datetime) -> tuple[int, int, int]
     count, size = connection.execute(total).one()
     unused = select(func.count()).select_from(DERIVED_FORMATS).where(DERIVED_FORMATS.c.kept_until <= now)
     return count, int(size), int(connection.execute(unused).scalar_one())
+
+
+def _files_text(files: tuple[FileEntry, ...]) -> str:
+    return json.dumps([entry.model_dump() for entry in files])
 
 
 def _view(row: Row[Any]) -> AttachedFormat:

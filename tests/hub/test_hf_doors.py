@@ -214,7 +214,8 @@ def test_xet_leads_nowhere_and_says_so(client: Client) -> None:
         (f"---\na: {'[' * 500}{']' * 500}\n---\n", 1, 0),
         (f"---\na: {'x' * 70_000}\n---\n", 1, 0),
         ("---\na: \x01\n---\n", 1, 0),
-        ("---\na: 0000-00-00\n---\n", 1, 0),
+        ("---\na: 0000-00-00\n---\n", 0, 1),
+        ("---\na: 2026-11-21\n---\n", 0, 0),
     ],
 )
 def test_the_head_of_a_card_is_looked_at(client: Client, text: str, errors: int, warnings: int) -> None:
