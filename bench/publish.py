@@ -4,7 +4,8 @@ once, one wins for each parent and no version is lost.
     python -m bench.publish --mlflow FOLDER    # FOLDER: a virtual environment that has mlflow; without it MLflow is left out
 
 The hub runs in a process of its own, as `wgctl serve` starts it, on SQLite with blobs in a folder, each synced to the disk. Publishing is
-the client library's ``Client.push``, as `wgctl adapters push` calls it: the bytes are hashed on both sides, the tensors are checked, the version is signed, and it is committed to the database. MLflow runs in its own environment with its own server, SQLite and a folder for
+the client library's ``Client.push``, as `wgctl adapters push` calls it: the bytes are hashed on both sides, the tensors are checked, the
+version is signed, and it is committed to the database. MLflow runs in its own environment with its own server, SQLite and a folder for
 artifacts, and is asked by its HTTP API on one open connection: the artifacts are put, then the model version is created. It neither checks
 nor signs, and does not sync what it is sent. Both answer to one client at a time; turns take each other's place.
 

@@ -26,7 +26,10 @@ MOST_ROUND_TRIPS = 3
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubProcess]:
     folder = tmp_path_factory.mktemp("hub")
-    with made_hub(f"sqlite:///{folder / 'hub.db'}", FolderStore(folder / "blobs"), Signer(key=SigningKey(bytes(32)))) as made, listening(made.app) as url:
+    with (
+        made_hub(f"sqlite:///{folder / 'hub.db'}", FolderStore(folder / "blobs"), Signer(key=SigningKey(bytes(32)))) as made,
+        listening(made.app) as url,
+    ):
         yield HubProcess(url, made.tokens["write"], 0)
 
 
