@@ -62,14 +62,16 @@ def mlflow_publishing(venv: Path, folder: Path, folders: Iterator[Path]) -> Iter
         httpx2.Client(base_url=url, trust_env=False, timeout=60) as http,
     ):
         http.post("/api/2.0/mlflow/registered-models/create", json={"name": "one"}).raise_for_status()
+        run = http.post("/api/2.0/mlflow/runs/create", json={"experiment_id": "0"}).raise_for_status().json()["run"]["info"]
         numbers = iter(range(10**9))
 
         def publish() -> None:
-            place = f"one/{next(numbers)}"
+            source = f"{run['artifact_uri']}/{next(numbers)}"
+            place = source.removeprefix("mlflow-artifacts:/")
             for path in sorted(next(folders).iterdir()):
                 put = http.put(f"/api/2.0/mlflow-artifacts/artifacts/{place}/{path.name}", content=path.read_bytes())
                 put.raise_for_status()
-            made = {"name": "one", "source": f"mlflow-artifacts:/{place}"}
+            made = {"name": "one", "source": source, "run_id": run["run_id"]}
             http.post("/api/2.0/mlflow/model-versions/create", json=made).raise_for_status()
 
         yield publish
