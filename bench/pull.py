@@ -6,8 +6,9 @@ of the speed of sendfile or more, or from the store itself, in constant memory.
 
 The hub runs in a process of its own, as `wgctl serve` starts it, on SQLite, with SeaweedFS as its S3 server. A pull is the client
 library's ``Client.download``, which is what `wgctl adapters download` calls: signature, manifest and every byte verified, files synced to
-the disk, the folder renamed into its place. Round trips are counted by a proxy in front of the hub; those of TCP are not. The bare GET is one request on an open connection, its bytes held in memory or written to a synced file, and nothing verified. Turns
-of all kinds take each other's place in turn, so that whatever else the machine does falls on all alike.
+the disk, the folder renamed into its place. Round trips are counted by a proxy in front of the hub; those of TCP are not. The bare GET is
+one request on an open connection, its bytes held in memory or written to a synced file, and nothing verified. Kinds take each other's
+place turn by turn, so that whatever else the machine does falls on all alike.
 
 Streams are drained and thrown away, so that servers are compared and not disks; the verified pull is told beside them. The yardstick is
 nginx with sendfile where it is installed, or else a socket and the kernel's sendfile, which does less than nginx does.
