@@ -36,7 +36,7 @@ from wegeft.contracts.quotas import QuotaLimits
 API = "/api/v1/adapters/demo/arithmetic"
 FILE = f"{API}/versions/1/files/{WEIGHTS_FILE}"
 DIRECT_FROM = 2000
-LONG = WEIGHTS * 500
+LONG = WEIGHTS * 30
 """Too long to come with the first answer of a pull."""
 PART = 5 << 20
 """The least that S3 takes for a part that is not the last."""
