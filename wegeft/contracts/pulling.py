@@ -20,4 +20,4 @@ class PullView(BaseModel):
     contents: dict[str, str] = Field(default_factory=dict)
     """Short files in base64, by path; any may be missing, and is then fetched by itself."""
     keys: KeySet
-    """For who meets this hub for the first time; none where it does not sign."""
+    """For who meets this hub for the first time; none where it has never signed."""
