@@ -4,7 +4,8 @@ once, one wins for each parent and no version is lost.
     python -m bench.publish --mlflow FOLDER    # FOLDER: a virtual environment that has mlflow; without it MLflow is left out
 
 The hub runs in a process of its own, as `wgctl serve` starts it, on SQLite with blobs in a folder, each synced to the disk. Publishing is
-the client library's ``Client.push``, as `wgctl adapters push` calls it: the bytes are hashed on both sides, the tensors are checked, the version is signed, and it is committed to the database. MLflow runs in its own environment with its own server, SQLite and a folder for
+the client library's ``Client.push``, as `wgctl adapters push` calls it: the bytes are hashed on both sides, the tensors are checked, the
+version is signed, and it is committed to the database. MLflow runs in its own environment with its own server, SQLite and a folder for
 artifacts, and is asked by its HTTP API on one open connection: the artifacts are put, then the model version is created. It neither checks
 nor signs, and does not sync what it is sent. Both answer to one client at a time; turns take each other's place.
 
@@ -61,14 +62,16 @@ def mlflow_publishing(venv: Path, folder: Path, folders: Iterator[Path]) -> Iter
         httpx2.Client(base_url=url, trust_env=False, timeout=60) as http,
     ):
         http.post("/api/2.0/mlflow/registered-models/create", json={"name": "one"}).raise_for_status()
+        run = http.post("/api/2.0/mlflow/runs/create", json={"experiment_id": "0"}).raise_for_status().json()["run"]["info"]
         numbers = iter(range(10**9))
 
         def publish() -> None:
-            place = f"one/{next(numbers)}"
+            source = f"{run['artifact_uri']}/{next(numbers)}"
+            place = source.removeprefix("mlflow-artifacts:/")
             for path in sorted(next(folders).iterdir()):
                 put = http.put(f"/api/2.0/mlflow-artifacts/artifacts/{place}/{path.name}", content=path.read_bytes())
                 put.raise_for_status()
-            made = {"name": "one", "source": f"mlflow-artifacts:/{place}"}
+            made = {"name": "one", "source": source, "run_id": run["run_id"]}
             http.post("/api/2.0/mlflow/model-versions/create", json=made).raise_for_status()
 
         yield publish

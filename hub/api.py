@@ -130,10 +130,15 @@ def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
     def get_version(adapter: Name, selector: Selector) -> VersionView:
         return provenance.with_signature(services, _resolve(services, adapter, selector))
 
-    @router.get("/{namespace}/{name}/versions/{selector}/pull", summary="A version with its short files and the hub's keys")
+    @router.get(
+        "/{namespace}/{name}/versions/{selector}/pull",
+        summary="A version with its short files and the hub's keys",
+        response_model=PullView,
+    )
     @waits_for_store
-    def get_pull(adapter: Name, selector: Selector) -> PullView:
-        return begin_pull(services, _resolve(services, adapter, selector))
+    def get_pull(adapter: Name, selector: Selector) -> Response:
+        # Written out here, because FastAPI would check the megabytes of our own answer once more.
+        return Response(begin_pull(services, _resolve(services, adapter, selector)).model_dump_json(), media_type="application/json")
 
     return router
 

@@ -13,7 +13,6 @@ from infra.database import reading
 from wegeft.contracts.adapter import VersionView
 from wegeft.contracts.errors import BlobNotFound, Broken, TooLarge
 from wegeft.contracts.pulling import MAX_INLINE_BYTES, PullView
-from wegeft.contracts.signing_keys import KeySet
 
 
 def begin_pull(services: HubServices, version: VersionView) -> PullView:
@@ -22,7 +21,9 @@ def begin_pull(services: HubServices, version: VersionView) -> PullView:
     A file that cannot be read now is left out: whoever asks for it by itself hears why.
     """
     signed = provenance.with_signature(services, version)
-    return PullView(version=signed, contents=dict(_short_files(services, version)), keys=_keys(services))
+    with reading(services.engine) as connection:
+        keys = catalog.list_keys(connection)  # also where nothing is signed any more: who sees them notices a signature that is missing
+    return PullView(version=signed, contents=dict(_short_files(services, version)), keys=keys)
 
 
 def _short_files(services: HubServices, version: VersionView) -> Iterator[tuple[str, str]]:
@@ -30,10 +31,3 @@ def _short_files(services: HubServices, version: VersionView) -> Iterator[tuple[
         if entry.size <= MAX_INLINE_BYTES:
             with suppress(Broken, BlobNotFound, TooLarge):
                 yield entry.path, b64encode(read_verified(services.store, entry.digest, MAX_INLINE_BYTES)).decode()
-
-
-def _keys(services: HubServices) -> KeySet:
-    if services.signer is None:
-        return KeySet(keys=())
-    with reading(services.engine) as connection:
-        return catalog.list_keys(connection)

@@ -256,7 +256,7 @@ def test_a_blob_that_was_cut_is_sent_again() -> None:
     """From the start, too."""
     answers = [http(404, b""), reset, http(503, b"x"), http(201, b"{}")]
     with answering(*answers) as (url, requests), worker_of(url, patience_seconds=10) as worker:
-        assert worker.put_blob(b"x" * 100).size == 100
+        assert worker.put_blob(b"x" * 100_000).size == 100_000
     assert [request.partition(b" ")[0] for request in requests] == [b"HEAD", b"PUT", b"PUT", b"PUT"]
 
 

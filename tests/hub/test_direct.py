@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +26,7 @@ from infra.database import writing
 from tests.hub.broken_wire import Wire, broken_wire
 from tests.hub.hf_clients import Endpoint, ask, sound_files
 from tests.hub.serving import CONFIG, NOW, WEIGHTS, listening, made_hub
+from tests.hub.test_hf_versions import python_with
 from tests.servers import S3Server, free_ports
 from wegeft.client import Client
 from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, digest_of
@@ -77,14 +79,28 @@ def direct(tmp_path: Path, s3_server: S3Server) -> Iterator[Direct]:
             yield Direct(hub, url, tmp_path / "home", wire, s3_server, bucket)
 
 
-def test_clients_read_long_files_from_the_store_itself_and_their_token_stays_here(direct: Direct, tmp_path: Path) -> None:
-    direct.hub.publish(weights=LONG)
-    found = direct.run("""
+SNAPSHOT = """
 folder = Path(snapshot_download("demo/arithmetic"))
 answer = {path.name: path.read_bytes().hex() for path in folder.iterdir()}
-""")
-    assert found == {CONFIG_FILE: CONFIG.hex(), WEIGHTS_FILE: LONG.hex()}
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("version", ["0.36.2", "1.33.0"])
+def test_older_clients_leave_their_token_here_too(direct: Direct, tmp_path: Path, version: str) -> None:
+    direct.hub.publish(weights=LONG)
+    check_snapshot(direct, python_with(version, tmp_path / "venv"))
+
+
+def check_snapshot(direct: Direct, python: str) -> None:
+    code = f"import json\nfrom pathlib import Path\nfrom huggingface_hub import *\n{SNAPSHOT}\nprint('ANSWER', json.dumps(answer))"
+    assert direct.run_client([python, "-c", code], "read") == {CONFIG_FILE: CONFIG.hex(), WEIGHTS_FILE: LONG.hex()}
     assert direct.asked() == [b"GET"]
+
+
+def test_clients_read_long_files_from_the_store_itself_and_their_token_stays_here(direct: Direct, tmp_path: Path) -> None:
+    direct.hub.publish(weights=LONG)
+    check_snapshot(direct, sys.executable)
     with Client(direct.url, direct.hub.tokens["read"]) as client:
         client.download("demo/arithmetic", tmp_path / "ours")
     assert (tmp_path / "ours" / WEIGHTS_FILE).read_bytes() == LONG
@@ -102,7 +118,7 @@ def test_only_get_of_long_files_leads_elsewhere(direct: Direct) -> None:
         part = httpx2.get(led.headers["location"], headers={"Range": "bytes=5-9"}, trust_env=False)
         assert (part.status_code, part.content) == (206, LONG[5:10])
         assert ask(direct, "GET", path, headers={"If-None-Match": head.headers["etag"]}).status_code == 304
-        assert ask(direct, "GET", path, headers={"Range": "bytes=999999-"}).status_code == 416
+        assert ask(direct, "GET", path, headers={"Range": "bytes=99999999-"}).status_code == 416
         assert ask(direct, "GET", path, role="").status_code == 401
     assert ask(direct, "GET", FILE.replace(WEIGHTS_FILE, CONFIG_FILE)).content == CONFIG
     assert ask(direct, "GET", f"/demo/arithmetic/resolve/main/{WEIGHTS_FILE}").headers["x-repo-commit"]

@@ -12,15 +12,19 @@ from tests.hub.hf_clients import new_endpoint
 from tests.hub.test_hf_upload import check_answer, run_scenario
 
 
+def python_with(version: str, environment: Path) -> str:
+    """Install a version of their library into a new environment; return its interpreter."""
+    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True, timeout=300)
+    python = str(environment / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", f"huggingface_hub=={version}"], check=True, timeout=900)
+    return python
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("version", ["0.36.2", "1.33.0"])
 def test_everything_that_a_person_does_by_hand(version: str, tmp_path: Path) -> None:
-    environment = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True, timeout=300)
-    python = environment / "bin" / "python"
-    install = [str(python), "-m", "pip", "install", "--quiet", f"huggingface_hub=={version}"]
-    subprocess.run(install, check=True, timeout=900)
+    python = python_with(version, tmp_path / "venv")
     with new_endpoint(tmp_path) as endpoint:
-        answer = run_scenario(endpoint, str(python), tmp_path)
+        answer = run_scenario(endpoint, python, tmp_path)
     assert answer["version"] == version
     check_answer(answer)

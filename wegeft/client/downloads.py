@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from base64 import b64decode
+from binascii import a2b_base64
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -67,7 +67,7 @@ def fetch_folder(transport: Transport, prefix: str, files: Iterable[FileEntry], 
 
 def _decoded(content: str, version: VersionView, entry: FileEntry) -> bytes:
     try:
-        found = b64decode(content, validate=True)
+        found = a2b_base64(content, strict_mode=True)
     except ValueError as error:
         raise UnexpectedAnswer("a file is not in base64", path=version.ref, value=entry.path) from error
     if len(found) != entry.size or digest_of(found) != entry.digest:
