@@ -97,7 +97,7 @@ def stream(case: Case) -> dict[str, float]:
         "cpu_seconds": seconds - making[0],
         "reads": reads[0] / case["sites"],
         "peak_mebibytes": peak_mebibytes(),
-        "error_share": measures["sum_error_bound"] / measures["update_norm"],
+        "error_share": measures["sum_error_bound"] / max(measures["update_norm"], 1e-300),
     }
 
 
