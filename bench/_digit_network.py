@@ -93,6 +93,8 @@ class Hand:
     def _train(self, order: TrainOrder) -> Trained:
         start, numbers = read_start(order.start, order.offer.tensors), self._numbers(order.site)
         x, y = self.rows.x[numbers], self.rows.y[numbers]
+        if order.rows is not None:
+            y = pixels_of([row for row in order.rows if isinstance(row, LabelledImage)]).y
         parts = {name: torch.tensor(array) for name, array in start.trained.items()}
         learnt = [parts[name].requires_grad_() for name in sorted(start.learns)]
         frozen = [torch.tensor(array) for array in (start.frozen[_GROUP].phi, start.frozen[_GROUP].psi)] if start.frozen else []

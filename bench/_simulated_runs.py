@@ -179,6 +179,7 @@ def _draw(names: Sequence[str], values: Sequence[float], title: str, path: Path)
 
 
 ATTACKS_PAST_THE_GATE = (
-    Attack.BOOST, Attack.ALIE, Attack.GAUGE, Attack.INNER_PRODUCT, Attack.SIGN_FLIP, Attack.SAME_VALUE, Attack.ECHO, Attack.DENORMAL,
+    Attack.BOOST, Attack.ALIE, Attack.GAUGE, Attack.INNER_PRODUCT, Attack.SIGN_FLIP, Attack.LABEL_FLIP, Attack.SAME_VALUE, Attack.ECHO,
+    Attack.DENORMAL,
 )  # fmt: skip
 """Attacks that no gate can tell from honest work."""

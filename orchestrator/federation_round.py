@@ -30,6 +30,7 @@ from wegeft.contracts.control_variates import ControlTerms, control_of, trained_
 from wegeft.contracts.federation import (
     Exclusion,
     FailureCode,
+    FeedbackTerms,
     Member,
     Offer,
     ReasonCode,
@@ -142,6 +143,7 @@ def _offer(federation: Federation, state: FederationState, round_: Round, attemp
         max_update_norm=spec.max_update_norm,
         seed=seed_of(federation, round_.number, attempt),
         deadline_at=_last_moment(spec, round_),
+        feedback=None if spec.wire == "fp32" else FeedbackTerms(counted=state.counted.get(pseudonym)),
     )
 
 
@@ -187,10 +189,13 @@ def combine_round(
     if isinstance(spec.mode, Buffered):
         members = [_late(member, one, number, older) for member, one in zip(members, sent, strict=True)]
     outcome = aggregate(plan, state, members)
-    if isinstance(outcome, Refused) or not federation.has_controls:
+    if isinstance(outcome, Refused):
         return outcome
-    names = trained_names(expected_forms(None, state, sent_parts(spec.rule, number)))
     digests = {one.update.site: one.update.tensors for one in sent}
+    if not federation.has_controls:
+        # What the wire cut off these updates is owed as long as they count: going back takes both away.
+        return outcome if spec.wire == "fp32" else replace(outcome, state=replace(outcome.state, counted={**state.counted, **digests}))
+    names = trained_names(expected_forms(None, state, sent_parts(spec.rule, number)))
     changes = [ControlChange(site=member.site, tensors=digests[member.site], load=member.load) for member in members]
     return replace(outcome, state=add_changes(state, outcome.state, changes, names))
 

@@ -8,12 +8,13 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict
 
 from orchestrator.aggregate import FederationState, Refused
-from orchestrator.federation_files import read_state, write_adapter, write_state
+from orchestrator.federation_files import read_state, write_adapter, write_start, write_state
 from orchestrator.federation_round import Federation, ReadBytes, Sent, combine_round
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.base_model_name import pinned_name
 from wegeft.contracts.errors import Forbidden, WegeftError
-from wegeft.contracts.federation import Member, RoundState, SignedReceipt, SignedUpdate
+from wegeft.contracts.federation import Member, Offer, RoundState, SignedReceipt, SignedUpdate
+from wegeft.contracts.federation_rules import Buffered
 from wegeft.contracts.round_evidence import RoundEvidence
 from wegeft.contracts.signatures import is_signed
 
@@ -100,11 +101,28 @@ class _Proof:
             if offer is None:
                 raise _Wrong(f"there is no offer to {member.site}")
             _same(f"the offer that {member.site} answers", update.offer, offer.digest)
+            began, attempt = record.round, record.attempt
+            if member.staleness is not None:  # a buffered update answers the offer with which it began, of whatever try
+                began, attempt = record.round - member.staleness, offer.attempt
             said = (update.job_id, update.round, update.attempt, update.tensors, update.examples, update.start)
-            wanted = (record.job_id, record.round, record.attempt, member.tensors, member.examples, offer.start)
+            wanted = (record.job_id, began, attempt, member.tensors, member.examples, offer.start)
             if said != wanted:
                 raise _Wrong(f"what {member.site} has signed is not what the record says of it")
+        self._check_positions()
         return f"{len(names)} members, each with the update that the record names, which answers its offer in this round"
+
+    def _check_positions(self) -> None:
+        section = self._federation().spec
+        places = [member.position for member in self._record.members]
+        if not isinstance(section.mode, Buffered):
+            if any(place is not None for place in places):
+                raise _Wrong("the members have places in a buffer, and the job has none")
+            return
+        if None in places or len(set(places)) != section.mode.buffer_size or len(places) != section.mode.buffer_size:
+            raise _Wrong(f"a version is made from {section.mode.buffer_size} updates, each with a place of its own in the buffer")
+        for member in self._record.members:
+            if member.staleness not in range(section.mode.max_staleness + 1):
+                raise _Wrong(f"{member.site} began {member.staleness} versions ago, and {section.mode.max_staleness} are allowed")
 
     def _look_at_signatures(self) -> str:
         for member, signed in self._members():
@@ -139,8 +157,25 @@ class _Proof:
         if self._expected_start is not None:
             _same(f"the start, which should be the result of round {self._evidence.parent},", self._record.start, self._expected_start)
         state = self._read_state()
+        self._check_older_starts(state)
         before = f"the result of round {self._evidence.parent}" if self._expected_start else "not compared with the round before"
         return f"{self._record.start}, {before}, after {state.rounds} rounds"
+
+    def _check_older_starts(self, state: FederationState) -> None:
+        """See that each member of a buffered round was asked to start from the state that the record names."""
+        if not isinstance(self._federation().spec.mode, Buffered):
+            return
+        full = _full_rank(state)
+        for member, signed in self._members():
+            began = state if member.start is None else read_state(self._bytes_of(member.start))
+            rank = self._offer_of(member.site).rank
+            given = digest_of(write_start(began, None if rank == full else rank))
+            _same(f"what {member.site} started from", signed.update.start, given)
+
+    def _offer_of(self, site: str) -> Offer:
+        if site not in self._evidence.offers:
+            raise _Wrong(f"there is no offer to {site}")
+        return self._evidence.offers[site]
 
     def _read_state(self) -> FederationState:
         return read_state(self._bytes_of(self._record.start))
@@ -167,17 +202,19 @@ class _Proof:
         for member in record.members:
             if outcome.weights.get(member.site) != member.weight:
                 raise _Wrong(f"computed again, {member.site} weighs {outcome.weights.get(member.site)}, and {member.weight} in the record")
+        if dict(outcome.measures) != record.measures:
+            raise _Wrong("computed again, the measures of the round are others")
         _same("the result, computed again,", digest_of(write_state(outcome.state)), str(record.result))
         self._after = outcome.state
         return f"{record.result}, computed again bit for bit"
 
     def _sent(self) -> Sequence[Sent]:
-        full = max(edit.pair.rank for edit in self._read_state().edits.values())
-        ranks = {site: offer.rank for site, offer in self._evidence.offers.items()}
-        if missing := sorted(set(self._updates) - set(ranks)):
-            raise _Wrong(f"there is no offer to {', '.join(missing)}")
-        asked = [(signed.update, ranks[member.site]) for member, signed in self._members()]
-        return [Sent(update=update, rank=None if rank == full else rank) for update, rank in asked]
+        full = _full_rank(self._read_state())
+        asked = [(member, signed.update, self._offer_of(member.site).rank) for member, signed in self._members()]
+        return [
+            Sent(update=update, rank=None if rank == full else rank, position=member.position, start=member.start)
+            for member, update, rank in asked
+        ]
 
     def _federation(self) -> Federation:
         spec = self._evidence.spec
@@ -196,6 +233,10 @@ class _Proof:
             raise _Unseen("not compared: the result was not computed, or the version cannot be read")
         _same(f"the tensors of {self._record.published}", self._weights, digest_of(write_adapter(self._after, has_one_rank=True).weights))
         return f"the tensors of {self._record.published} are this result"
+
+
+def _full_rank(state: FederationState) -> int:
+    return max(edit.pair.rank for edit in state.edits.values())
 
 
 def _same(what: str, found: str, expected: str) -> None:

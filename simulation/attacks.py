@@ -34,6 +34,8 @@ class Attack(StrEnum):
     """The same, as long as the gate allows."""
     SCALE = "scale"
     """What it trained, a million times as long."""
+    LABEL_FLIP = "label_flip"
+    """What it trained on its rows with every answer changed for a wrong one."""
     SAME_VALUE = "same_value"
     """Every number the same."""
     ALIE = "alie"
@@ -102,7 +104,10 @@ class Sight:
 
 
 def poison(attack: Attack, sight: Sight) -> Moved:
-    """Return how far its tensors moved, as a hostile site tells it; what it trained where the attack is on something else."""
+    """Return how far its tensors moved, as a hostile site tells it; what it trained where the attack is on something else.
+
+    ``label_flip`` is on the rows, before anything is trained: :func:`simulation.label_flip.flip_answers`.
+    """
     found = _POISONS.get(attack)
     return sight.own if found is None else found(sight)
 

@@ -55,7 +55,7 @@ class _Run:
     def __init__(self, simulation: Simulation, around: Around) -> None:
         self._simulation, self._around = simulation, around
         federation = federation_of(simulation)
-        answers = Answers(scenario=simulation.scenario, examples=simulation.examples, crew=around.crew, done=around.done)
+        answers = Answers(scenario=simulation.scenario, place=simulation.workplace, crew=around.crew, done=around.done)
         self._server = Server(simulation.scenario, federation, simulation.examples, answers)
         self._reports: list[RoundReport] = []
         self._first: Figures | None = None

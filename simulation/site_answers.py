@@ -10,13 +10,15 @@ import numpy as np
 
 from simulation.attacks import UNTRAINED, Attack, Sight, forge, garble, poison
 from simulation.chance import private_key_of, throw
+from simulation.label_flip import flip_answers
 from simulation.scenario import Scenario
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.federation import Offer, SignedUpdate, Update
 from wegeft.contracts.signatures import sign
 from wegeft.contracts.wire import read_update, write_update
 from workers.crew import Crew, Done, ignore
-from workers.simulated_site import AnyOrder, AnyResult, Failed, TrainOrder
+from workers.rows import AnyRow
+from workers.simulated_site import AnyOrder, AnyResult, Failed, TrainOrder, Workplace
 from workers.site_training import Moved, Trained
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ class Answers:
     """Gets answers from sites, whose work the crew does."""
 
     scenario: Scenario
-    examples: Mapping[str, int]
+    place: Workplace
     crew: Crew[AnyOrder, AnyResult]
     done: Done = ignore
 
@@ -49,7 +51,13 @@ class Answers:
         attack = self.scenario.hostility.attack if self.scenario.hostility else None
         training = [site for site in sorted(offers) if site not in hostile or attack not in UNTRAINED]
         orders = [
-            TrainOrder(site=site, offer=offers[site], start=starts[offers[site].start], carried=standing.carried.get(site, {}))
+            TrainOrder(
+                site=site,
+                offer=offers[site],
+                start=starts[offers[site].start],
+                carried=standing.carried.get(site, {}),
+                rows=self._flipped(site) if attack is Attack.LABEL_FLIP and site in hostile else None,
+            )
             for site in training
         ]
         results = dict(zip(training, self.crew.do(orders, self.done), strict=True))
@@ -62,6 +70,9 @@ class Answers:
             plot = _Plot(attack=attack, standing=standing, honest=honest, hostile=len(present), leader=hostile[0])
             answers |= {site: self._hostile(offers[site], results.get(site), plot) for site in present}
         return answers
+
+    def _flipped(self, site: str) -> list[AnyRow]:
+        return flip_answers(self.place.rows, self.place.parts[site])
 
     def _honest(self, offer: Offer, result: AnyResult) -> Answer | Failed:
         if isinstance(result, Failed):
@@ -101,7 +112,7 @@ class Answers:
             start=offer.start,
             tensors=digest_of(content),
             size=len(content),
-            examples=trained.examples if trained else self.examples[offer.site],
+            examples=trained.examples if trained else len(self.place.parts[offer.site]),
             steps=trained.steps if trained else 1,
             # Clocks differ from run to run, and records must not.
             metrics={name: value for name, value in trained.metrics.items() if name != "train_seconds"} if trained else {},

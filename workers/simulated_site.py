@@ -38,6 +38,8 @@ class TrainOrder:
     carried: Moved = field(default_factory=dict)
     times: int = 1
     """How many rounds' steps to make in one go."""
+    rows: Sequence[AnyRow] | None = None
+    """What it trains on in place of its own rows; as many of them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,7 +109,7 @@ class _Hand:
             offer=offer,
             spec=spec,
             base=self.base,
-            rows=[self.place.rows[number] for number in numbers],
+            rows=[self.place.rows[number] for number in numbers] if order.rows is None else order.rows,
             start=order.start,
             max_norm=offer.max_update_norm,
             carried=order.carried,

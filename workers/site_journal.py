@@ -188,10 +188,10 @@ class Journal:
     def read_carried(self, offer: Offer) -> dict[str, NDArray[Any]]:
         """Return what is to be added to the update that answers ``offer``, by tensor; raise :class:`InvalidTensors` where it has rotted.
 
-        It is what was cut off the last update with a receipt, from an earlier round and that round's last try. An update that came late,
-        was refused, or is of a try that was made again was never added to anything, so nothing is owed for it.
+        It is what was cut off the site's last update that is in what it starts from. An update that came late, was refused, or is of a try
+        that was made again or a round that was undone is not in that, so nothing is owed for it.
         """
-        carrier = self._carrier(offer.round, offer.job_id)
+        carrier = self._find(offer.feedback.counted if offer.feedback else None)
         if carrier is None or not carrier.carried_file.exists():
             return {}
         with local_errors(self.folder):
@@ -202,21 +202,17 @@ class Journal:
 
         Raises :class:`InvalidTensors` where it has rotted.
         """
-        wanted = offer.control.counted if offer.control else None
-        for entry in reversed(self.entries()):
-            if entry.control_file.exists() and (update := _read(entry.folder / "update.json", Update)) and update.tensors == wanted:
-                with local_errors(self.folder):
-                    return read_tensors(entry.control_file.read_bytes())
-        return None
+        entry = self._find(offer.control.counted if offer.control else None)
+        if entry is None or not entry.control_file.exists():
+            return None
+        with local_errors(self.folder):
+            return read_tensors(entry.control_file.read_bytes())
 
-    def _carrier(self, before: int, job_id: str) -> Entry | None:
-        seen = set()
-        for entry in reversed(self.entries()):
-            number = entry.offer.round
-            if entry.offer.job_id != job_id or number >= before or number in seen:
-                continue
-            seen.add(number)
-            if entry.receipt is not None:
+    def _find(self, tensors: str | None) -> Entry | None:
+        """Return the newest entry whose update's file has this digest."""
+        for entry in reversed(self.entries()) if tensors is not None else ():
+            update = _read(entry.folder / "update.json", Update)
+            if update is not None and update.tensors == tensors:
                 return entry
         return None
 
@@ -231,10 +227,10 @@ class Journal:
             if entry.is_over:
                 (entry.folder / "tensors.safetensors").unlink(missing_ok=True)
         if entries:
-            newest = entries[-1].offer
-            carriers = [self._carrier(before, newest.job_id) for before in (newest.round, newest.round + 1)]
+            feedback = entries[-1].offer.feedback
+            carrier = self._find(feedback.counted if feedback else None)
             for entry in entries[:-KEPT_ROUNDS]:
-                if entry not in carriers:
+                if entry != carrier:
                     entry.carried_file.unlink(missing_ok=True)
             self._prune_controls(entries)
 

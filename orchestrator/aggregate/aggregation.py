@@ -14,6 +14,7 @@ from orchestrator.aggregate.gramian import gram_of_updates, score_members, updat
 from orchestrator.aggregate.optimisers import take_step
 from orchestrator.aggregate.rules import Combined, combine
 from orchestrator.aggregate.state import Array, Contribution, Edit, FederationState, Outcome, Plan, Refused, change_of
+from orchestrator.aggregate.streamed_sum import ERROR_FACTOR
 from orchestrator.aggregate.sums import Reading, Sums, sum_updates
 from wegeft.algebra import from_rows, norm
 from wegeft.contracts.errors import Problem
@@ -24,6 +25,7 @@ from wegeft.contracts.federation_rules import (
     CoordinateMedian,
     FactorMean,
     FedAvg,
+    GeneratorExact,
     NoDefence,
     Rule,
     Stack,
@@ -32,6 +34,8 @@ from wegeft.contracts.federation_rules import (
 )
 
 _NOT_FINITE = Refused(code=FailureCode.NOT_FINITE, problems=(Problem(message="the aggregate holds a number that is not finite"),))
+_LEAST_KEPT_FACTOR = 6
+"""Rank, in multiples of the pair's, at which the second-order term of many members is kept before the rule cuts it, at least."""
 _ENTRYWISE_RANK_FACTOR = 8
 """Rank, in multiples of the pair's, to which a dense result is cut before the rule cuts it again."""
 
@@ -40,7 +44,7 @@ def aggregate(plan: Plan, state: FederationState, contributions: Sequence[Contri
     """Return the federation's next state, or why there is none; the same bits for the same members in any order.
 
     ``contributions`` are one a site, checked by the gate. Memory grows with their number only under a defence that looks at single
-    entries. Bits are the same on the same machine; elsewhere LAPACK may round otherwise.
+    entries, and under ``stack`` without ``max_rank``. Bits are the same on the same machine; elsewhere LAPACK may round otherwise.
     """
     members = sorted(contributions, key=lambda member: member.site)
     sites = [member.site for member in members]
@@ -59,12 +63,14 @@ def _put_together(plan: Plan, state: FederationState, members: Sequence[Contribu
     needs_gram = not isinstance(plan.defence, NoDefence | CoordinateMedian | TrimmedMean)
     gram = gram_of_updates(state, members) if needs_gram or len(members) <= plan.scored_sites else None
     sums, weights, cut = _sum_up(plan, state, members, gram)
-    combined = {group: combine(plan.rule, edit, sums[group]) for group, edit in state.edits.items()}
+    error_bound = math.hypot(cut, ERROR_FACTOR * math.hypot(*(one.cut for one in sums.values())))
+    combined = {group: combine(plan.rule, edit, sums.pop(group)) for group, edit in state.edits.items()}
     new = _advance(plan, state, combined)
     if not _is_finite(new):
         return _NOT_FINITE
     scores = score_members(gram, sites, weights) if gram is not None and len(members) <= plan.scored_sites else {}
-    return Outcome(state=new, weights=weights, scores=scores, measures=_measure(state, new, combined, cut))
+    measures = _measure(state, new, combined, cut) | {"sum_error_bound": error_bound}
+    return Outcome(state=new, weights=weights, scores=scores, measures=measures)
 
 
 def _sum_up(
@@ -81,14 +87,22 @@ def _sum_up(
     coefficients = weigh(plan.defence, gram if gram is not None else np.zeros((0, 0)), sites, shares([m.examples for m in members]))
     coefficients = coefficients * np.array([member.discount for member in members])
     weights = dict(zip(sites, (float(factor) for factor in coefficients), strict=True))
-    return sum_updates(state, members, weights, reading_of(plan.rule)), weights, 0.0
+    return sum_updates(state, members, weights, reading_of(plan.rule), plan.seed), weights, 0.0
 
 
 def reading_of(rule: Rule) -> Reading:
     """Return how updates are read for a rule."""
     is_aligned = rule.name in PRODUCT_RULES or (isinstance(rule, FactorMean) and rule.align)
-    is_cut = not (isinstance(rule, Stack) and rule.max_rank is None)
-    return Reading(is_aligned=is_aligned, keeps_products=rule.name in PRODUCT_RULES, is_cut=is_cut)
+    keeps_products = rule.name in PRODUCT_RULES
+    match rule:
+        case Stack():
+            rank = rule.max_rank
+            return Reading(is_aligned=is_aligned, keeps_products=keeps_products, is_cut=rank is not None, kept_rank=rank or 0)
+        case GeneratorExact():  # as much again is carried, and the mean of the factors takes its share off
+            factor = max(2 * rule.residual_rank_factor + 1, _LEAST_KEPT_FACTOR)
+            return Reading(is_aligned=is_aligned, keeps_products=keeps_products, kept_rank_factor=factor)
+        case _:
+            return Reading(is_aligned=is_aligned, keeps_products=keeps_products, kept_rank_factor=_LEAST_KEPT_FACTOR)
 
 
 def _combine_entries(seed: int, state: FederationState, members: Sequence[Contribution], middle: Middle) -> tuple[dict[str, Sums], float]:

@@ -1,7 +1,8 @@
 """Inner products of all pairs of updates, over all generators: everything that a defence needs to know, in any gauge.
 
 Computed on updates (differences of factors), not on whole generators, in float64, so that distances between updates much smaller than
-the generator do not cancel. Members are read in blocks: memory grows with the block, and reading with members² / block.
+the generator do not cancel. Members are read in blocks, as they were sent: memory grows with the block, whose bytes are bounded, and
+reading with members² / block.
 """
 
 from __future__ import annotations
@@ -11,34 +12,50 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from orchestrator.aggregate.state import Array, Contribution, FederationState, Score, start_at, trained_by
+from orchestrator.aggregate.state import Array, Contribution, FederationState, Score, Tensors, start_at, trained_by
 from wegeft.algebra import Generator, difference
 
 _BLOCK = 32
+"""Members in a block at most."""
+_BLOCK_BYTES = 128_000_000
+"""Of their tensors in a block at most; a block has one member at least."""
 
 
 def update_of(state: FederationState, member: Contribution) -> dict[str, Generator]:
     """Return how a member's generators differ from those that it started from."""
     tensors = member.load()
-    updates = {}
-    for group, edit in (member.start or state).edits.items():
-        start, _ = start_at(edit, member.rank)
-        updates[group] = difference(trained_by(edit, group, tensors, start), start)
-    return updates
+    return {group: _update_of(state, member, tensors, group) for group in state.edits}
+
+
+def _update_of(state: FederationState, member: Contribution, tensors: Tensors, group: str) -> Generator:
+    edit = (member.start or state).edits[group]
+    start, _ = start_at(edit, member.rank)
+    return difference(trained_by(edit, group, tensors, start), start)
 
 
 def gram_of_updates(state: FederationState, members: Sequence[Contribution]) -> Array:
     """Return the matrix of ``Σ over generators ⟨Uᵢ, Uⱼ⟩``, rows and columns in the order of ``members``."""
     total = np.zeros((len(members), len(members)))
-    blocks = [range(start, min(start + _BLOCK, len(members))) for start in range(0, len(members), _BLOCK)]
+    size = _block_of(members)
+    blocks = [range(start, min(start + size, len(members))) for start in range(0, len(members), size)]
     for index, rows in enumerate(blocks):
-        left = [update_of(state, members[row]) for row in rows]
+        left = [(members[row], members[row].load()) for row in rows]
         for columns in blocks[: index + 1]:
-            right = left if columns == rows else [update_of(state, members[column]) for column in columns]
-            products = sum((_products([u[group] for u in left], [u[group] for u in right]) for group in state.edits), np.zeros(()))
+            right = left if columns == rows else [(members[column], members[column].load()) for column in columns]
+            products = np.zeros((len(rows), len(columns)))
+            for group in state.edits:
+                ours = [_update_of(state, member, tensors, group) for member, tensors in left]
+                theirs = ours if right is left else [_update_of(state, member, tensors, group) for member, tensors in right]
+                products += _products(ours, theirs)
             total[rows.start : rows.stop, columns.start : columns.stop] = products
             total[columns.start : columns.stop, rows.start : rows.stop] = products.T
     return (total + total.T) / 2
+
+
+def _block_of(members: Sequence[Contribution]) -> int:
+    """Return how many members to read at once; all send about as much as the first."""
+    sent = sum(np.asarray(array).nbytes for array in members[0].load().values()) if members else 0
+    return max(1, min(_BLOCK, _BLOCK_BYTES // max(1, sent)))
 
 
 def _products(left: Sequence[Generator], right: Sequence[Generator]) -> Array:

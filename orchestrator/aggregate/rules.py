@@ -7,6 +7,7 @@ acts on what sites train. Sources: FedIT (Zhang et al., 2023), FFA (Sun et al., 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import assert_never
 
@@ -80,14 +81,15 @@ def generator_exact(rule: GeneratorExact, edit: Edit, sums: Sums) -> Combined:
     limit = rule.residual_rank_factor * edit.pair.rank
     residual, tail = split_by_energy(add(edit.residual, missed, edit.carried), rule.energy, limit)
     carried = from_rows(p=tail.p[:limit], q=tail.q[:limit])
-    return Combined(edit=Edit(pair=pair, residual=residual, carried=carried), residual=norm(missed), cut=norm(tail) + sums.cut)
+    whole = math.hypot(norm(missed), sums.cut)
+    return Combined(edit=Edit(pair=pair, residual=residual, carried=carried), residual=whole, cut=math.hypot(norm(tail), sums.cut))
 
 
 def generator_truncate(edit: Edit, sums: Sums) -> Combined:
     """Keep the best approximation of the exact mean at the pair's rank, in the gauge nearest to the old pair's; the rest is lost."""
     pair, missed = _best_pair(edit, sums)
-    lost = norm(missed)
-    return Combined(edit=replace(edit, pair=pair), residual=lost, cut=lost + sums.cut)
+    lost = math.hypot(norm(missed), sums.cut)
+    return Combined(edit=replace(edit, pair=pair), residual=lost, cut=lost)
 
 
 def part_mean(edit: Edit, sums: Sums) -> Combined:
@@ -102,7 +104,7 @@ def stack(rule: Stack, edit: Edit, sums: Sums) -> Combined:
     """Put all updates side by side into the residual, exactly unless ``max_rank`` forbids, and leave the pair where training begins."""
     grown = add(edit.residual, sums.change(edit))
     residual, lost = split_by_energy(grown, 1.0, rule.max_rank if rule.max_rank is not None else grown.rank)
-    return Combined(edit=replace(edit, residual=residual, carried=empty(edit.pair)), cut=norm(lost) + sums.cut)
+    return Combined(edit=replace(edit, residual=residual, carried=empty(edit.pair)), cut=math.hypot(norm(lost), sums.cut))
 
 
 def _covariance(edit: Edit, sums: Sums) -> Generator:

@@ -58,7 +58,10 @@ class FederationState:
     controls: Mapping[str, Array] = field(default_factory=dict)
     """With SCAFFOLD, the sum of all sites' control variates, by the name and in the shape in which the trained tensor travels."""
     counted: Mapping[str, str] = field(default_factory=dict)
-    """The last update of each site whose change is in that sum: the digest of its file, by the site's pseudonym."""
+    """The last update of each site that is in this state: the digest of its file, by the site's pseudonym.
+
+    With SCAFFOLD, that is the last one whose change is in ``controls``; kept with it, and where the wire cuts something off.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -115,7 +118,7 @@ class Outcome:
     """Factor of each member's update in the aggregate; 0 where the defence left it out. Empty for defences that look at single entries."""
     scores: Mapping[str, Score]
     measures: Mapping[str, float]
-    """Over all generators: ``update_norm``, ``aggregation_residual``, ``cut_norm``, ``residual_rank``."""
+    """Over all generators: ``update_norm``, ``aggregation_residual``, ``cut_norm``, ``residual_rank``, ``sum_error_bound``."""
 
 
 @dataclass(frozen=True, kw_only=True)

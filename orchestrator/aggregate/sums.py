@@ -1,8 +1,8 @@
 """The weighted sum of updates, one member at a time: memory does not grow with the number of members.
 
 A member's pair moved from (P₀, Q₀) by (δP, δQ), and so its generator by ``δPᵀQ₀ + P₀ᵀδQ + δPᵀδQ``. The first two terms are linear in the
-factors, so their weighted sums are plain sums of matrices. Only the last one, of second order, needs a stack of factors; beyond a
-working rank the stack is cut to its best approximation, and what is cut is told.
+factors, so their weighted sums are plain sums of matrices. Only the last one, of second order, is a sum of generators, whose rank grows
+with the members; beyond what the rule keeps it is put together in several passes over them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.aggregate.state import Array, Contribution, Edit, FederationState, Tensors, start_at, trained_by
-from wegeft.algebra import Generator, add, align, compress, difference, empty, from_rows, truncate
+from orchestrator.aggregate.streamed_sum import begin_sum
+from wegeft.algebra import Generator, add, align, difference, from_rows
 
-_LEAST_WORKING_RANK = 128
-_WORKING_RANK_FACTOR = 6
+_LEAST_KEPT_RANK = 128
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,7 +29,7 @@ class Sums:
     """``Σaₖ·s·δPₖᵀδQₖ`` of those, and the whole update of members of lower rank, or that began from other factors."""
     has_lower_ranks: bool = False
     cut: float = 0.0
-    """Bound of the Frobenius norm of what the working rank cost."""
+    """Estimate of the Frobenius norm of what ``second`` misses; 0 where it is exact."""
 
     def change(self, edit: Edit) -> Generator:
         """Return ``Σaₖ(Mₖ − M₀ₖ)``."""
@@ -54,22 +54,35 @@ class Reading:
     keeps_products: bool
     """Sum the second-order term too; without it ``Sums.second`` stays empty."""
     is_cut: bool = True
-    """Cut the stack at the working rank."""
+    """Whether the rule keeps no more of the second-order term than a bounded rank."""
+    kept_rank: int = 0
+    """That rank."""
+    kept_rank_factor: int = 0
+    """The same in multiples of the pair's rank; the larger of the two holds."""
+
+    def kept(self, edit: Edit) -> int | None:
+        """Return the rank of which the rule keeps no more; None where it keeps all."""
+        return max(self.kept_rank, self.kept_rank_factor * edit.pair.rank, _LEAST_KEPT_RANK) if self.is_cut else None
 
 
 def sum_updates(
-    state: FederationState, members: Sequence[Contribution], coefficients: Mapping[str, float], reading: Reading
+    state: FederationState, members: Sequence[Contribution], coefficients: Mapping[str, float], reading: Reading, seed: int = 0
 ) -> dict[str, Sums]:
-    """Return the weighted sums by group; members are read once each, in the order of their pseudonyms, those of weight 0 not at all."""
-    sums = {group: Sums(parts={}, second=empty(edit.pair)) for group, edit in state.edits.items()}
-    for member in sorted(members, key=lambda member: member.site):
-        coefficient = coefficients[member.site]
-        if coefficient == 0:
-            continue
-        tensors = member.load()
-        for group, edit in state.edits.items():
-            sums[group] = _add(sums[group], edit, _Term(group=group, tensors=tensors, member=member, coefficient=coefficient), reading)
-    return {group: _cut(total, state.edits[group], 1, reading) for group, total in sums.items()}
+    """Return the weighted sums by group; members are read in the order of their pseudonyms, those of weight 0 not at all.
+
+    Each is read once, or four times where a group's second-order term has more rows than twice what the rule keeps of it. ``seed`` is for
+    those passes.
+    """
+    counted = [member for member in sorted(members, key=lambda member: member.site) if coefficients[member.site] != 0]
+    totals = {group: _Total(edit, counted, reading, seed) for group, edit in state.edits.items()}
+    while waiting := {group: total for group, total in totals.items() if total.needs_pass}:
+        for member in counted:
+            tensors = member.load()
+            for group, total in waiting.items():
+                total.take(_Term(group=group, tensors=tensors, member=member, coefficient=coefficients[member.site]))
+        for total in waiting.values():
+            total.end_pass()
+    return {group: totals.pop(group).sums() for group in list(totals)}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,24 +93,57 @@ class _Term:
     coefficient: float
 
 
-def _add(sums: Sums, edit: Edit, term: _Term, reading: Reading) -> Sums:
-    began = edit if term.member.start is None else term.member.start.edits[term.group]
-    start, _ = start_at(began, term.member.rank)
-    trained = trained_by(began, term.group, term.tensors, start)
-    # A product's first-order terms hold for the factors that it began with alone.
-    if start.rank != edit.pair.rank or (began is not edit and reading.keeps_products):
-        whole = difference(trained, start)
-        second = add(sums.second, from_rows(p=whole.p, q=whole.q, scale=whole.scale * term.coefficient))
-        return _cut(Sums(parts=sums.parts, second=second, has_lower_ranks=True, cut=sums.cut), edit, 2, reading)
-    moved = _moved(began, term, trained, reading)
-    parts = {
-        name: sums.parts[name] + term.coefficient * delta if name in sums.parts else term.coefficient * delta
-        for name, delta in moved.items()
-    }
-    second = sums.second
-    if reading.keeps_products and {"phi", "psi"} <= moved.keys():
-        second = add(second, from_rows(p=moved["phi"], q=moved["psi"], scale=edit.pair.scale * term.coefficient))
-    return _cut(Sums(parts=parts, second=second, has_lower_ranks=sums.has_lower_ranks, cut=sums.cut), edit, 2, reading)
+class _Total:
+    """The sums of one group in the making."""
+
+    def __init__(self, edit: Edit, members: Sequence[Contribution], reading: Reading, seed: int) -> None:
+        self._edit, self._reading = edit, reading
+        self._parts: dict[str, Array] = {}
+        self._is_first_pass, self._has_lower_ranks = True, False
+        rows = sum(_rows_of(member, edit, reading) for member in members)
+        self._second = begin_sum(edit.pair, rows, reading.kept(edit), seed)
+
+    @property
+    def needs_pass(self) -> bool:
+        return self._second.needs_pass
+
+    def take(self, term: _Term) -> None:
+        began = self._edit if term.member.start is None else term.member.start.edits[term.group]
+        start, _ = start_at(began, term.member.rank)
+        trained = trained_by(began, term.group, term.tensors, start)
+        if _is_whole(term.member, self._edit, self._reading):
+            whole = difference(trained, start)
+            self._second.take(from_rows(p=whole.p, q=whole.q, scale=whole.scale * term.coefficient))
+            self._has_lower_ranks = True
+            return
+        moved = _moved(began, term, trained, self._reading)
+        if self._is_first_pass:
+            for name, delta in moved.items():
+                self._parts[name] = self._parts.get(name, 0.0) + term.coefficient * delta
+        if self._reading.keeps_products and {"phi", "psi"} <= moved.keys():
+            self._second.take(from_rows(p=moved["phi"], q=moved["psi"], scale=self._edit.pair.scale * term.coefficient))
+
+    def end_pass(self) -> None:
+        self._is_first_pass = False
+        self._second.end_pass()
+
+    def sums(self) -> Sums:
+        second, missed = self._second.result()
+        return Sums(parts=self._parts, second=second, has_lower_ranks=self._has_lower_ranks, cut=missed)
+
+
+def _is_whole(member: Contribution, edit: Edit, reading: Reading) -> bool:
+    """Return whether a member's update is summed as one generator: a product's first-order terms hold for equal factors at the start."""
+    has_other_start = member.start is not None and reading.keeps_products
+    return has_other_start or (member.rank is not None and member.rank < edit.pair.rank)
+
+
+def _rows_of(member: Contribution, edit: Edit, reading: Reading) -> int:
+    """Return how many rows a member adds to the sum of generators at most."""
+    rank = edit.pair.rank if member.rank is None else min(member.rank, edit.pair.rank)
+    if _is_whole(member, edit, reading):
+        return 2 * rank
+    return rank if reading.keeps_products else 0
 
 
 def _moved(edit: Edit, term: _Term, trained: Generator, reading: Reading) -> dict[str, Array]:
@@ -108,13 +154,3 @@ def _moved(edit: Edit, term: _Term, trained: Generator, reading: Reading) -> dic
         aligned = align(trained, edit.pair)
         return {"phi": aligned.p - edit.pair.p, "psi": aligned.q - edit.pair.q}
     return {part: delta.T if part == "phi" else delta for part, delta in sent.items()}
-
-
-def _cut(sums: Sums, edit: Edit, slack: int, reading: Reading) -> Sums:
-    """Return ``sums`` with its stack at the working rank, once it is ``slack`` times as high."""
-    working = min(edit.pair.width, max(_LEAST_WORKING_RANK, _WORKING_RANK_FACTOR * edit.pair.rank))
-    if not reading.is_cut or sums.second.rank <= slack * working:
-        return sums
-    shorten = truncate if working == edit.pair.width else compress  # at the full width nothing need be lost
-    best = shorten(sums.second, working)
-    return Sums(parts=sums.parts, second=best.generator, has_lower_ranks=sums.has_lower_ranks, cut=sums.cut + best.error)

@@ -30,11 +30,17 @@ _MAKING = frozenset({RoundState.AGGREGATING, RoundState.COMMITTED})
 class BufferedUpdate:
     """A member of a version: what it sent, and what it started from."""
 
-    update: Update
+    signed: SignedUpdate
+    received_at: datetime
     offer: Offer
     position: int
     start_digest: str
     """State of the federation before the round that it was asked in."""
+
+    @property
+    def update(self) -> Update:
+        """What it says, without its signature."""
+        return self.signed.update
 
 
 def receive(
@@ -105,7 +111,8 @@ def _member(connection: Connection, row: Row[tuple[object, ...]]) -> BufferedUpd
     offer = rounds.find_offer(connection, key, row.pseudonym)
     assert offer is not None  # noqa: S101 - an arrival has an offer, by its foreign key
     signed = SignedUpdate.model_validate_json(row.message)
-    return BufferedUpdate(update=signed.update, offer=offer, position=row.position, start_digest=rounds.find_start(connection, key))
+    start = rounds.find_start(connection, key)
+    return BufferedUpdate(signed=signed, received_at=row.received_at, offer=offer, position=row.position, start_digest=start)
 
 
 def list_left_out(connection: Connection, job_id: str, kept: KeptRound, revoked: Collection[str]) -> tuple[Exclusion, ...]:

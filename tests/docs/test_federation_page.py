@@ -11,10 +11,12 @@ from sqlalchemy import Engine
 
 from cli.home import Home
 from infra.settings import PREFIX, Settings
+from orchestrator.aggregate import Plan
+from tests.orchestrator.aggregate.federations import a_state, members_of, put_together
 from tests.orchestrator.federating import Server
 from tests.orchestrator.samples import new_sqlite
 from wegeft.contracts.federation import FailureCode, Member, ReasonCode, SitePolicy
-from wegeft.contracts.federation_rules import FactorMean, Rule, has_fixed_gauge, is_linear
+from wegeft.contracts.federation_rules import FactorMean, GeneratorExact, Rule, has_fixed_gauge, is_linear
 from wegeft.contracts.federation_spec import FederationSpec
 
 PAGE = (Path(__file__).parents[2] / "docs" / "federation.md").read_text(encoding="utf-8")
@@ -72,7 +74,11 @@ def test_every_rule_is_on_the_page_with_what_it_is() -> None:
 
 def test_every_code_of_a_record_is_on_the_page() -> None:
     section = PAGE.partition("## What a record says")[2].partition("\n## ")[0]
-    codes, _, scores = section.partition("What each member's work did")
+    codes, _, rest = section.partition("What each member's work did")
+    scores, _, measures = rest.partition("A committed round's `measures`")
+    state = a_state()
+    found = put_together(Plan(rule=GeneratorExact()), state, members_of(state, 2)).measures
+    assert re.findall(r"^\| `(\w+)` \|", measures, re.MULTILINE) == list(found)
     assert re.findall(r"^\| `(\w+)` \|", scores, re.MULTILINE) == ["agreement", "influence", "contribution"]
     assert {"agreement", "influence", "contribution"} <= Member.model_fields.keys()
     section = codes

@@ -255,3 +255,29 @@ def begin_other(story: Story) -> int:
             rank=view.rank, created_by="bob",
         )  # fmt: skip
         return catalog.publish(connection, publication, at(400)).version
+
+
+def test_what_the_wire_cut_off_in_undone_rounds_is_owed_no_more(engine: Engine) -> None:
+    """Each offer names the site's last update that is in what it starts from; with round 2 undone, that is the one of round 1 again."""
+    story = begin(engine, wire="int8")
+    commit(story, 2)
+    sent = {view.round: view.record.members[0].tensors for view in story.server.rounds(story.job_id) if view.record}
+    assert counted_in(offer_to(story, 0)) == sent[2]
+    for to, expected in ((1, sent[1]), (0, None)):
+        go_back(story, to)
+        story.time += 0.1
+        story.tick()
+        assert counted_in(offer_to(story, 0)) == expected
+    assert len(set(sent.values())) == 2
+
+
+def counted_in(offer: Offer) -> str | None:
+    assert offer.feedback is not None
+    return offer.feedback.counted
+
+
+def test_where_the_wire_cuts_nothing_off_nothing_is_owed_or_kept(engine: Engine) -> None:
+    story = begin(engine)
+    commit(story, 1)
+    assert offer_to(story, 0).feedback is None
+    assert read_state(read_verified(story.server.store, story.server.results(story.job_id)[0], 1 << 30)).counted == {}

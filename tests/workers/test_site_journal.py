@@ -13,7 +13,7 @@ from tests.contracts.test_federation import an_offer, an_update
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.control_variates import ControlTerms
 from wegeft.contracts.errors import InvalidSetting, InvalidTensors, Problem, StorageFull
-from wegeft.contracts.federation import Receipt, SignedReceipt, Update
+from wegeft.contracts.federation import FeedbackTerms, Receipt, SignedReceipt, Update
 from wegeft.contracts.signatures import sign
 from workers.site_journal import KEPT_ROUNDS, Ending, Entry, Journal
 
@@ -137,49 +137,56 @@ def test_receipts_outlive_tensors(journal: Journal) -> None:
     assert len(list(journal.folder.glob("start-*"))) == KEPT_ROUNDS
 
 
-def answer(journal: Journal, number: int, carried: float, attempt: int = 1, *, is_accepted: bool = True) -> Entry:
-    """A round from its offer to its end."""
-    entry = journal.open(an_offer(round=number, attempt=attempt))
-    entry.keep_update(a_trained(round=number), TENSORS, {"x": np.array([carried])})
-    if is_accepted:
-        entry.keep_receipt(a_receipt())
-    else:
-        entry.end(Ending.REFUSED)
+def answer(journal: Journal, number: int, counted: Update | None = None) -> Update:
+    """A round that is trained, cuts off its number, and begins where ``counted`` is the last that is in."""
+    tensors = f"{number}".encode()
+    entry = journal.open(an_offer(round=number, wire="int8", feedback=terms(counted)))
+    update = a_trained(round=number, tensors=digest_of(tensors), size=len(tensors))
+    entry.keep_update(update, tensors, {"x": np.array([float(number)])})
+    entry.keep_receipt(a_receipt())
     journal.prune()
-    return entry
+    return update
 
 
-def owed(journal: Journal, number: int, attempt: int = 1) -> float | None:
-    found = Journal(journal.folder).read_carried(an_offer(round=number, attempt=attempt))
+def terms(counted: Update | None) -> FeedbackTerms:
+    return FeedbackTerms(counted=counted.tensors if counted else None)
+
+
+def owed(journal: Journal, counted: Update | None) -> float | None:
+    found = Journal(journal.folder).read_carried(an_offer(round=20, wire="int8", feedback=terms(counted)))
     return float(found["x"][0]) if found else None
 
 
-def test_what_was_cut_off_is_owed_only_where_the_rest_was_taken(journal: Journal) -> None:
-    assert owed(journal, 1) is None
-    answer(journal, 1, 1.0)
-    assert (owed(journal, 1, attempt=2), owed(journal, 2)) == (None, 1.0)
-    answer(journal, 2, 2.0, is_accepted=False)
-    assert owed(journal, 3) == 1.0
-    answer(journal, 3, 3.0)
-    assert (owed(journal, 3, attempt=2), owed(journal, 4)) == (1.0, 3.0)
-    answer(journal, 3, 3.5, attempt=2)
-    assert owed(journal, 4) == 3.5
-    assert Journal(journal.folder).read_carried(an_offer(round=4, job_id="j2")) == {}
+def test_what_was_cut_off_is_owed_only_for_the_update_that_the_server_counts(journal: Journal) -> None:
+    assert owed(journal, None) is None
+    first = answer(journal, 1)
+    second = answer(journal, 2, first)
+    assert (owed(journal, None), owed(journal, first), owed(journal, second)) == (None, 1.0, 2.0)
+    assert Journal(journal.folder).read_carried(an_offer(round=3)) == {}, "a wire that cuts nothing off owes nothing"
+    assert owed(journal, a_trained(tensors="sha256:" + "9" * 64)) is None
+
+
+def test_rounds_that_were_undone_leave_nothing_behind(journal: Journal) -> None:
+    """Rounds 2 and 3 are undone, and with them what was cut off there; what was owed after round 1 is owed again."""
+    first = answer(journal, 1)
+    answer(journal, 3, answer(journal, 2, first))
+    assert owed(journal, first) == 1.0
 
 
 def test_what_is_owed_outlives_rounds_that_came_to_nothing_and_no_more(journal: Journal) -> None:
-    for number in (1, 2, 3):
-        answer(journal, number, float(number))
-    for number in range(4, 6 + KEPT_ROUNDS):
-        answer(journal, number, 0.5, is_accepted=False)
-    assert owed(journal, 20) == 3.0
+    counted: Update | None = None
+    for number in range(1, 6 + KEPT_ROUNDS):
+        update = answer(journal, number, counted)
+        counted = update if number <= 3 else counted
+    assert owed(journal, counted) == 3.0
     assert [entry.offer.round for entry in journal.entries() if entry.carried_file.exists()] == [3, 6, 7, 8]
 
 
 def test_rotten_rest_is_told(journal: Journal) -> None:
-    answer(journal, 1, 1.0).carried_file.write_bytes(b"rotten")
+    update = answer(journal, 1)
+    journal.entries()[0].carried_file.write_bytes(b"rotten")
     with pytest.raises(InvalidTensors):
-        owed(journal, 2)
+        owed(journal, update)
 
 
 def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -133,6 +133,13 @@ class TensorForm(Message):
     shape: Annotated[tuple[Annotated[int, Field(ge=0, le=1 << 24)], ...], Field(min_length=1, max_length=4)]
 
 
+class FeedbackTerms(Message):
+    """What a site must know to send later what the wire cuts off."""
+
+    counted: Digest | None = None
+    """The file of the site's last update that is in what it starts from; what was cut off up to that one is owed. None without any."""
+
+
 class Offer(Message):
     """What a site is asked to do in a round."""
 
@@ -167,6 +174,8 @@ class Offer(Message):
     """When the round closes at the latest."""
     control: Annotated[ControlTerms | None, Later] = None
     """With SCAFFOLD, what goes for the control variates among ``tensors``."""
+    feedback: Annotated[FeedbackTerms | None, Later] = None
+    """On a wire that cuts something off, what is owed; absent where nothing is."""
 
 
 class Update(Message):

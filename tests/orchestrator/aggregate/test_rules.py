@@ -218,29 +218,6 @@ def test_without_alignment_a_hostile_gauge_ruins_the_mean_of_factors() -> None:
     assert np.linalg.norm(whole(gauged.edits["q_proj"]) - whole(plain.edits["q_proj"])) > 10 * np.linalg.norm(whole(plain.edits["q_proj"]))
 
 
-def test_many_sites_are_streamed_with_a_bounded_stack_and_a_true_bound_of_the_cut() -> None:
-    state = a_state(2, rank=2, widths={"q_proj": 160})
-    members = members_of(state, 150, 2, drift=0.2)
-    read: list[str] = []
-
-    def watched(member: Contribution) -> Contribution:
-        def load() -> object:
-            read.append(member.site)
-            return member.load()
-
-        return Contribution(site=member.site, examples=member.examples, load=load)  # type: ignore[arg-type]
-
-    total = sum(member.examples for member in members)
-    weights = {member.site: member.examples / total for member in members}
-    sums = sum_updates(state, [watched(member) for member in reversed(members)], weights, reading_of(GeneratorExact()))["q_proj"]
-    assert read == sorted(read)
-    assert len(read) == 150
-    assert sums.second.rank <= 128
-    missed = np.linalg.norm(dense(sums.change(state.edits["q_proj"])) - dense_mean_change(state, members)["q_proj"])
-    assert 0 < missed <= sums.cut * (1 + 1e-9)
-    assert sums.cut < 0.1 * np.linalg.norm(dense(sums.second))  # random updates share no direction: the worst case
-
-
 def test_a_linear_rule_keeps_no_stack() -> None:
     state, members = a_federation(FactorMean(align=False), 1, 40)
     weights = {member.site: 1 / 40 for member in members}
