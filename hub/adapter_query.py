@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from hub import catalog
 from wegeft.contracts.errors import InvalidRequest
+from wegeft.contracts.native_formats import NativeFormat
 
 Texts = Annotated[tuple[str, ...], Field(max_length=8)]
 
@@ -26,6 +27,10 @@ class FilterQuery(BaseModel):
     rank: int | None = Field(default=None, ge=1, lt=2**31)
     task: str | None = Field(default=None, description="For example `causal_lm`.")
     licence: str | None = Field(default=None, description="As the card says, for example `apache-2.0`.")
+    format: NativeFormat | None = Field(
+        default=None, description="What it is stored as: WeGeFT's generators, LoRA as engines read it, or what PEFT alone reads."
+    )
+    signed: bool | None = Field(default=None, description="Whether the hub has signed it.")
     tag: Texts = Field(default=(), description="A tag of the card; an adapter must have all that are given.")
     metric: Texts = Field(default=(), description="A bound such as `eval_loss<=0.5`; all that are given must hold.")
 
@@ -57,6 +62,8 @@ class FilterQuery(BaseModel):
             task=self.task,
             licence=self.licence,
             tags=self.tag,
+            format=self.format,
+            is_signed=self.signed,
             metrics=tuple(catalog.parse_bound(text) for text in self.metric),
         )
 

@@ -31,7 +31,7 @@ from wegeft.contracts.errors import InvalidInput, InvalidRequest, Problem
 PAGE_SIZE = 30
 _VERSIONS_SHOWN = 20
 _CARD_CHARACTERS = 200_000
-_LISTED = ("search", "namespace", "base_model", "method", "rank", "task", "licence")
+_LISTED = ("search", "namespace", "base_model", "method", "rank", "task", "licence", "format", "signed")
 _SEVERAL = ("tag", "metric")
 _ORDERS: tuple[tuple[Order, str], ...] = (("updated", "Last published"), ("created", "Newest"), ("name", "Name"), ("size", "Largest"))
 

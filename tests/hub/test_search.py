@@ -21,6 +21,7 @@ from infra.database import make_engine, reading, upgrade, writing
 from tests.hub.serving import NOW
 from wegeft.contracts.adapter import CARD_FILE, CONFIG_FILE, JOB_FILE, WEIGHTS_FILE, AdapterName, FileEntry, digest_of
 from wegeft.contracts.errors import InvalidRequest
+from wegeft.contracts.native_formats import native_format
 
 FILES = tuple(FileEntry(path=path, digest=digest_of(path.encode()), size=7) for path in (CONFIG_FILE, WEIGHTS_FILE))
 BASES = ("Qwen/Qwen2.5-0.5B@" + "a" * 40, "Qwen/Qwen2.5-0.5B@" + "b" * 40, "org/SmolLM2-135M", "/models/tiny.gguf")
@@ -100,6 +101,8 @@ def is_wanted(name: str, row: dict[str, Any], wanted: catalog.AdapterFilter) -> 
         (wanted.namespace is None or name.split("/", maxsplit=1)[0].lower() == wanted.namespace.lower())
         and (base is None or row["base_model"] == base or row["base_model"].startswith(f"{base}@"))
         and all(getattr(wanted, key) in (None, row[key]) for key in ("method", "rank", "task", "licence"))
+        and wanted.format in (None, native_format(row["method"]))
+        and wanted.is_signed in (None, False)
         and set(wanted.tags) <= set(row["tags"])
         and all(is_within(row["metrics"], bound) for bound in wanted.metrics)
     )
@@ -123,6 +126,8 @@ def filters(pick: random.Random) -> Iterator[catalog.AdapterFilter]:
         "rank": (8, 16, 3),
         "task": ("causal_lm",),
         "licence": ("mit",),
+        "format": ("wegeft", "lora", "peft"),
+        "is_signed": (False, True),
         "tags": (("math",), ("math", "code"), ("étude",)),
         "metrics": tuple((catalog.parse_bound(text),) for text in ("eval_loss<=0.5", "eval_loss>0.3", "accuracy>0")),
     }
@@ -179,6 +184,8 @@ def test_facets_are_what_counting_by_hand_gives(shelf: Shelf) -> None:
             "rank": Counter(str(row["rank"]) for row in rows if row["rank"]),
             "task": Counter(row["task"] for row in rows if row["task"]),
             "licence": Counter(row["licence"] for row in rows if row["licence"]),
+            "format": Counter(native_format(row["method"]) for row in rows),
+            "signed": Counter("false" for _ in rows),
             "namespace": Counter(name.split("/")[0].lower() for name in names),
             "tag": Counter(tag for row in rows for tag in row["tags"]),
         }
