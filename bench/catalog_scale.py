@@ -281,7 +281,7 @@ def main() -> None:
         "--database",
         nargs=2,
         metavar=("OURS", "MLFLOW"),
-        help="addresses of databases, filled where they are empty, and left; for one engine",
+        help="databases to fill where they are empty, and to leave; one engine",
     )
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     parser.add_argument("--serve", help=argparse.SUPPRESS)

@@ -108,7 +108,7 @@ LISTING_METRICS = Table(
     Column("version_id", Integer, ForeignKey("listings.version_id"), primary_key=True),
     Column("name", String(100), primary_key=True),
     Column("value", Float(53), primary_key=True),  # measured more than once, it has more than one value
-    Index(None, "name", "value"),
+    Index(None, "name", "value", "version_id"),
 )
 
 LISTING_WORDS = table("listing_words", column("rowid"), column("listing_words"))

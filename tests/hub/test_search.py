@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import pytest
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, select
 
 from hub import catalog
+from hub.catalog.search import ordering
+from hub.catalog.search_plan import FEW, select_listings
 from hub.catalog.words import read_search, split_words
 from hub.description import Description, describe
 from hub.objects import MemoryStore
@@ -169,6 +171,18 @@ def test_pages_put_together_are_the_whole_list_in_its_order(shelf: Shelf, order:
     for turn, wanted in enumerate(random.Random(order).sample(list(filters(random.Random(order))), 18)):
         listed = [name for page in pages(shelf, wanted, order, limit=(3, 7, 50)[turn % 3]) for name in page]
         assert listed == shelf.sort(shelf.brute(wanted), order), wanted
+
+
+@pytest.mark.parametrize("order", get_args(catalog.Order))
+def test_walking_and_looking_at_few_find_the_same(shelf: Shelf, order: Any) -> None:
+    for wanted in filters(random.Random(f"plan {order}")):
+        found = []
+        for few in (0, 3, FEW):
+            with reading(shelf.engine) as connection:
+                selected = select_listings(connection, wanted, order, few)
+                query = select(catalog.LISTINGS.c.key).select_from(selected.source).where(*selected.conditions)
+                found.append(list(connection.execute(query.order_by(*ordering(order, selected))).scalars()))
+        assert found == [[name.lower() for name in shelf.sort(shelf.brute(wanted), order)]] * 3, wanted
 
 
 def test_facets_are_what_counting_by_hand_gives(shelf: Shelf) -> None:

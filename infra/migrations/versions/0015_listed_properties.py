@@ -34,6 +34,8 @@ def upgrade() -> None:
         for order in ("version_id", "key"):
             op.create_index(f"ix_listings_{name}_{order}", "listings", [name, order])
     _key_metrics_by("version_id", "name", "value")
+    op.drop_index("ix_listing_metrics_name_value", "listing_metrics")
+    op.create_index("ix_listing_metrics_name_value_version_id", "listing_metrics", ["name", "value", "version_id"])
     op.execute(_REPORTED)
 
 
@@ -46,6 +48,8 @@ def _key_metrics_by(*columns: str) -> None:
 def downgrade() -> None:
     """Drop them; of several values of a metric, the smallest stays."""
     op.execute(_ONE_EACH)
+    op.drop_index("ix_listing_metrics_name_value_version_id", "listing_metrics")
+    op.create_index("ix_listing_metrics_name_value", "listing_metrics", ["name", "value"])
     _key_metrics_by("version_id", "name")
     for name in ("format", "is_signed"):
         for order in ("version_id", "key"):
