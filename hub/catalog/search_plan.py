@@ -21,6 +21,8 @@ from hub.catalog.words import Wording, read_search
 
 FEW = 4000
 """Adapters that are looked at one by one."""
+_WIDER = 5
+"""So many times as many may each of two conditions leave that are put together before anything is looked at."""
 LOOKED_AT = 3000
 """Adapters that counting by property looks at, where there are more and they must be looked at one by one."""
 _SAMPLE, _FREQUENT = 1000, 10
@@ -39,6 +41,7 @@ class Part:
     """Asked of one listing, without the full-text index."""
     ids: Select[Any]
     """``version_id`` of those that it leaves, and perhaps of others, by an index."""
+    tag: str = ""
 
 
 def select_listings(connection: Connection, wanted: AdapterFilter, order: Order = "updated", few: int = FEW) -> Selected:
@@ -49,10 +52,10 @@ def select_listings(connection: Connection, wanted: AdapterFilter, order: Order 
     is_sqlite = connection.dialect.name == "sqlite"
     parts = tuple(_parts(wanted, wording, is_sqlite=is_sqlite))
     is_in_order = len(parts) < 2 and all(_is_in_order(part, order, is_sqlite=is_sqlite) for part in parts)
-    found = None if is_in_order else _find_few(connection, parts, few, is_sqlite=is_sqlite)
-    if found is not None:
-        return _plain((LISTINGS.c.version_id.in_(found.ids), *(part.check for part in parts)))
-    return _walk(wanted, parts, order, wording if is_sqlite else None)
+    ids, ranked = (None, list(parts)) if is_in_order else _plan(connection, parts, few, is_sqlite=is_sqlite)
+    if ids is not None:
+        return _plain((LISTINGS.c.version_id.in_(ids), *(part.check for part in ranked)))
+    return _walk(sorted(ranked, key=lambda part: part.kind not in ("tag", "column")), order, wording if is_sqlite else None)
 
 
 def _plain(conditions: tuple[ColumnElement[bool], ...], floor: ColumnElement[int] | None = None) -> Selected:
@@ -87,7 +90,7 @@ def _parts(wanted: AdapterFilter, wording: Wording, *, is_sqlite: bool) -> Itera
 def _tag_part(tag: str) -> Part:
     has, one = LISTING_TAGS.alias(), LISTING_TAGS.alias()
     check = exists().where(has.c.version_id == LISTINGS.c.version_id, has.c.tag == tag)
-    return Part(kind="tag", check=check, ids=select(one.c.version_id).where(one.c.tag == tag))
+    return Part(kind="tag", tag=tag, check=check, ids=select(one.c.version_id).where(one.c.tag == tag))
 
 
 def _column_part(name: str, value: object, and_also: Callable[[], ColumnElement[bool]] = true) -> Part:
@@ -128,22 +131,28 @@ def _postgres_search(wording: Wording) -> Part:
     return Part(kind="search", check=unindexed.op("@@")(asked), ids=select(one.c.version_id).where(one.c.words.op("@@")(asked)))
 
 
-def _find_few(connection: Connection, parts: Sequence[Part], few: int, *, is_sqlite: bool) -> Part | None:
-    """Return the condition that leaves the fewest, if they are no more than ``few``."""
+def _plan(connection: Connection, parts: Sequence[Part], few: int, *, is_sqlite: bool) -> tuple[Select[Any] | None, list[Part]]:
+    """Return what gives the few that are looked at, where they are few, and the conditions, those that leave the fewest first."""
     counted = [part for part in parts if is_sqlite or part.kind != "search"]
-    numbers = _count_each(connection, counted, few)
-    fewest = min(range(len(counted)), key=numbers.__getitem__, default=None)
-    if fewest is not None and numbers[fewest] <= few:
-        return counted[fewest]
-    words = next((part for part in parts if part not in counted), None)
-    return None if words is None or not few or _is_frequent(connection, words) else words
+    words = [part for part in parts if part not in counted]
+    numbers = dict(zip(map(id, counted), _count_each(connection, counted, few * _WIDER), strict=True))
+    ranked = sorted(counted, key=lambda part: numbers[id(part)])
+    narrow = [part for part in ranked if numbers[id(part)] <= few * _WIDER]
+    if narrow and numbers[id(narrow[0])] <= few:
+        return narrow[0].ids, [*ranked, *words]
+    if len(narrow) > 1:
+        # A full-text index gives all that it finds at once, and is slow to be asked of one after the other.
+        inner, outer = sorted(narrow[:2], key=lambda part: part.kind != "search")
+        return outer.ids.where(outer.ids.selected_columns[0].in_(inner.ids)), [*ranked, *words]
+    is_rare = bool(words and few) and not _is_frequent(connection, words[0])
+    return words[0].ids if is_rare else None, [*ranked, *words]
 
 
-def _count_each(connection: Connection, parts: Sequence[Part], few: int) -> list[int]:
-    """Return how many each condition leaves, or one more than ``few``."""
+def _count_each(connection: Connection, parts: Sequence[Part], most: int) -> list[int]:
+    """Return how many each condition leaves, or one more than ``most``."""
     if not parts:
         return []
-    limited = [part.ids.limit(few + 1).subquery() for part in parts]
+    limited = [part.ids.limit(most + 1).subquery() for part in parts]
     return list(connection.execute(select(*(select(func.count()).select_from(one).scalar_subquery() for one in limited))).one())
 
 
@@ -152,7 +161,7 @@ def _is_frequent(connection: Connection, words: Part) -> bool:
     return connection.execute(select(func.count()).where(newest.c.has)).scalar_one() >= _FREQUENT
 
 
-def _walk(wanted: AdapterFilter, parts: Sequence[Part], order: Order, fts5: Wording | None) -> Selected:
+def _walk(parts: Sequence[Part], order: Order, fts5: Wording | None) -> Selected:
     """Return what an index gives in the order of the list, each of which is checked for the rest."""
     floor = _floor(parts[0]) if len(parts) > 1 or (parts and parts[0].kind in ("metric", "search")) else None
     first, *others = parts or (None,)
@@ -161,7 +170,7 @@ def _walk(wanted: AdapterFilter, parts: Sequence[Part], order: Order, fts5: Word
         return _plain(tuple(case((part.check, 1), else_=0) == 1 for part in parts), floor)
     if first.kind == "tag":
         source = LISTING_TAGS.join(LISTINGS, LISTINGS.c.version_id == LISTING_TAGS.c.version_id)
-        conditions = (LISTING_TAGS.c.tag == wanted.tags[0].lower(), *(part.check for part in others))
+        conditions = (LISTING_TAGS.c.tag == first.tag, *(part.check for part in others))
         return Selected(source=source, conditions=conditions, newness=LISTING_TAGS.c.version_id, key=LISTING_TAGS.c.key, floor=floor)
     if first.kind == "search" and fts5 is not None and order == "updated":
         source = LISTING_WORDS.join(LISTINGS, LISTINGS.c.version_id == LISTING_WORDS.c.rowid)
