@@ -1,9 +1,9 @@
 """Lists, tag filters, base-model filters and full text answer within 20 ms at the 95th percentile over HTTP, at a million adapters,
 and a tag filter is 20 times as fast as MLflow's registry with as many rows in the same database engine.
 
-The rows are inserted by SQL: one version an adapter, three tags, two metrics. Ours are served by the real application behind uvicorn, in
-a process of its own, with its token check, request log and metrics; answers hold 50 adapters. MLflow is asked by its own HTTP API, in its
-own process and its own virtual environment (`--mlflow FOLDER`), for the 50 models of a tag; its rows are inserted by SQL too.
+The rows are those that publishing writes, one version an adapter, three tags, two metrics, inserted in bulk. Ours are served by the real
+application behind uvicorn, in a process of its own, with its token check, request log and metrics; answers hold 50 adapters. MLflow is
+asked by its own HTTP API, in its own process and its own virtual environment (`--mlflow FOLDER`), for the 50 models of a tag.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -27,97 +27,67 @@ from urllib.parse import quote
 
 import httpx2
 import psutil
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import text
 
+from bench import _mlflow_registry
+from bench._catalog_rows import BASES, METHODS, RARE, TAGS, TASKS, WORDS, fill
 from infra.auth import Role, create_token
 from infra.database import make_engine, upgrade, writing
 from tests.servers import free_ports, running_postgres
 
 PAGE = 50
-BASES, TAGS, WORDS, RARE = 400, 2000, 500, 5000
-"""How many different values there are; the first bases and tags belong to many more adapters than the last."""
 Timing = tuple[float, float]
 """Milliseconds: by the wall, and worked."""
 
-
-def some(salt: int, values: int, skew: int = 1) -> str:
-    """Return an SQL expression of a number below ``values`` that looks drawn, from the adapter's number ``i``; the same on every engine."""
-    drawn = f"((i * {7919 + 2 * salt} + {104_729 * salt}) % 1000003 % {values})"
-    return drawn if skew == 1 else f"({drawn} / (1 + (i * {6007 + salt}) % {skew}))"
-
-
-_NAMESPACE, _KEY = "'ns-' || (i % 997)", f"'ns-' || (i % 997) || '/' || 'word' || {some(1, WORDS)} || '-' || i"
-_BASE_NUMBER, _METHOD = some(2, BASES, 40), f"CASE {some(3, 4)} WHEN 0 THEN 'lora' WHEN 1 THEN 'vera' ELSE 'wegeft' END"
-_BASE = f"'org-' || ({_BASE_NUMBER} % 40) || '/model-' || {_BASE_NUMBER}"
-_WORDS = (
-    f"'ns ' || (i % 997) || ' org model ' || {_METHOD} || ' word' || {some(4, WORDS)} || ' word' || {some(5, WORDS, 30)} || ' topic'"
-    f" || {some(6, 20)} || ' rare' || {some(7, RARE)}"
-)
-_TAG_SALTS = (8, 9, 10)
-_NUMBERS = "(WITH RECURSIVE r(i) AS (SELECT CAST(1 AS bigint) UNION ALL SELECT i + 1 FROM r WHERE i < {rows}) SELECT i FROM r) AS numbers"
-
-
-def fill_statements(rows: int, engine: str) -> list[str]:
-    """Return what inserts adapters, a version of each, and their listings, tags and metrics."""
-    at, numbers = "'2026-01-01 00:00:00.000000'", _NUMBERS.format(rows=rows)
-    at, words = (f"CAST({at} AS timestamptz)", f"CAST({_WORDS} AS tsvector)") if engine == "postgresql" else (at, _WORDS)
-    metrics, digest = ("CAST('{}' AS json)" if engine == "postgresql" else "'{}'"), f"'sha256:{'1' * 64}'"
-    size, pin = some(11, 1_000_000), "'@' || 'abc'"
-    tags = [
-        f"INSERT INTO listing_tags (tag, version_id, key) SELECT 'tag-' || {some(salt, TAGS, 300)}, i, {_KEY} FROM {numbers} WHERE true"
-        " ON CONFLICT DO NOTHING"
-        for salt in _TAG_SALTS
-    ]
-    return [
-        "INSERT INTO adapters (id, key, namespace, name, latest_number, next_number, created_at, updated_at)"
-        f" SELECT i, {_KEY}, {_NAMESPACE}, 'word' || {some(1, WORDS)} || '-' || i, 1, 2, {at}, {at} FROM {numbers}",
-        "INSERT INTO versions (id, adapter_id, number, source, manifest, manifest_digest, base_model, method, rank, size, metrics,"
-        f" created_at, created_by) SELECT i, i, 1, 'job:' || i, '{{}}', {digest}, {_BASE} || {pin}, {_METHOD}, 8, {size}, {metrics}, {at},"
-        f" 'bench' FROM {numbers}",
-        "INSERT INTO listings (version_id, adapter_id, key, namespace, base_name, base_model, method, rank, size, task, licence, words)"
-        f" SELECT i, i, {_KEY}, {_NAMESPACE}, {_BASE}, {_BASE} || {pin}, {_METHOD}, 8, {size}, 'causal_lm', 'mit', {words} FROM {numbers}",
-        *tags,
-        *(
-            f"INSERT INTO listing_metrics (version_id, name, value) SELECT i, '{name}', {some(12, 1000)} / 1000.0 FROM {numbers}"
-            for name in ("eval_loss", "train_loss")
-        ),
-    ]
-
-
-def fill(engine: Engine, statements: Sequence[str]) -> float:
-    """Run statements, each in a transaction of its own, then gather statistics; return the seconds."""
-    began = time.monotonic()
-    for statement in statements:
-        with writing(engine) as connection:
-            connection.exec_driver_sql(statement.replace("%", "%%") if engine.dialect.name == "postgresql" else statement)
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("ANALYZE")
-    return time.monotonic() - began
+_KINDS: dict[str, tuple[str, ...]] = {
+    "list, by name": ("?order=name",),
+    "list, last published": ("?order=updated",),
+    "list, newest or largest": ("?order=created", "?order=size"),
+    "by tag": ("?tag={tag}&order=updated", "?tag={tag}&order=name"),
+    "by base model": ("?base_model={base}&order=updated", "?base_model={base}&order=name"),
+    "full text": ("?search={word}&order=updated", "?search={topic}+{word}", "?search={rare}", "?search=model+{topic}&order=updated"),
+    "full text, many, by name": ("?search={topic}&order=name", "?search=top&order=name", "?search=model&order=size"),
+    "full text, none": ("?search={topic}+nothing", "?search={word}+{rare}+{other}"),
+    "by method, task, licence": ("?method={method}&task={task}", "?licence=other&rank=32&order=updated", "?method=vera&order=size"),
+    "by format, signed or not": ("?format=lora&order=updated", "?signed=false&order=updated", "?signed=true&format=peft"),
+    "by namespace": ("?namespace=ns-{ns}", "?namespace=ns-{ns}&method={method}&order=updated"),
+    "two tags": ("?tag={tag}&tag={tag_too}&order=updated", "?tag={tag}&tag={tag_too}&order=name"),
+    "tag and base model": ("?tag={tag}&base_model={base}&order=updated", "?tag={tag}&base_model={base}&order=name"),
+    "base, method and task": ("?base_model={base}&method={method}&task={task}&order=updated",),
+    "tag, base, text, metric": ("?tag={tag}&base_model={base}&search={topic}&metric=eval_loss%3C0.5&order=updated",),
+    "text and base model": ("?search={topic}&base_model={base}&order=updated", "?search={word}&base_model={base}&order=name"),
+    "text and tag": ("?search={topic}&tag={tag}&order=name", "?search={word}&tag={tag}&order=updated"),
+    "never together": ("?search={topic}&base_model={base}&method=hra", "?tag={tag}&namespace=ns-{ns}&licence=none"),
+    "metric bound": ("?metric=eval_loss%3C0.01&order=updated", "?metric=eval_loss%3C0.3&order=name", "?metric=train_loss%3E%3D2"),
+    "metric bounds, tag": ("?metric=eval_loss%3C0.01&metric=train_loss%3C0.02&tag={tag}&order=updated",),
+    "facets": ("/facets",),
+    "facets of a tag or base": ("/facets?tag={tag}", "/facets?base_model={base}"),
+    "facets of a text": ("/facets?search={topic}", "/facets?search={word}+{topic}", "/facets?search={rare}"),
+    "facets of many filters": ("/facets?tag={tag}&base_model={base}&method={method}", "/facets?metric=eval_loss%3C0.1&tag={tag}"),
+}
+_DEEP = {
+    "deep, last published": "?order=updated",
+    "deep, by name": "?order=name",
+    "deep, largest": "?order=size",
+    "deep, of a tag": "?tag=tag-0&order=name",
+    "deep, of a text": "?search=topic3&order=updated",
+}
 
 
 def queries() -> dict[str, Iterator[str]]:
     """Endless addresses by what they ask; each asks for the same as others, with other values."""
     pick = random.Random(5)
 
-    def asking(*templates: str) -> Iterator[str]:
+    def asking(templates: tuple[str, ...]) -> Iterator[str]:
         while True:
             base = pick.choice((0, pick.randrange(BASES)))
-            values = {"tag": f"tag-{pick.choice((0, pick.randrange(TAGS)))}", "base": quote(f"org-{base % 40}/model-{base}", safe="")}
+            tags = {name: f"tag-{pick.choice((0, pick.randrange(TAGS)))}" for name in ("tag", "tag_too")}
             words = {"word": f"word{pick.randrange(WORDS)}", "topic": f"topic{pick.randrange(20)}", "rare": f"rare{pick.randrange(RARE)}"}
-            yield pick.choice(templates).format(**values, **words)
+            others = {"other": f"word{pick.randrange(WORDS)}", "ns": pick.randrange(997), "method": pick.choice(METHODS)}
+            base_name = quote(f"org-{base % 40}/model-{base}", safe="")
+            yield pick.choice(templates).format(base=base_name, task=pick.choice(TASKS), **tags, **words, **others)
 
-    return {
-        "list, by name": asking("order=name"),
-        "list, last published": asking("order=updated"),
-        "by tag": asking("tag={tag}&order=updated", "tag={tag}&order=name"),
-        "by base model": asking("base_model={base}&order=updated", "base_model={base}&order=name"),
-        "full text": asking(
-            "search={word}&order=updated", "search={topic}+{word}&order=updated", "search={rare}", "search=model+{topic}&order=updated"
-        ),
-        "full text, many, by name": asking("search={topic}&order=name"),
-        "tag and base model": asking("tag={tag}&base_model={base}&order=updated"),
-        "metric bound": asking("metric=eval_loss%3C0.01&order=updated"),
-    }
+    return {kind: asking(templates) for kind, templates in _KINDS.items()}
 
 
 @dataclass(frozen=True)
@@ -151,16 +121,17 @@ def measure(server: Server, path: str, kinds: dict[str, Iterator[str]], turns: i
     """Return what each kind of question took, after five that do not count."""
     found: dict[str, list[Timing]] = {}
     for kind, addresses in kinds.items():
-        found[kind] = [server.ask(f"{path}{address}")[0] for address in islice(addresses, turns + 5)][5:]
-        tell(kind, found[kind])
+        asked = [(address, server.ask(f"{path}{address}")[0]) for address in islice(addresses, turns + 5)][5:]
+        found[kind] = [timing for _, timing in asked]
+        tell(kind, found[kind], max(asked, key=lambda one: one[1])[0])
     return found
 
 
-def tell(kind: str, taken: list[Timing]) -> None:
+def tell(kind: str, taken: list[Timing], slowest: str = "") -> None:
     shown = []
     for name, values in zip(("wall", "worked"), zip(*taken, strict=True), strict=True):
         shown.append(f"{name} p50 {median(values):7.2f} p95 {quantiles(values, n=20)[18]:7.2f}")
-    print(f"  {kind:<24} ms: {'; '.join(shown)}", flush=True)
+    print(f"  {kind:<24} ms: {'; '.join(shown)}; most {max(wall for wall, _ in taken):7.2f} {slowest}", flush=True)
 
 
 @contextlib.contextmanager
@@ -210,18 +181,23 @@ def serve(url: str, port: int) -> None:
 
 
 def run_ours(url: str, rows: int, turns: int, folder: Path) -> dict[str, list[Timing]]:
+    """Ask us every kind of question, of a catalog that is filled where it is empty."""
     engine = make_engine(url)
     upgrade(engine)
-    print(f"  {rows:,} adapters inserted in {fill(engine, fill_statements(rows, engine.dialect.name)):.0f} s", flush=True)
+    with engine.connect() as connection:
+        is_empty = connection.execute(text("SELECT 1 FROM adapters LIMIT 1")).one_or_none() is None
+    if is_empty:
+        print(f"  {rows:,} adapters inserted in {fill(engine, rows):.0f} s", flush=True)
     with writing(engine) as connection:
         _, token = create_token(connection, "bench", Role.READ, datetime.now(UTC))
     engine.dispose()
     headers = {"Authorization": f"Bearer {token}"}
     with serving(url, folder / "ours.token") as (address, process), _client(address, headers) as client:
         server = Server(client, (process, *database_of(url)))
-        found = measure(server, f"/api/v1/adapters?limit={PAGE}&", queries(), turns)
-        found["deep page"] = _deep(server, turns)
-        tell("deep page", found["deep page"])
+        found = measure(server, "/api/v1/adapters", queries(), turns)
+        for kind, question in _DEEP.items():
+            found[kind] = _deep(server, question, turns)
+            tell(kind, found[kind])
     return found
 
 
@@ -241,64 +217,21 @@ def database_of(url: str) -> tuple[psutil.Process, ...]:
     return () if parent is None else (parent,)
 
 
-def _deep(server: Server, turns: int) -> list[Timing]:
-    """Return what pages took, one after the other by their cursors."""
+def _deep(server: Server, question: str, turns: int) -> list[Timing]:
+    """Return what pages took, one after the other by their cursors, from the beginning again where they end."""
     taken, after = [], ""
     for _ in range(turns):
-        timing, answer = server.ask(f"/api/v1/adapters?limit=100&order=updated{after}")
+        timing, answer = server.ask(f"/api/v1/adapters{question}{after}")
         taken.append(timing)
         after = f"&after={answer.json()['next_cursor']}" if answer.json()["next_cursor"] else ""
     return taken
 
 
-def mlflow_statements(rows: int, has_workspaces: bool) -> list[str]:
-    """Return what inserts registered models, a version of each and the same tags into MLflow's tables."""
-    numbers, name = _NUMBERS.format(rows=rows), _KEY.replace("'/'", "'.'")
-    column, value = (", workspace", ", 'default'") if has_workspaces else ("", "")
-    return [
-        f"INSERT INTO registered_models (name, creation_time, last_updated_time, description{column}) SELECT {name}, i, i, ''{value}"
-        f" FROM {numbers}",
-        f"INSERT INTO model_versions (name, version, creation_time, last_updated_time, current_stage, source, status{column})"
-        f" SELECT {name}, 1, i, i, 'None', 'x', 'READY'{value} FROM {numbers}",
-        *(
-            f"INSERT INTO registered_model_tags (name, key, value{column}) SELECT {name}, 'tag-' || {some(salt, TAGS, 300)}, '1'{value}"
-            f" FROM {numbers} WHERE true ON CONFLICT DO NOTHING"
-            for salt in _TAG_SALTS
-        ),
-    ]
-
-
-def _columns(engine: Engine, table: str) -> set[str]:
-    return {column["name"] for column in inspect(engine).get_columns(table)}
-
-
 def run_mlflow(venv: Path, url: str, rows: int, turns: int, folder: Path) -> dict[str, list[Timing]]:
     """Ask MLflow for the models of a tag."""
-    program, plain = venv / "bin" / "mlflow", url.replace("+psycopg", "+psycopg2")
-    environment = {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
-        "PYTHONPATH": "",
-        "PATH": f"{venv / 'bin'}:{os.environ['PATH']}",
-    }
-    subprocess.run([program, "db", "upgrade", plain], check=True, capture_output=True, env=os.environ | environment)
-    engine = make_engine(url)
-    seconds = fill(engine, mlflow_statements(rows, "workspace" in _columns(engine, "registered_models")))
-    engine.dispose()
-    print(f"  MLflow: {rows:,} models inserted in {seconds:.0f} s", flush=True)
+    print(f"  MLflow: {rows:,} models inserted in {_mlflow_registry.prepare(venv, url, rows):.0f} s", flush=True)
     [port] = free_ports(1)
-    command = [
-        str(program),
-        "server",
-        "--backend-store-uri",
-        plain,
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-        "--artifacts-destination",
-        str(folder / "artifacts"),
-    ]
+    command, environment = _mlflow_registry.command_of(venv, url, port, folder)
     pick = random.Random(5)
 
     def asking() -> Iterator[str]:
@@ -321,6 +254,20 @@ def databases(engine: str, folder: Path) -> Iterator[tuple[str, str]]:
         yield server.new_database(), server.new_database()
 
 
+def run(engine: str, given: argparse.Namespace) -> dict[str, list[Timing]]:
+    """Ask us, and MLflow where it is given, over one database engine."""
+    with contextlib.ExitStack() as opened:
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="wgbench-")))
+        ours, theirs = given.database or opened.enter_context(databases(engine, folder))
+        found = run_ours(ours, given.rows, given.turns, folder)
+        if given.mlflow:
+            found |= run_mlflow(given.mlflow, theirs, given.rows, given.mlflow_turns, folder)
+            for column, clock in enumerate(("by the wall", "by what was worked")):
+                theirs_ms, ours_ms = (median(one[column] for one in found[kind]) for kind in ("MLflow, by tag", "by tag"))
+                print(f"  tag filter, medians {clock}: {theirs_ms / ours_ms:.1f} times as fast as MLflow", flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000, help="adapters")
@@ -330,6 +277,12 @@ def main() -> None:
         "--mlflow", type=Path, help="virtual environment that has mlflow (and psycopg2-binary); without it MLflow is left out"
     )
     parser.add_argument("--mlflow-turns", type=int, default=40)
+    parser.add_argument(
+        "--database",
+        nargs=2,
+        metavar=("OURS", "MLFLOW"),
+        help="databases to fill where they are empty, and to leave; one engine",
+    )
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
@@ -340,13 +293,7 @@ def main() -> None:
     figures: dict[str, dict[str, list[Timing]]] = {}
     for engine in given.engine or ("sqlite", "postgresql"):
         print(f"{engine}, {given.rows:,} adapters", flush=True)
-        with tempfile.TemporaryDirectory(prefix="wgbench-") as name, databases(engine, Path(name)) as (ours, theirs):
-            found = figures[engine] = run_ours(ours, given.rows, given.turns, Path(name))
-            if given.mlflow:
-                found |= run_mlflow(given.mlflow, theirs, given.rows, given.mlflow_turns, Path(name))
-                for column, clock in enumerate(("by the wall", "by what was worked")):
-                    theirs_ms, ours_ms = (median(one[column] for one in found[kind]) for kind in ("MLflow, by tag", "by tag"))
-                    print(f"  tag filter, medians {clock}: {theirs_ms / ours_ms:.1f} times as fast as MLflow", flush=True)
+        figures[engine] = run(engine, given)
     if given.json:
         given.json.write_text(json.dumps(figures))
 

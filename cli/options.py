@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import rich_click as click
 
 from wegeft.contracts.errors import InvalidSetting
 from wegeft.contracts.job import seconds_of
 from wegeft.contracts.methods import Method
+from wegeft.contracts.native_formats import NativeFormat
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -47,9 +48,18 @@ def wanted_options(command: Command) -> Command:
         ("--rank", {"type": click.IntRange(1), "metavar": "NUMBER", "help": "Only adapters of this rank."}),
         ("--task", {"metavar": "TASK", "help": "For example causal_lm or sequence_classification."}),
         ("--licence", {"metavar": "NAME", "help": "As the card says, for example apache-2.0."}),
+        (
+            "--format",
+            {
+                "type": click.Choice(get_args(NativeFormat)),
+                "metavar": "FORMAT",
+                "help": "What it is stored as: wegeft, lora as engines read it, or peft for what PEFT alone reads.",
+            },
+        ),
+        ("--signed/--unsigned", {"default": None, "help": "Only adapters that the hub has signed, or only others."}),
         ("--tag", {"metavar": "TAG", **several, "help": "A tag of the card; again for more, all of which it must have."}),
         ("--metric", {"metavar": "BOUND", **several, "help": "A bound such as 'eval_loss<=0.5'; again for more."}),
-        ("--format", {"type": click.Choice(["lora", "gguf", "mlx"]), "help": "Only adapters with this derived format attached."}),
+        ("--attached", {"type": click.Choice(["lora", "gguf", "mlx"]), "help": "Only adapters with this derived format attached."}),
         (
             "--order",
             {

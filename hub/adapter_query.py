@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from hub import catalog
 from wegeft.contracts.errors import InvalidRequest
 from wegeft.contracts.formats import DerivedFormat
+from wegeft.contracts.native_formats import NativeFormat
 
 Texts = Annotated[tuple[str, ...], Field(max_length=8)]
 
@@ -27,9 +28,13 @@ class FilterQuery(BaseModel):
     rank: int | None = Field(default=None, ge=1, lt=2**31)
     task: str | None = Field(default=None, description="For example `causal_lm`.")
     licence: str | None = Field(default=None, description="As the card says, for example `apache-2.0`.")
+    format: NativeFormat | None = Field(
+        default=None, description="What it is stored as: WeGeFT's generators, LoRA as engines read it, or what PEFT alone reads."
+    )
+    signed: bool | None = Field(default=None, description="Whether the hub has signed it.")
     tag: Texts = Field(default=(), description="A tag of the card; an adapter must have all that are given.")
     metric: Texts = Field(default=(), description="A bound such as `eval_loss<=0.5`; all that are given must hold.")
-    format: DerivedFormat | None = Field(default=None, description="A derived format that is attached to the newest version.")
+    attached: DerivedFormat | None = Field(default=None, description="A derived format that is attached to the newest version.")
 
     @field_validator("search", "namespace", "base_model", "method", "task", "licence", "tag")
     @classmethod
@@ -59,8 +64,10 @@ class FilterQuery(BaseModel):
             task=self.task,
             licence=self.licence,
             tags=self.tag,
-            metrics=tuple(catalog.parse_bound(text) for text in self.metric),
             format=self.format,
+            is_signed=self.signed,
+            metrics=tuple(catalog.parse_bound(text) for text in self.metric),
+            attached=self.attached,
         )
 
 

@@ -1,4 +1,4 @@
-"""The semantic difference of two versions: what their generators do, not how their factors happen to be written."""
+"""The semantic difference of two versions: what their generators or LoRA's products do, not how their factors happen to be written."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hub import catalog
+from hub.lora_products import products_of
 from hub.objects import ObjectStore, read_verified
 from hub.services import HubServices
 from hub.strict_json import parse_object
@@ -29,6 +30,13 @@ _GENERATOR = re.compile(r"base_model\.wegeft_generators\.(?P<group>.+)\.(?P<fact
 _NAMES = re.compile(r"[@+|]")
 _NOT_SAID = frozenset({"peft_version", "inference_mode"})
 """Fields that tell nothing of what an adapter does."""
+
+_LORA = frozenset({"lora", "rslora"})
+_MORE_THAN_PRODUCTS = {
+    "dora": "its magnitudes scale the base model's weights as well",
+    "pissa": "it has taken what it starts from out of the base model's weights",
+    "adalora": "its terms have weights of their own, and some were dropped",
+}
 
 Generators = Mapping[str, Generator[Any]]
 
@@ -60,13 +68,24 @@ def _reason(versions: tuple[VersionView, VersionView], configs: list[dict[str, A
     bases = sorted({version.base_model for version in versions})
     if len(bases) > 1:
         return f"they are of different base models: {' and '.join(bases)}"
-    methods = [version.method for version in versions]
-    if methods != ["wegeft", "wegeft"]:
-        return f"only WeGeFT's generators are compared, and these are {' and '.join(methods)}"
+    if reason := _method_reason([version.method for version in versions]):
+        return reason
     if len({config.get("transform", "input") for config in configs}) > 1:
         return "one edits what layers read, the other what they write"
     if max(_weights_size(version) for version in versions) > MAX_WEIGHTS_BYTES:
         return f"the weights are larger than {MAX_WEIGHTS_BYTES >> 20} MiB"
+    return None
+
+
+def _method_reason(methods: list[str]) -> str | None:
+    """Return why edits of two methods cannot be compared; None where they can."""
+    for method in methods:
+        if method in _MORE_THAN_PRODUCTS:
+            return f"{method} does more than add a product of two factors: {_MORE_THAN_PRODUCTS[method]}"
+        if method != "wegeft" and method not in _LORA:
+            return f"only WeGeFT's generators and LoRA's products are compared, and these are {' and '.join(methods)}"
+    if ("wegeft" in methods) != (set(methods) == {"wegeft"}):
+        return f"WeGeFT multiplies weights and LoRA adds to them, and these are {' and '.join(methods)}"
     return None
 
 
@@ -76,7 +95,8 @@ def _weights_size(version: VersionView) -> int:
 
 def _read_generators(store: ObjectStore, version: VersionView, config: Mapping[str, Any]) -> Generators:
     entry = next(entry for entry in version.manifest.files if entry.path == WEIGHTS_FILE)
-    return generators_of(read_tensors(read_verified(store, entry.digest, entry.size)), config)
+    tensors = read_tensors(read_verified(store, entry.digest, entry.size))
+    return products_of(tensors, config) if version.method in _LORA else generators_of(tensors, config)
 
 
 def generators_of(tensors: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Generator[Any]]:

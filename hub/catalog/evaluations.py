@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
+from hub.catalog.listings import list_values
 from hub.catalog.provenance_tables import EVALUATIONS
 from hub.catalog.signatures import find_version_id
 from hub.catalog.tables import upsert
@@ -62,6 +63,7 @@ def report_evaluation(
     added = upsert(connection, EVALUATIONS).values(row)
     changed = added.on_conflict_do_update(index_elements=keys, set_={name: row[name] for name in ("value", "created_at", "created_by")})
     connection.execute(changed)
+    list_values(connection, version_id, report.metric)
     audit.note(connection, "evaluation.report", f"{where[0]}@{where[1]}", now, metric=report.metric, value=report.value)
     return _view({**row, "version": where[1]})
 

@@ -26,5 +26,6 @@ DERIVED_FORMATS = Table(
     Column("created_by", String(200), nullable=False),
     Column("kept_until", UtcTime, nullable=False),  # moves on while somebody fetches it
     UniqueConstraint("version_id", "format", "dtype"),
+    Index(None, "format", "version_id"),
     Index(None, "kept_until"),
 )

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 from sqlalchemy import Connection, delete, insert, select
 
-from hub.catalog.tables import LISTING_METRICS, LISTING_TAGS, LISTINGS, MAX_BASE_NAME, key_of
+from hub.catalog.provenance_tables import EVALUATIONS
+from hub.catalog.tables import LISTING_METRICS, LISTING_TAGS, LISTINGS, MAX_BASE_NAME, VERSIONS, key_of
 from hub.catalog.words import stored_words
 from hub.publication import Publication
 from wegeft.contracts.base_model_name import unpinned_name
+from wegeft.contracts.native_formats import native_format
 
 
 def list_newest(connection: Connection, adapter_id: int, version_id: int, publication: Publication) -> None:
@@ -28,6 +30,8 @@ def list_newest(connection: Connection, adapter_id: int, version_id: int, public
         "size": publication.size,
         "task": described.task,
         "licence": described.licence,
+        "format": native_format(publication.method),
+        "is_signed": False,
         "words": stored_words(_texts(publication)),
     }
     connection.execute(insert(LISTINGS).values(row))
@@ -36,6 +40,18 @@ def list_newest(connection: Connection, adapter_id: int, version_id: int, public
     for table, rows in ((LISTING_TAGS, tags), (LISTING_METRICS, metrics)):
         if rows:
             connection.execute(insert(table), rows)
+
+
+def list_values(connection: Connection, version_id: int, metric: str) -> None:
+    """Let lists know every value of a metric, as its job has measured it and as it was reported; only of versions that they show."""
+    listed = select(VERSIONS.c.metrics).join(LISTINGS, LISTINGS.c.version_id == VERSIONS.c.id).where(VERSIONS.c.id == version_id)
+    measured = connection.execute(listed).scalar_one_or_none()
+    if measured is None:
+        return
+    reported = select(EVALUATIONS.c.value).where(EVALUATIONS.c.version_id == version_id, EVALUATIONS.c.metric == metric)
+    values = {*connection.execute(reported).scalars(), *([measured[metric]] if metric in measured else [])}
+    connection.execute(delete(LISTING_METRICS).where(LISTING_METRICS.c.version_id == version_id, LISTING_METRICS.c.name == metric))
+    connection.execute(insert(LISTING_METRICS), [{"version_id": version_id, "name": metric, "value": value} for value in values])
 
 
 def unlist(connection: Connection, adapter_id: int) -> None:

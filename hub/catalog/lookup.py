@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, join, select
 
 from hub.catalog.cursors import make_cursor, read_cursor
-from hub.catalog.search import AdapterFilter, Order, behind, cursor_at, ordering, select_listings
+from hub.catalog.search import AdapterFilter, Order, behind, cursor_at, ordering
+from hub.catalog.search_plan import select_listings
 from hub.catalog.tables import ADAPTERS, ALIASES, LISTING_TAGS, LISTINGS, VERSIONS, key_of
 from hub.catalog.tags import find_tagged
 from hub.catalog.visibility import seen_by
@@ -44,7 +45,7 @@ def list_adapters(
 
     Raises :class:`InvalidRequest` for a foreign cursor.
     """
-    selected = select_listings(connection, wanted or AdapterFilter())
+    selected = select_listings(connection, wanted or AdapterFilter(), order)
     listed = join(selected.source, ADAPTERS, ADAPTERS.c.id == LISTINGS.c.adapter_id)
     query = select(*ADAPTERS.c, *_LISTED).select_from(listed).where(seen_by(connection, reader), *selected.conditions)
     if after is not None:

@@ -54,6 +54,15 @@ def list_organisations(connection: Connection, reader: Principal) -> tuple[Organ
     return tuple(_view(row, members[row.key]) for row in rows)
 
 
+def memberships_of(connection: Connection, caller: Principal) -> tuple[tuple[str, Role], ...]:
+    """Return the organisations that the caller's account is a member of, as far as the token reaches, by name, and what it may do there."""
+    query = select(NAMESPACES.c.key, NAMESPACES.c.name, MEMBERS.c.role).join(MEMBERS, MEMBERS.c.namespace == NAMESPACES.c.key)
+    query = query.where(MEMBERS.c.account == caller.account, NAMESPACES.c.kind == "organisation").order_by(NAMESPACES.c.key)
+    rows = connection.execute(query).all()
+    granted = ((row.name, weaker(Role(row.role), caller.limit_on(row.key, None))) for row in rows)
+    return tuple((name, role) for name, role in granted if role is not None)
+
+
 def _view(row: Row[Any], members: list[MemberView]) -> OrganisationView:
     return OrganisationView(
         name=row.name,

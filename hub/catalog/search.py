@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Literal, assert_never
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Row, and_, cast, exists, false, or_
-from sqlalchemy.dialects.postgresql import TSQUERY
+from sqlalchemy import ColumnElement, FromClause, Row, and_, or_
 
 from hub.catalog.cursors import Position, make_cursor, read_cursor
-from hub.catalog.format_tables import DERIVED_FORMATS
-from hub.catalog.tables import LISTING_METRICS, LISTING_TAGS, LISTING_WORDS, LISTINGS, MAX_BASE_NAME
+from hub.catalog.tables import LISTINGS
 from hub.catalog.words import read_search
 from wegeft.contracts.errors import InvalidRequest, Problem, shorten
+from wegeft.contracts.native_formats import NativeFormat
 
 Order = Literal["name", "updated", "created", "size"]
 """By name; the last published to, the last made, or the largest first."""
@@ -28,7 +26,7 @@ _MAX_TEXT = 4200
 _MAX_SEARCHED = 24
 """Words of a search after what stands together without spaces is taken apart."""
 _BOUND = re.compile(r"(?P<name>[^<>=]{1,100}?)\s*(?P<sign><=|>=|<|>)\s*(?P<value>[+-]?[0-9.eE+-]{1,40})\Z")
-_SIGNS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
+SIGNS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +68,11 @@ class AdapterFilter:
     tags: tuple[str, ...] = ()
     """All of which it must have, in any case."""
     metrics: tuple[MetricBound, ...] = ()
-    format: str | None = None
+    """Each must hold for one of the metric's values, whether its job has measured it or somebody has reported it."""
+    format: NativeFormat | None = None
+    is_signed: bool | None = None
+    """Whether the hub has signed it."""
+    attached: str | None = None
     """A derived format that is attached to it."""
 
     def __post_init__(self) -> None:
@@ -116,63 +118,8 @@ class Selected:
     newness: ColumnElement[int]
     """Grows with the moment of publishing; read from the index that finds the listings, where it has it."""
     key: ColumnElement[str]
-
-
-def select_listings(connection: Connection, wanted: AdapterFilter) -> Selected:
-    """Return the listings that a filter selects."""
-    source: FromClause = LISTINGS
-    newness: ColumnElement[int] = LISTINGS.c.version_id
-    key: ColumnElement[str] = LISTINGS.c.key
-    found, tags = list(_word_conditions(connection, wanted)), [tag.lower() for tag in wanted.tags]
-    if found and connection.dialect.name == "sqlite":
-        # The full-text index comes first: it gives what it finds in the order of publishing, and page by page.
-        source = LISTING_WORDS.join(LISTINGS, LISTINGS.c.version_id == LISTING_WORDS.c.rowid)
-        newness = LISTING_WORDS.c.rowid
-    elif tags:
-        source = LISTING_TAGS.join(LISTINGS, LISTINGS.c.version_id == LISTING_TAGS.c.version_id)
-        newness, key = LISTING_TAGS.c.version_id, LISTING_TAGS.c.key
-        found.append(LISTING_TAGS.c.tag == tags.pop(0))
-    for tag in tags:
-        other = LISTING_TAGS.alias()
-        found.append(exists().where(other.c.version_id == LISTINGS.c.version_id, other.c.tag == tag))
-    return Selected(source=source, conditions=(*found, *_conditions(wanted)), newness=newness, key=key)
-
-
-def _word_conditions(connection: Connection, wanted: AdapterFilter) -> Iterator[ColumnElement[bool]]:
-    wording = read_search(wanted.search or "")
-    if wording is None:
-        yield false()
-    elif not len(wording):
-        return
-    elif connection.dialect.name == "postgresql":
-        yield LISTINGS.c.words.op("@@")(cast(wording.tsquery, TSQUERY))
-    else:
-        yield LISTING_WORDS.c.listing_words.op("MATCH")(wording.fts5)
-
-
-def _conditions(wanted: AdapterFilter) -> Iterator[ColumnElement[bool]]:
-    if wanted.namespace is not None:
-        yield LISTINGS.c.namespace == wanted.namespace.lower()
-    if wanted.base_model is not None:
-        yield from _base_conditions(wanted.base_model)
-    for name in ("method", "rank", "task", "licence"):
-        if getattr(wanted, name) is not None:
-            yield LISTINGS.c[name] == getattr(wanted, name)
-    if wanted.format is not None:
-        yield exists().where(DERIVED_FORMATS.c.version_id == LISTINGS.c.version_id, DERIVED_FORMATS.c.format == wanted.format)
-    for bound in wanted.metrics:
-        metric = LISTING_METRICS.alias()
-        is_within = _SIGNS[bound.sign](metric.c.value, bound.value)
-        yield exists().where(metric.c.version_id == LISTINGS.c.version_id, metric.c.name == bound.name, is_within)
-
-
-def _base_conditions(base_model: str) -> Iterator[ColumnElement[bool]]:
-    name, at, _ = base_model.partition("@")
-    yield LISTINGS.c.base_name == name[:MAX_BASE_NAME]
-    if at:
-        yield or_(LISTINGS.c.base_model == base_model, LISTINGS.c.base_model.startswith(f"{base_model}@", autoescape=True))
-    elif len(name) >= MAX_BASE_NAME:
-        yield or_(LISTINGS.c.base_model == name, LISTINGS.c.base_model.startswith(f"{name}@", autoescape=True))
+    floor: ColumnElement[int] | None = None
+    """The least ``newness`` that counting by property looks at; None where it can look at all that are selected."""
 
 
 def ordering(order: Order, selected: Selected) -> tuple[ColumnElement[Any], ...]:

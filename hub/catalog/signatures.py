@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import get_args
 
 from sqlalchemy import Connection, select, update
 
 from hub.catalog.provenance_tables import SIGNATURES, SIGNING_KEYS
-from hub.catalog.tables import ADAPTERS, VERSIONS, key_of, upsert
+from hub.catalog.tables import ADAPTERS, LISTINGS, VERSIONS, key_of, upsert
 from wegeft.contracts.adapter import AdapterName
-from wegeft.contracts.signing_keys import KeySet, PublicKeyView
+from wegeft.contracts.signing_keys import Algorithm, KeySet, PublicKeyView
 
 
 def register_keys(connection: Connection, keys: tuple[PublicKeyView, ...], now: datetime) -> None:
@@ -33,6 +34,8 @@ def add_signature(connection: Connection, version_id: int, kind: str, bundle: tu
     text, key = bundle
     row = {"version_id": version_id, "kind": kind, "key_id": key, "bundle": text, "created_at": now}
     connection.execute(upsert(connection, SIGNATURES).values(row).on_conflict_do_nothing())
+    if kind in get_args(Algorithm):
+        connection.execute(update(LISTINGS).where(LISTINGS.c.version_id == version_id).values(is_signed=True))
 
 
 def find_signature(connection: Connection, adapter: AdapterName, number: int, kind: str) -> str | None:

@@ -66,7 +66,7 @@ VERSIONS = Table(
     UniqueConstraint("adapter_id", "number"),
 )
 
-LISTED_BY = ("base_name", "namespace", "method", "rank", "task", "licence")
+LISTED_BY = ("base_name", "namespace", "method", "rank", "task", "licence", "format", "is_signed")
 """Columns that lists are filtered by; each has an index for the order of publishing and one for that of names."""
 
 LISTINGS = Table(
@@ -83,6 +83,8 @@ LISTINGS = Table(
     Column("size", BigInteger, nullable=False),
     Column("task", String(64), nullable=False),
     Column("licence", String(64), nullable=False),
+    Column("format", String(16), nullable=False, server_default=""),  # what the weights are stored as
+    Column("is_signed", Boolean, nullable=False, server_default=false()),
     Column("words", Text().with_variant(postgresql.TSVECTOR(), "postgresql"), nullable=False),
     Index(None, "size", "version_id"),
     *(Index(None, name, order) for name in LISTED_BY for order in ("version_id", "key")),
@@ -105,8 +107,8 @@ LISTING_METRICS = Table(
     METADATA,
     Column("version_id", Integer, ForeignKey("listings.version_id"), primary_key=True),
     Column("name", String(100), primary_key=True),
-    Column("value", Float(53), nullable=False),
-    Index(None, "name", "value"),
+    Column("value", Float(53), primary_key=True),  # measured more than once, it has more than one value
+    Index(None, "name", "value", "version_id"),
 )
 
 LISTING_WORDS = table("listing_words", column("rowid"), column("listing_words"))

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from hub import catalog
 from hub.catalog import Repository
+from hub.catalog.organisations import memberships_of
 from hub.hf_api.card_data import card_data
 from hub.hf_api.dialect import Doors, HfRoute
 from hub.hf_api.revisions import resolve
@@ -43,7 +44,10 @@ def _account_router(doors: Doors) -> APIRouter:
     @router.get("/api/whoami-v2")
     def whoami(caller: Annotated[Principal, Depends(doors.reader)]) -> View:
         role = "read" if caller.role is Role.READ else "write"
-        named = {"type": "user", "name": caller.name, "fullname": caller.name, "orgs": []}
+        with reading(doors.services.engine) as connection:
+            memberships = memberships_of(connection, caller)
+        orgs = [{"type": "org", "id": name.lower(), "name": name, "fullname": name, "roleInOrg": str(held)} for name, held in memberships]
+        named = {"type": "user", "name": caller.name, "fullname": caller.name, "orgs": orgs}
         return named | {"auth": {"type": "access_token", "accessToken": {"displayName": caller.name, "role": role}}}
 
     return router

@@ -217,6 +217,8 @@ def test_a_baseline_goes_the_same_way_by_one_changed_word(wgctl: Wgctl) -> None:
     told = wgctl("submit", job, "--wait").out
     assert "ia3: 1,152 numbers are trained; " in told
     assert [view["adapter"] for view in wgctl("adapters", "ls", "--method", "ia3", "--json").json["adapters"]] == ["demo/scaled"]
+    told = [wgctl("adapters", "ls", "--format", "peft", asked, "--json").json["adapters"] for asked in ("--signed", "--unsigned")]
+    assert [[view["adapter"] for view in views] for views in told] == [["demo/scaled"], []]
     shown = wgctl("adapters", "show", "demo/scaled").out
     assert re.search(r"^method +ia3$", shown, re.MULTILINE)
     wgctl("adapters", "download", "demo/scaled", "-o", "scaled")

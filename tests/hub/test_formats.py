@@ -102,11 +102,11 @@ def test_what_was_made_of_the_generators_is_attached_in_every_form(hub: Hub, cli
 def test_lists_find_the_adapters_that_have_a_format(hub: Hub, client: TestClient) -> None:
     found = made.factors(made.publish(hub))
     hub.publish("job:2", "demo/other")
-    assert client.get("/api/v1/adapters?format=lora").json()["adapters"] == []
+    assert client.get("/api/v1/adapters?attached=lora").json()["adapters"] == []
     attach(client, made.lora(found))
-    assert [one["adapter"] for one in client.get("/api/v1/adapters?format=lora").json()["adapters"]] == ["demo/x"]
-    assert client.get("/api/v1/adapters?format=gguf").json()["adapters"] == []
-    assert client.get("/api/v1/adapters?format=onnx").status_code == 422
+    assert [one["adapter"] for one in client.get("/api/v1/adapters?attached=lora").json()["adapters"]] == ["demo/x"]
+    assert client.get("/api/v1/adapters?attached=gguf").json()["adapters"] == []
+    assert client.get("/api/v1/adapters?attached=onnx").status_code == 422
 
 
 def test_the_same_type_again_takes_its_place_and_what_is_forgotten_is_gone(hub: Hub, client: TestClient) -> None:

@@ -36,7 +36,7 @@ def collected(hub: Hub, now: datetime) -> int:
 def test_a_format_comes_stays_and_goes(database_url: str) -> None:
     with made_hub(database_url, MemoryStore()) as hub:
         hub.publish()
-        wanted = catalog.AdapterFilter(format="lora")
+        wanted = catalog.AdapterFilter(attached="lora")
         with reading(hub.engine) as connection:
             version = catalog.resolve(connection, AdapterRef(adapter=AdapterName.parse("demo/arithmetic")))
             published = measure(connection, "demo").bytes

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import pytest
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, select
 
 from hub import catalog
+from hub.catalog.search import ordering
+from hub.catalog.search_plan import FEW, select_listings
 from hub.catalog.words import read_search, split_words
 from hub.description import Description, describe
 from hub.objects import MemoryStore
@@ -22,6 +24,7 @@ from tests.databases import open_database
 from tests.hub.serving import NOW
 from wegeft.contracts.adapter import CARD_FILE, CONFIG_FILE, JOB_FILE, WEIGHTS_FILE, AdapterName, FileEntry, digest_of
 from wegeft.contracts.errors import InvalidRequest
+from wegeft.contracts.native_formats import native_format
 
 FILES = tuple(FileEntry(path=path, digest=digest_of(path.encode()), size=7) for path in (CONFIG_FILE, WEIGHTS_FILE))
 BASES = ("Qwen/Qwen2.5-0.5B@" + "a" * 40, "Qwen/Qwen2.5-0.5B@" + "b" * 40, "org/SmolLM2-135M", "/models/tiny.gguf")
@@ -101,6 +104,8 @@ def is_wanted(name: str, row: dict[str, Any], wanted: catalog.AdapterFilter) -> 
         (wanted.namespace is None or name.split("/", maxsplit=1)[0].lower() == wanted.namespace.lower())
         and (base is None or row["base_model"] == base or row["base_model"].startswith(f"{base}@"))
         and all(getattr(wanted, key) in (None, row[key]) for key in ("method", "rank", "task", "licence"))
+        and wanted.format in (None, native_format(row["method"]))
+        and wanted.is_signed in (None, False)
         and set(wanted.tags) <= set(row["tags"])
         and all(is_within(row["metrics"], bound) for bound in wanted.metrics)
     )
@@ -124,6 +129,8 @@ def filters(pick: random.Random) -> Iterator[catalog.AdapterFilter]:
         "rank": (8, 16, 3),
         "task": ("causal_lm",),
         "licence": ("mit",),
+        "format": ("wegeft", "lora", "peft"),
+        "is_signed": (False, True),
         "tags": (("math",), ("math", "code"), ("étude",)),
         "metrics": tuple((catalog.parse_bound(text),) for text in ("eval_loss<=0.5", "eval_loss>0.3", "accuracy>0")),
     }
@@ -166,6 +173,18 @@ def test_pages_put_together_are_the_whole_list_in_its_order(shelf: Shelf, order:
         assert listed == shelf.sort(shelf.brute(wanted), order), wanted
 
 
+@pytest.mark.parametrize("order", get_args(catalog.Order))
+def test_walking_and_looking_at_few_find_the_same(shelf: Shelf, order: Any) -> None:
+    for wanted in filters(random.Random(f"plan {order}")):
+        found = []
+        for few in (0, 3, FEW):
+            with reading(shelf.engine) as connection:
+                selected = select_listings(connection, wanted, order, few)
+                query = select(catalog.LISTINGS.c.key).select_from(selected.source).where(*selected.conditions)
+                found.append(list(connection.execute(query.order_by(*ordering(order, selected))).scalars()))
+        assert found == [[name.lower() for name in shelf.sort(shelf.brute(wanted), order)]] * 3, wanted
+
+
 def test_facets_are_what_counting_by_hand_gives(shelf: Shelf) -> None:
     for wanted in random.Random(2).sample(list(filters(random.Random(1))), 20):
         with reading(shelf.engine) as connection:
@@ -179,6 +198,8 @@ def test_facets_are_what_counting_by_hand_gives(shelf: Shelf) -> None:
             "rank": Counter(str(row["rank"]) for row in rows if row["rank"]),
             "task": Counter(row["task"] for row in rows if row["task"]),
             "licence": Counter(row["licence"] for row in rows if row["licence"]),
+            "format": Counter(native_format(row["method"]) for row in rows),
+            "signed": Counter("false" for _ in rows),
             "namespace": Counter(name.split("/")[0].lower() for name in names),
             "tag": Counter(tag for row in rows for tag in row["tags"]),
         }

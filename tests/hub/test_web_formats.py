@@ -52,7 +52,7 @@ def test_a_version_shows_its_formats_with_size_and_error_or_how_to_make_them(pag
         assert (answer.status_code, len(answer.content)) == (206, 8)
         assert visitor.get("/demo/sums/versions/1/formats/mlx/float32/files/x").status_code == 404
         check_page(visitor.get("/demo/words/versions/1"))
-        assert "demo/words" not in visitor.get("/?format=lora").text
+        assert "demo/words" not in visitor.get("/?attached=lora").text
     with pages.visitor(None) as stranger:
         assert stranger.get(f"/demo/sums/versions/1/formats/lora/float32/files/{WEIGHTS_FILE}").status_code == 303
 

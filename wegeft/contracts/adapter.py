@@ -330,8 +330,8 @@ class AdapterFacets(BaseModel):
     is_complete: bool
     """Whether these are all that the filter selects."""
     facets: dict[str, tuple[FacetValue, ...]]
-    """By the name of the filter: ``base_model``, ``method``, ``rank``, ``task``, ``licence``, ``namespace`` and ``tag``; each with its
-    most frequent values, the most frequent first."""
+    """By the name of the filter: ``base_model``, ``method``, ``rank``, ``task``, ``licence``, ``format``, ``signed``, ``namespace`` and
+    ``tag``; each with its most frequent values, the most frequent first."""
 
 
 class VersionPage(BaseModel):

@@ -21,7 +21,10 @@ class FieldChange(_View):
 
 
 class GroupDifference(_View):
-    """How the generators ``G = s·φψ`` of one group differ. Norms are Frobenius; angles are in radians, smallest first."""
+    """How the generators ``G = s·φψ`` of one group differ, or LoRA's products ``G = s·BA`` of one module, whose ψ is A and φ is B.
+
+    Norms are Frobenius; angles are in radians, smallest first.
+    """
 
     group: str
     first_norm: float | None

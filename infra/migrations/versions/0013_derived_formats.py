@@ -36,6 +36,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("holder", name="uq_derived_formats_holder"),
         sa.UniqueConstraint("version_id", "format", "dtype", name="uq_derived_formats_version_id_format_dtype"),
     )
+    op.create_index("ix_derived_formats_format_version_id", "derived_formats", ["format", "version_id"])
     op.create_index("ix_derived_formats_kept_until", "derived_formats", ["kept_until"])
     op.add_column("aliases", sa.Column("is_protected", sa.Boolean(), nullable=False, server_default=sa.false()))
 
