@@ -15,7 +15,7 @@ BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string", 
 """A body of bytes, as a request's or an answer's."""
 Operation = dict[str, Any]
 
-_ERROR = "Error"
+_ERROR = ErrorBody.__name__
 _MEANINGS = {
     401: "Nobody is known by what the request brings",
     403: "The caller may not do this",

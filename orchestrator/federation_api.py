@@ -95,7 +95,12 @@ def _rollback_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
     router = APIRouter()
     Writer = Annotated[Principal, Depends(guard.require(Role.WRITE))]
 
-    @router.post("/rollbacks", status_code=201, summary="Go on from an earlier round; 200 where that was done before")
+    @router.post(
+        "/rollbacks",
+        status_code=201,
+        summary="Go on from an earlier round; 200 where that was done before",
+        responses={200: {"description": "That was done before", "model": Rollback}},
+    )
     def post_rollback(job_id: JobId, body: RollbackRequest, caller: Writer, response: Response) -> Rollback:
         with writing(services.engine) as connection:
             done, is_new = roll_back(connection, check_job_id(job_id), body, caller.name, services.clock())

@@ -15,6 +15,7 @@ import pytest
 import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.errors import Unsatisfiable
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.failures import FailureGroup
 from schemathesis.generation import GenerationMode
@@ -122,6 +123,8 @@ def run_examples(described: Described, number: int, most: int, mode: GenerationM
             seed(number)(bounds(given(case=operation.as_strategy(generation_mode=mode))(check)))()
         except FailureGroup as found:
             problems.append(f"{operation.label}: {found.exceptions}")
+        except Unsatisfiable:
+            assert mode is GenerationMode.NEGATIVE, f"{operation.label}: nothing can be sent to it"
     return problems
 
 
@@ -134,7 +137,7 @@ def _checking(described: Described, operation: Any) -> Callable[[Any], None]:
 
 def test_every_answer_is_described(described: Described) -> None:
     """To what the description allows, and to what it does not."""
-    assert run_examples(described, 1, 2, GenerationMode.POSITIVE) == []
+    assert run_examples(described, 1, 1, GenerationMode.POSITIVE) == []
     assert run_examples(described, 1, 1, GenerationMode.NEGATIVE) == []
     assert all(statuses for statuses in described.statuses.values())
 
