@@ -148,9 +148,10 @@ def _plan(connection: Connection, parts: Sequence[Part], few: int, *, is_sqlite:
     """Return what gives the few that are looked at, where they are few, and the conditions, those that leave the fewest first."""
     counted = [part for part in parts if is_sqlite or part.kind != "search"]
     words = [part for part in parts if part not in counted]
-    numbers = dict(zip(map(id, counted), _count_each(connection, counted, few * _WIDER), strict=True))
+    most = few * _WIDER if len(counted) > 1 else few
+    numbers = dict(zip(map(id, counted), _count_each(connection, counted, most), strict=True))
     ranked = sorted(counted, key=lambda part: numbers[id(part)])
-    narrow = [part for part in ranked if numbers[id(part)] <= few * _WIDER]
+    narrow = [part for part in ranked if numbers[id(part)] <= most]
     if narrow and numbers[id(narrow[0])] <= few:
         return narrow[0].ids, [*ranked, *words]
     if len(narrow) > 1:
