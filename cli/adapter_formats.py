@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import rich_click as click
 
@@ -51,7 +51,7 @@ _STATES: dict[str, str] = {"published": "as published", "attached": "yes", "conv
 
 @formats.command("rm", epilog=example("wgctl adapters formats rm demo/arithmetic@3 gguf --dtype q8_0"))
 @click.argument("ref")
-@click.argument("layout", metavar="FORMAT", type=click.Choice(["lora", "gguf", "mlx"]))
+@click.argument("layout", metavar="FORMAT", type=click.Choice(get_args(DerivedFormat)))
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16", "q8_0"]),

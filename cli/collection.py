@@ -10,6 +10,7 @@ from cli.connection import connect
 from cli.options import example, json_option
 from cli.output import note, print_fields, print_json, print_table, say, show_bytes
 from wegeft.contracts.collection import Collected, CollectionPlan
+from wegeft.contracts.errors import InvalidSetting
 
 
 @click.group(no_args_is_help=True)
@@ -28,6 +29,8 @@ def collect(dry_run: bool, all_formats: bool, is_json: bool) -> None:
     the data and checkpoints of jobs that ended, stay for WEGEFT_KEEP_SECONDS. Derived formats go first: those that nobody has fetched for
     30 days, or all of them where that is asked for.
     """
+    if dry_run and all_formats:
+        raise InvalidSetting("a dry run forgets nothing", path="--all-formats", hint="leave one of the two out")
     answer = _look() if dry_run else _collect_all("all" if all_formats else "unused")
     if is_json:
         print_json(answer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import rich_click as click
 
@@ -197,7 +197,7 @@ def list_versions(name: str, is_json: bool) -> None:
 @click.option(
     "--format",
     "layout",
-    type=click.Choice(["native", "lora", "gguf", "mlx"]),
+    type=click.Choice(["native", *get_args(DerivedFormat)]),
     default="native",
     show_default=True,
     help="native: as published, for PEFT with wegeft. lora: an equal standard LoRA, for everything else; made here where none is attached. "

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args
 import rich_click as click
 
 from wegeft.contracts.errors import InvalidSetting
+from wegeft.contracts.formats import DerivedFormat
 from wegeft.contracts.job import seconds_of
 from wegeft.contracts.methods import Method
 from wegeft.contracts.native_formats import NativeFormat
@@ -35,44 +36,46 @@ def job_file_argument(command: Command) -> Command:
     return click.argument("job_file", type=click.Path(path_type=Path, allow_dash=True))(command)
 
 
+_WANTED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("--namespace", {"metavar": "NAME", "help": "Only adapters of this namespace."}),
+    ("--base-model", {"metavar": "MODEL", "help": "Only adapters of this base model; with @ and its revision, of exactly that."}),
+    (
+        "--method",
+        {"type": click.Choice([method.value for method in Method]), "metavar": "METHOD", "help": "For example wegeft or lora."},
+    ),
+    ("--rank", {"type": click.IntRange(1), "metavar": "NUMBER", "help": "Only adapters of this rank."}),
+    ("--task", {"metavar": "TASK", "help": "For example causal_lm or sequence_classification."}),
+    ("--licence", {"metavar": "NAME", "help": "As the card says, for example apache-2.0."}),
+    (
+        "--format",
+        {
+            "type": click.Choice(get_args(NativeFormat)),
+            "metavar": "FORMAT",
+            "help": "What it is stored as: wegeft, lora as engines read it, or peft for what PEFT alone reads.",
+        },
+    ),
+    ("--signed/--unsigned", {"default": None, "help": "Only adapters that the hub has signed, or only others."}),
+    ("--tag", {"metavar": "TAG", "multiple": True, "help": "A tag of the card; again for more, all of which it must have."}),
+    ("--metric", {"metavar": "BOUND", "multiple": True, "help": "A bound such as 'eval_loss<=0.5'; again for more."}),
+    ("--attached", {"type": click.Choice(get_args(DerivedFormat)), "help": "Only adapters with this derived format attached."}),
+    (
+        "--order",
+        {
+            "type": click.Choice(["name", "updated", "created", "size"]),
+            "default": "name",
+            "show_default": True,
+            "help": "By name; the last published to, the last made, or the largest first.",
+        },
+    ),
+    ("--limit", {"type": click.IntRange(1, 100), "default": 50, "show_default": True, "help": "Adapters to show at most."}),
+    ("--after", {"metavar": "CURSOR", "help": "Go on behind an earlier page: its next_cursor."}),
+)
+"""Which adapters to list, under the names that the service takes."""
+
+
 def wanted_options(command: Command) -> Command:
     """Give a command the options that say which adapters to list, under the names that the service takes."""
-    several = {"multiple": True}
-    options: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("--namespace", {"metavar": "NAME", "help": "Only adapters of this namespace."}),
-        ("--base-model", {"metavar": "MODEL", "help": "Only adapters of this base model; with @ and its revision, of exactly that."}),
-        (
-            "--method",
-            {"type": click.Choice([method.value for method in Method]), "metavar": "METHOD", "help": "For example wegeft or lora."},
-        ),
-        ("--rank", {"type": click.IntRange(1), "metavar": "NUMBER", "help": "Only adapters of this rank."}),
-        ("--task", {"metavar": "TASK", "help": "For example causal_lm or sequence_classification."}),
-        ("--licence", {"metavar": "NAME", "help": "As the card says, for example apache-2.0."}),
-        (
-            "--format",
-            {
-                "type": click.Choice(get_args(NativeFormat)),
-                "metavar": "FORMAT",
-                "help": "What it is stored as: wegeft, lora as engines read it, or peft for what PEFT alone reads.",
-            },
-        ),
-        ("--signed/--unsigned", {"default": None, "help": "Only adapters that the hub has signed, or only others."}),
-        ("--tag", {"metavar": "TAG", **several, "help": "A tag of the card; again for more, all of which it must have."}),
-        ("--metric", {"metavar": "BOUND", **several, "help": "A bound such as 'eval_loss<=0.5'; again for more."}),
-        ("--attached", {"type": click.Choice(["lora", "gguf", "mlx"]), "help": "Only adapters with this derived format attached."}),
-        (
-            "--order",
-            {
-                "type": click.Choice(["name", "updated", "created", "size"]),
-                "default": "name",
-                "show_default": True,
-                "help": "By name; the last published to, the last made, or the largest first.",
-            },
-        ),
-        ("--limit", {"type": click.IntRange(1, 100), "default": 50, "show_default": True, "help": "Adapters to show at most."}),
-        ("--after", {"metavar": "CURSOR", "help": "Go on behind an earlier page: its next_cursor."}),
-    )
-    for name, settings in reversed(options):
+    for name, settings in reversed(_WANTED):
         names = ("-n", name) if name == "--limit" else (name,)
         command = click.option(*names, **settings)(command)
     return command

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from hub import access_api, catalog, hf_api, provenance, provenance_api, uploads_api
 from hub.adapter_query import AdapterQuery, FilterQuery
@@ -11,6 +11,7 @@ from hub.collection import Collector
 from hub.formats import api as formats_api
 from hub.intake import check_kept
 from hub.named_adapter import Name
+from hub.named_version import Selector, resolve_named
 from hub.pulls import begin_pull
 from hub.services import HubServices
 from hub.serving import FILE_ANSWERS, HEAD_ANSWERS, ServedBlob, answer_blob, answer_head
@@ -24,13 +25,11 @@ from wegeft.contracts.adapter import (
     AdapterFacets,
     AdapterName,
     AdapterPage,
-    AdapterRef,
     AdapterView,
     AliasMove,
     VersionPage,
     VersionView,
     check_digest,
-    check_selector,
 )
 from wegeft.contracts.aliases import AliasProtection
 from wegeft.contracts.collection import Collected, CollectionPlan
@@ -40,7 +39,6 @@ from wegeft.contracts.training import BlobView
 
 Limit = Annotated[int, Query(ge=1, le=100, description="How many to answer at most.")]
 Cursor = Annotated[str | None, Query(max_length=1000, description="`next_cursor` of the page before.")]
-Selector = Annotated[str, Path(description="A version's number, or an alias.")]
 _COLLECTED_AT_ONCE = 100
 
 
@@ -128,7 +126,7 @@ def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
 
     @router.get("/{namespace}/{name}/versions/{selector}", summary="A version, by number or alias")
     def get_version(adapter: Name, selector: Selector) -> VersionView:
-        return provenance.with_signature(services, _resolve(services, adapter, selector))
+        return provenance.with_signature(services, resolve_named(services, adapter, selector))
 
     @router.get(
         "/{namespace}/{name}/versions/{selector}/pull",
@@ -138,7 +136,7 @@ def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
     @waits_for_store
     def get_pull(adapter: Name, selector: Selector) -> Response:
         # Written out here, because FastAPI would check the megabytes of our own answer once more.
-        return Response(begin_pull(services, _resolve(services, adapter, selector)).model_dump_json(), media_type="application/json")
+        return Response(begin_pull(services, resolve_named(services, adapter, selector)).model_dump_json(), media_type="application/json")
 
     return router
 
@@ -199,6 +197,7 @@ def _collection_router(services: HubServices) -> APIRouter:
         return collector.plan(services.clock())
 
     @router.post("", summary="Delete some of what nobody needs; ask again until it is done")
+    @waits_for_store
     def post_collection(
         formats: Annotated[
             Literal["unused", "all"], Query(description="Which derived formats go first: those unused for long, or all.")
@@ -209,13 +208,8 @@ def _collection_router(services: HubServices) -> APIRouter:
     return router
 
 
-def _resolve(services: HubServices, adapter: AdapterName, selector: str) -> VersionView:
-    with reading(services.engine) as connection:
-        return catalog.resolve(connection, AdapterRef(adapter=adapter, selector=check_selector(selector)))
-
-
 def _file(services: HubServices, adapter: AdapterName, selector: str, path: str) -> ServedBlob:
-    version = _resolve(services, adapter, selector)
+    version = resolve_named(services, adapter, selector)
     entry = next((entry for entry in version.manifest.files if entry.path == path), None)
     if entry is None:
         held = ", ".join(entry.path for entry in version.manifest.files)

@@ -2,16 +2,17 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 
 from hub import catalog, comparison, provenance
 from hub.card_service import drop_card, edit_card, show_card
 from hub.named_adapter import Name
+from hub.named_version import Selector, resolve_named
 from hub.services import HubServices
 from infra.auth import Guard, Principal, Role
 from infra.bodies import waits_for_store
 from infra.database import reading, writing
-from wegeft.contracts.adapter import AdapterName, AdapterRef, VersionView, check_selector
+from wegeft.contracts.adapter import AdapterRef
 from wegeft.contracts.bundles import BUNDLE_TYPE, BundleKind
 from wegeft.contracts.card import CardEdit, CardView
 from wegeft.contracts.comparison import ComparisonView
@@ -21,9 +22,6 @@ from wegeft.contracts.signing_keys import KeySet
 
 KEYS_PATH = "/.well-known/wegeft-keys.json"
 _BUNDLE: dict[int | str, dict[str, Any]] = {200: {"content": {BUNDLE_TYPE: {"schema": {"type": "object"}}}}}
-
-
-Selector = Annotated[str, Path(description="A version's number, or an alias.")]
 
 
 def make_keys_router(services: HubServices) -> APIRouter:
@@ -55,17 +53,17 @@ def _version_router(services: HubServices, guard: Guard) -> APIRouter:
     @router.get("/signature", summary="A signed statement about a version", responses=_BUNDLE, response_class=Response)
     @waits_for_store
     def get_signature(adapter: Name, selector: Selector, kind: BundleKind = "ed25519") -> Response:
-        bundle = provenance.find_bundle(services, _resolve(services, adapter, selector), kind)
+        bundle = provenance.find_bundle(services, resolve_named(services, adapter, selector), kind)
         return Response(bundle, media_type=BUNDLE_TYPE)
 
     @router.get("/lineage", summary="Where a version comes from, and what came of it")
     def get_lineage(adapter: Name, selector: Selector, caller: Reader) -> LineageView:
-        return provenance.find_lineage(services, _resolve(services, adapter, selector), caller)
+        return provenance.find_lineage(services, resolve_named(services, adapter, selector), caller)
 
     @router.get("/engines", summary="Which engines load a version")
     @waits_for_store
     def get_engines(adapter: Name, selector: Selector) -> EngineReport:
-        return provenance.find_engines(services, _resolve(services, adapter, selector))
+        return provenance.find_engines(services, resolve_named(services, adapter, selector))
 
     @router.get("/diff", summary="How another version differs from this one")
     @waits_for_store
@@ -78,7 +76,9 @@ def _version_router(services: HubServices, guard: Guard) -> APIRouter:
         second = AdapterRef.parse(other)
         with reading(services.engine) as connection:
             catalog.require_right(connection, caller, second.adapter, Role.READ)
-        return comparison.compare(services, _resolve(services, adapter, selector), _resolve(services, second.adapter, second.selector))
+        return comparison.compare(
+            services, resolve_named(services, adapter, selector), resolve_named(services, second.adapter, second.selector)
+        )
 
     return router
 
@@ -89,13 +89,13 @@ def _evaluation_router(services: HubServices, guard: Guard) -> APIRouter:
 
     @router.get("", summary="What was measured of a version")
     def list_evaluations(adapter: Name, selector: Selector) -> EvaluationList:
-        version = _resolve(services, adapter, selector)
+        version = resolve_named(services, adapter, selector)
         with reading(services.engine) as connection:
             return EvaluationList(ref=version.ref, evaluations=catalog.list_evaluations(connection, adapter, version.version))
 
     @router.post("", summary="Report what was measured; again on the same data, the new value stands", status_code=201)
     def add_evaluation(adapter: Name, selector: Selector, body: EvaluationReport, caller: Writer) -> EvaluationView:
-        version = _resolve(services, adapter, selector)
+        version = resolve_named(services, adapter, selector)
         with writing(services.engine) as connection:
             return catalog.report_evaluation(connection, (adapter, version.version), body, caller.name, services.clock())
 
@@ -121,8 +121,3 @@ def _card_router(services: HubServices, guard: Guard) -> APIRouter:
         drop_card(services, adapter)
 
     return router
-
-
-def _resolve(services: HubServices, adapter: AdapterName, selector: str) -> VersionView:
-    with reading(services.engine) as connection:
-        return catalog.resolve(connection, AdapterRef(adapter=adapter, selector=check_selector(selector)))

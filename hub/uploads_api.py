@@ -9,11 +9,11 @@ from hub.named_adapter import Name
 from hub.services import HubServices
 from infra.auth import Guard, Principal, Role
 from infra.bodies import streams_body, waits_for_store
+from infra.description import BINARY
 from wegeft.contracts.training import BlobView
 from wegeft.contracts.uploads import AdapterUploadRequest, AdapterUploadView
 
 UploadId = Annotated[str, Path(max_length=32)]
-_BYTES = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 
 
 def make_router(services: HubServices, guard: Guard) -> APIRouter:
@@ -26,7 +26,12 @@ def make_router(services: HubServices, guard: Guard) -> APIRouter:
 
     Desk = Annotated[AdapterUploads, Depends(desk)]
 
-    @router.post("", status_code=201, summary="Begin to send a file in parts, or go on; 200 where it was begun before or is there")
+    @router.post(
+        "",
+        status_code=201,
+        summary="Begin to send a file in parts, or go on; 200 where it was begun before or is there",
+        responses={200: {"description": "It was begun before, or is there", "model": AdapterUploadView}},
+    )
     @waits_for_store
     def post_upload(body: AdapterUploadRequest, uploads: Desk, response: Response) -> AdapterUploadView:
         view, is_new = uploads.open(body)
@@ -34,10 +39,11 @@ def make_router(services: HubServices, guard: Guard) -> APIRouter:
         return view
 
     @router.get("/{upload_id}", summary="How far an upload is, and where its next parts are put")
+    @waits_for_store
     def get_upload(upload_id: UploadId, uploads: Desk) -> AdapterUploadView:
         return uploads.look(upload_id)
 
-    @router.put("/{upload_id}/parts/{offset}/{digest}", summary="Send the next part", openapi_extra={"requestBody": _BYTES})
+    @router.put("/{upload_id}/parts/{offset}/{digest}", summary="Send the next part", openapi_extra={"requestBody": BINARY})
     @streams_body
     def put_part(
         upload_id: UploadId, offset: Annotated[int, Path(ge=0)], digest: str, uploads: Desk, request: Request

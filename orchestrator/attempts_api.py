@@ -124,6 +124,7 @@ def _delivery_router(desk: _Desk) -> APIRouter:
 
     @router.post("/checkpoints", status_code=204, summary="Let a later attempt go on from here")
     @takes_reports
+    @waits_for_store
     def post_checkpoint(body: Checkpoint, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> None:
         check_blobs(services.store, body.files, desk.delivered(lease, *(entry.digest for entry in body.files)))
         with desk.heard(lease) as (connection, _):
@@ -131,6 +132,7 @@ def _delivery_router(desk: _Desk) -> APIRouter:
 
     @router.post("/result", summary="Publish the adapter and end the job")
     @takes_reports
+    @waits_for_store
     def post_result(body: TrainingResult, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> PublishedVersion:
         return publish_result(services, lease, body)
 

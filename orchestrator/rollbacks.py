@@ -39,8 +39,9 @@ def roll_back(connection: Connection, job_id: str, request: RollbackRequest, per
     """Go back to an earlier round of a federation; return the record of it, and whether anything was done.
 
     The same again changes nothing until a round has been committed since. Raises :class:`NotFound` for a round or version that is not this
-    federation's, :class:`AliasMoved` where somebody else has moved an alias meanwhile, :class:`InvalidRequest` where an ended job moves
-    none, and :class:`IllegalTransition` for a job that is neither running nor over.
+    federation's, :class:`AliasMoved` where somebody else has moved an alias meanwhile, :class:`Forbidden` where one of an ended job's is
+    protected, :class:`InvalidRequest` where an ended job moves none, and :class:`IllegalTransition` for a job that is neither running nor
+    over.
     """
     job = federations.hold_federated(connection, job_id)
     goal = _find_goal(connection, job, request.to)
@@ -127,7 +128,7 @@ def _move_aliases(connection: Connection, job: FederatedJob, goal: _Goal, now: d
         raise InvalidRequest("nothing was published before the first round", path="to", value=goal.round, hint="name a committed round")
     adapter, target = job.spec.adapter, AdapterRef.parse(goal.published).number
     if not job.spec.output.aliases or target is None:
-        hint = f"wgctl adapters alias lets one point to {goal.published}"
+        hint = f"wgctl adapters alias set lets one point to {goal.published}"
         raise InvalidRequest("the job has ended and moves no alias; `latest` follows the newest version", path="output.aliases", hint=hint)
     catalog.refuse_protected(connection, adapter, job.spec.output.aliases)
     currents = {alias: _current(connection, job, alias) for alias in job.spec.output.aliases}
@@ -150,8 +151,8 @@ def _current(connection: Connection, job: FederatedJob, alias: str) -> int | Non
 def _foreign(connection: Connection, job: FederatedJob, alias: str, current: int | None) -> Problem | None:
     """Return what is wrong with an alias that does not point to a version of this federation."""
     if current is None:
-        return Problem(path=alias, message="points nowhere now", hint="wgctl adapters alias sets it")
+        return Problem(path=alias, message="points nowhere now", hint="wgctl adapters alias set")
     version = catalog.resolve(connection, AdapterRef(adapter=job.spec.adapter, selector=str(current)))
     if version.source.startswith(f"round:{job.id}:"):
         return None
-    return Problem(path=alias, message=f"points to version {current}, of {version.source}", hint="wgctl adapters alias moves it")
+    return Problem(path=alias, message=f"points to version {current}, of {version.source}", hint="wgctl adapters alias set")

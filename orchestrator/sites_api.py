@@ -284,6 +284,7 @@ def _upload_router(desk: _Desk) -> APIRouter:
         summary="Begin to send an update's tensors in parts, or go on; 200 where it was begun before",
         responses={200: {"description": "It was begun before", "model": UploadView}},
     )
+    @waits_for_store
     def post_upload(body: UploadRequest, caller: Annotated[Caller, Depends(desk.caller)], response: Response) -> UploadView:
         view, is_new = uploads.open(caller, body)
         response.status_code = 201 if is_new else 200
@@ -302,6 +303,7 @@ def _upload_router(desk: _Desk) -> APIRouter:
         return uploads.receive(caller, upload_id, (offset, digest), request)
 
     @router.post("/{upload_id}/finish", status_code=201, summary="Put the parts together, and verify the whole")
+    @waits_for_store
     def finish_upload(upload_id: str, caller: Annotated[Caller, Depends(desk.caller)]) -> BlobView:
         return uploads.finish(caller, upload_id)
 
@@ -317,6 +319,7 @@ def _answer_router(desk: _Desk, intake: UpdateIntake) -> APIRouter:
     router = APIRouter()
 
     @router.post("/updates", status_code=201, summary="Submit an update whose tensors were sent; answers a signed receipt")
+    @waits_for_store
     def post_update(body: SignedUpdate, caller: Annotated[Caller, Depends(desk.caller)]) -> SignedReceipt:
         return intake.take_update(caller, body)
 

@@ -14,6 +14,7 @@ from hub.catalog.cursors import Position, make_cursor, read_cursor
 from hub.catalog.tables import LISTINGS
 from hub.catalog.words import read_search
 from wegeft.contracts.errors import InvalidRequest, Problem, shorten
+from wegeft.contracts.formats import DerivedFormat
 from wegeft.contracts.native_formats import NativeFormat
 
 Order = Literal["name", "updated", "created", "size"]
@@ -72,7 +73,7 @@ class AdapterFilter:
     format: NativeFormat | None = None
     is_signed: bool | None = None
     """Whether the hub has signed it."""
-    attached: str | None = None
+    attached: DerivedFormat | None = None
     """A derived format that is attached to it."""
 
     def __post_init__(self) -> None:

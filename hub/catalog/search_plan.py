@@ -1,8 +1,9 @@
 """How a list finds what a filter selects: among the few that one of its conditions leaves, or by walking in the order of the list.
 
 Databases choose by averages, and adapters are nowhere near even: a base model that half the hub edits and one that nobody has heard of
-look alike to them. So conditions are counted first, up to :data:`FEW`. Where one leaves no more, those are looked at one by one; where
-all leave more, a walk in the order of the list meets enough of them soon, unless they never come together.
+look alike to them. So conditions are counted first, up to a bound. Where one leaves no more than :data:`FEW`, those are looked at one by
+one; where two leave a few times as many, those that both leave; where all leave more, a walk in the order of the list meets enough of
+them soon, unless they never come together.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from hub.catalog.words import Wording, read_search
 FEW = 4000
 """Adapters that are looked at one by one."""
 _WIDER = 5
-"""So many times as many may each of two conditions leave that are put together before anything is looked at."""
+"""Times :data:`FEW`: what each of two conditions may leave to be put together before anything is looked at."""
 LOOKED_AT = 3000
 """Adapters that counting by property looks at, where there are more and they must be looked at one by one."""
 _SAMPLE, _FREQUENT = 1000, 10

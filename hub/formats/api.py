@@ -1,24 +1,20 @@
 """The HTTP API of derived formats: what there is, attaching, fetching and forgetting them."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 
-from hub import catalog
 from hub.formats import shelf
 from hub.named_adapter import Name
+from hub.named_version import Selector, resolve_named
 from hub.services import HubServices
-from hub.serving import answer_blob, answer_head
+from hub.serving import FILE_ANSWERS, HEAD_ANSWERS, answer_blob, answer_head
 from infra.auth import Guard, Principal, Role
 from infra.bodies import waits_for_store
-from infra.database import reading
-from wegeft.contracts.adapter import AdapterName, AdapterRef, VersionView, check_selector
 from wegeft.contracts.formats import AttachedFormat, DerivedFormat, FormatAttachment, FormatList, StoredDtype
 
-Selector = Annotated[str, Path(description="A version's number, or an alias.")]
 Format = Annotated[DerivedFormat, Path(alias="format", description="What reads it.")]
 Dtype = Annotated[StoredDtype, Path(description="How its numbers are stored.")]
-_BYTES: dict[str, Any] = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 _ONE = "/{format}/{dtype}"
 _FILE = "/{format}/{dtype}/files/{path:path}"
 
@@ -34,37 +30,33 @@ def make_router(services: HubServices, guard: Guard) -> APIRouter:
     Writer = Annotated[Principal, Depends(guard.require(Role.WRITE))]
 
     @router.get("", summary="In which forms a version can be had, and how those are made that are not there")
+    @waits_for_store
     def list_formats(adapter: Name, selector: Selector) -> FormatList:
-        return shelf.find_formats(services, _resolve(services, adapter, selector))
+        return shelf.find_formats(services, resolve_named(services, adapter, selector))
 
     @router.put(_ONE, summary="Attach a derived format whose bytes were sent before; it is checked against the version")
     @waits_for_store
     def put_format(
         adapter: Name, selector: Selector, format_: Format, dtype: Dtype, body: FormatAttachment, caller: Writer
     ) -> AttachedFormat:
-        return shelf.attach(services, _resolve(services, adapter, selector), (format_, dtype), body, caller)
+        return shelf.attach(services, resolve_named(services, adapter, selector), (format_, dtype), body, caller)
 
     @router.delete(_ONE, summary="Forget a derived format", status_code=204)
     def delete_format(adapter: Name, selector: Selector, format_: Format, dtype: Dtype, caller: Writer) -> None:  # noqa: ARG001 - who may
-        shelf.detach(services, _resolve(services, adapter, selector), (format_, dtype))
+        shelf.detach(services, resolve_named(services, adapter, selector), (format_, dtype))
 
     return router
 
 
 def _add_files(router: APIRouter, services: HubServices) -> None:
-    @router.get(_FILE, summary="A file of a derived format", responses={200: _BYTES, 206: _BYTES}, response_class=Response)
+    @router.get(_FILE, summary="A file of a derived format", responses=FILE_ANSWERS, response_class=Response)
     @waits_for_store
     def get_file(adapter: Name, selector: Selector, format_: Format, dtype: Dtype, path: str, request: Request) -> Response:
-        version = _resolve(services, adapter, selector)
+        version = resolve_named(services, adapter, selector)
         blob = shelf.find_file(services, version, (format_, dtype), path)
         shelf.note_use(services, version, (format_, dtype))
         return answer_blob(services.store, blob, request, services.direct_from_bytes)
 
-    @router.head(_FILE, summary="What a file of a derived format is")
+    @router.head(_FILE, summary="What a file of a derived format is", responses=HEAD_ANSWERS, response_class=Response)
     def head_file(adapter: Name, selector: Selector, format_: Format, dtype: Dtype, path: str, request: Request) -> Response:
-        return answer_head(shelf.find_file(services, _resolve(services, adapter, selector), (format_, dtype), path), request.headers)
-
-
-def _resolve(services: HubServices, adapter: AdapterName, selector: str) -> VersionView:
-    with reading(services.engine) as connection:
-        return catalog.resolve(connection, AdapterRef(adapter=adapter, selector=check_selector(selector)))
+        return answer_head(shelf.find_file(services, resolve_named(services, adapter, selector), (format_, dtype), path), request.headers)

@@ -2,7 +2,7 @@
 
 The rules that the clients hold us to: a HEAD is answered by ourselves, with the commit and a tag; errors are told in
 ``X-Error-Code`` and ``X-Error-Message``; files come in the commit itself; a revision is ``main``, a version's number, an alias, a tag,
-or a commit of 40 hex digits. docs/hub.md says what all of it means here.
+or a commit of 40 hex digits. docs/huggingface.md says what all of it means here.
 """
 
 from fastapi import APIRouter

@@ -74,7 +74,7 @@ class CommitRequest:
         """Return what becomes of a version's files; raise :class:`FileNotFoundInVersion` where one to delete is not there."""
         left = {entry.path: entry for entry in files}
         for path in self.deleted:
-            # A signature is listed beside the files that it is of; who deletes them all means it too, and it goes with them.
+            # The hub lists a signature beside the files, so whoever deletes them all names it too; it is not theirs to delete.
             if left.pop(path, None) is None and path not in KINDS:
                 raise _not_there(path)
         for folder in self.deleted_folders:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from sqlalchemy import Connection
-
 from hub import catalog
 from hub.catalog import Repository
 from hub.description import describe
@@ -131,11 +129,7 @@ class Committer:
             published = catalog.publish(connection, publication, self.services.clock(), self.services.signer)
             header = request.header
             catalog.add_message(connection, self.adapter, published.version, header.summary, header.description)
-            return _published(connection, self.adapter, published.version)
-
-
-def _published(connection: Connection, adapter: AdapterName, number: int) -> VersionView:
-    return find_version(connection, adapter, str(number))
+            return find_version(connection, self.adapter, str(published.version))
 
 
 def _check_parent(request: CommitRequest, head: VersionView | Repository) -> None:

@@ -107,12 +107,11 @@ class Doors:
     services: HubServices
     reader: Dependency
     writer: Dependency
-    admin: Dependency
 
 
 def make_doors(services: HubServices, guard: Guard) -> Doors:
     """Return the doors of a hub."""
-    return Doors(services=services, reader=guard.require(Role.READ), writer=guard.require(Role.WRITE), admin=guard.require(Role.ADMIN))
+    return Doors(services=services, reader=guard.require(Role.READ), writer=guard.require(Role.WRITE))
 
 
 def address_of(request: Request, adapter: str) -> str:

@@ -15,6 +15,7 @@ from hub.named_adapter import Name
 from hub.services import HubServices
 from hub.signature_files import signature_files
 from infra.auth import Principal, Role
+from infra.bodies import waits_for_store
 from infra.database import reading
 from wegeft.contracts.adapter import AdapterName, FileEntry, VersionView
 from wegeft.contracts.errors import InvalidRequest
@@ -95,10 +96,12 @@ def _model_router(doors: Doors) -> APIRouter:
     router = APIRouter(route_class=HfRoute)
 
     @router.get(_ROOT)
+    @waits_for_store
     def get_model(adapter: Name, blobs: bool = False, expand: Expand = None) -> View:
         return _describe(doors.services, adapter, MAIN, blobs, expand)
 
     @router.get(f"{_ROOT}/revision/{{revision:path}}")
+    @waits_for_store
     def get_revision(adapter: Name, revision: str, blobs: bool = False, expand: Expand = None) -> View:
         return _describe(doors.services, adapter, revision, blobs, expand)
 

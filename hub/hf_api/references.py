@@ -138,7 +138,7 @@ def _branch_router(doors: Doors) -> APIRouter:
 def _refuse_present(connection: Connection, adapter: AdapterName, branch: str) -> None:
     """Refuse a branch that is there, wherever it points: the clients tell it from a new one by the status alone."""
     if branch in catalog.find_adapter(connection, adapter).aliases:
-        raise Conflict("there is such a branch already", path="branch", value=branch, hint="`wgctl adapters alias` moves it")
+        raise Conflict("there is such a branch already", path="branch", value=branch, hint="`wgctl adapters alias set` moves it")
 
 
 def _check_branch(branch: str) -> None:

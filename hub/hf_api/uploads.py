@@ -19,7 +19,7 @@ from hub.hf_views import EMPTY_COMMIT, MAIN, View, commit_of, git_hash
 from hub.named_adapter import Name
 from hub.services import HubServices
 from infra.auth import Principal
-from infra.bodies import BodyReader, streams_body
+from infra.bodies import BodyReader, streams_body, waits_for_store
 from infra.database import reading
 from infra.routers import Gathering
 from wegeft.contracts.adapter import FileEntry, VersionView
@@ -78,6 +78,7 @@ def _preupload_router(services: HubServices) -> APIRouter:
     router = APIRouter(route_class=HfRoute)
 
     @router.post(f"{_ROOT}/preupload/{{revision:path}}")
+    @waits_for_store
     def preupload(adapter: Name, revision: str, body: Announcement, request: Request) -> View:
         _check_target(revision, request)
         head = resolve(services, adapter, MAIN)

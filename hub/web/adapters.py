@@ -82,6 +82,12 @@ def make_router(frame: Frame) -> APIRouter:
         }
         return frame.page("version.html", visit, values)
 
+    _add_files(router, frame)
+    _add_alias(router, frame)
+    return router
+
+
+def _add_files(router: APIRouter, frame: Frame) -> None:
     @router.get("/{namespace:namespace}/{name}/versions/{selector}/files/{path:path}")
     async def get_file(request: Request, namespace: str, name: str, selector: str, path: str) -> Response:
         visit = await frame.require(request)
@@ -93,6 +99,8 @@ def make_router(frame: Frame) -> APIRouter:
         named = (place["namespace"], place["name"], "versions", place["selector"])
         return visit.calls.forward(api_path("adapters", *named, "formats", place["format"], place["dtype"], "files", place["path"]))
 
+
+def _add_alias(router: APIRouter, frame: Frame) -> None:
     @router.post("/{namespace:namespace}/{name}/aliases")
     async def post_alias(request: Request, namespace: str, name: str) -> Response:
         fields = await read_form(request, token_of(request))
@@ -101,8 +109,6 @@ def make_router(frame: Frame) -> APIRouter:
         alias = check_alias(fields.get("alias", "").strip())
         await visit.calls.send("PUT", api_path("adapters", namespace, name, "aliases", alias), move)
         return RedirectResponse(path_to(namespace, name) + "#aliases", 303)
-
-    return router
 
 
 def _number(fields: dict[str, str], name: str) -> int:

@@ -103,6 +103,8 @@ def test_a_job_goes_from_file_to_folder(wgctl: Wgctl) -> None:
     wgctl("adapters", "alias", "rm", "demo/sums", "production")
     assert wgctl("adapters", "show", "demo/sums@production", "--json", status=4).error["code"] == "alias_not_found"
 
+    both = wgctl("hub", "gc", "--dry-run", "--all-formats", "--json", status=2).error
+    assert [problem["path"] for problem in both["problems"]] == ["--all-formats"]
     plan = wgctl("hub", "gc", "--dry-run", "--json").json
     assert plan["stored_blobs"] >= 7
     assert (plan["unheld_blobs"], plan["unheld_bytes"], plan["first"]) == (0, 0, [])

@@ -209,5 +209,5 @@ def local_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise StorageFull(f"no room left under {folder}", path=str(folder), hint="free some space; nothing was kept") from error
+            raise StorageFull(f"no room left under {folder}", path=str(folder), hint="free some space and try again") from error
         raise InvalidSetting(f"cannot write under {folder}: {error.strerror}", path=str(folder)) from error
