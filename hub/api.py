@@ -179,7 +179,7 @@ def _alias_router(services: HubServices, guard: Guard) -> APIRouter:
         adapter: Name,
         alias: str,
         body: AliasProtection,
-        caller: Annotated[Principal, Depends(guard.require(Role.ADMIN))],  # noqa: ARG001 - who may
+        caller: Annotated[Principal, Depends(guard.require(Role.WRITE, of_target=Role.ADMIN))],  # noqa: ARG001 - who may
     ) -> AdapterView:
         with writing(services.engine) as connection:
             catalog.protect_alias(connection, adapter, alias, services.clock(), is_protected=body.is_protected)

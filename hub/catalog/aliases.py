@@ -69,15 +69,17 @@ def protect_alias(connection: Connection, adapter: AdapterName, alias: str, now:
     audit.note(connection, "alias.protect" if is_protected else "alias.unprotect", f"{adapter}@{alias}", now)
 
 
-def find_protected(connection: Connection, adapter: AdapterName) -> frozenset[str]:
-    """Return the aliases of an adapter that only admins move."""
-    query = select(ALIASES.c.alias).join(ADAPTERS, ADAPTERS.c.id == ALIASES.c.adapter_id)
-    return frozenset(connection.execute(query.where(ADAPTERS.c.key == key_of(adapter), ALIASES.c.is_protected)).scalars())
+def find_protected(connection: Connection, adapter: AdapterName, aliases: Iterable[str]) -> frozenset[str]:
+    """Return those of the aliases that only admins move; nobody protects another of them before the transaction ends."""
+    query = select(ALIASES.c.alias, ALIASES.c.is_protected).join(ADAPTERS, ADAPTERS.c.id == ALIASES.c.adapter_id)
+    asked = query.where(ADAPTERS.c.key == key_of(adapter), ALIASES.c.alias.in_(set(aliases)))
+    rows = connection.execute(asked.order_by(ALIASES.c.alias).with_for_update(of=ALIASES)).all()
+    return frozenset(row.alias for row in rows if row.is_protected)
 
 
 def refuse_protected(connection: Connection, adapter: AdapterName, aliases: Iterable[str]) -> None:
     """Raise :class:`Forbidden` where one of the aliases, which a job would move, is protected: that is for a person to do."""
-    protected = sorted(find_protected(connection, adapter) & set(aliases))
+    protected = sorted(find_protected(connection, adapter, aliases))
     if protected:
         hint = "an admin moves it afterwards: wgctl adapters alias set"
         problems = [Problem(path="output.aliases", message="protected: no job moves it", value=alias, hint=hint) for alias in protected]
@@ -86,7 +88,8 @@ def refuse_protected(connection: Connection, adapter: AdapterName, aliases: Iter
 
 def point_open_aliases(connection: Connection, adapter: AdapterName, aliases: Iterable[str], number: int, now: datetime) -> tuple[str, ...]:
     """Let aliases point to a version, but for those that are protected meanwhile; return these."""
-    protected, asked = find_protected(connection, adapter), tuple(aliases)
+    asked = tuple(aliases)
+    protected = find_protected(connection, adapter, asked)
     for alias in asked:
         if alias not in protected:
             set_alias(connection, adapter, alias, AliasMove(version=number), now)

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, func, select
 
 from hub.catalog.listings import list_values
 from hub.catalog.provenance_tables import EVALUATIONS
+from hub.catalog.repositories import lock_latest
 from hub.catalog.signatures import find_version_id
 from hub.catalog.tables import upsert
 from infra import audit
@@ -45,6 +46,7 @@ def report_evaluation(
     connection: Connection, where: tuple[AdapterName, int], report: EvaluationReport, by: str, now: datetime
 ) -> EvaluationView:
     """Note what somebody has measured of a version; measured again on the same data, the new value stands."""
+    lock_latest(connection, where[0])  # so that two reports, or a report and a publication, do not list the version at once
     version_id = find_version_id(connection, *where)
     count = select(func.count()).select_from(EVALUATIONS).where(EVALUATIONS.c.version_id == version_id)
     if connection.execute(count).scalar_one() >= MAX_REPORTS:

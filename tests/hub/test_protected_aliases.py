@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import Engine
@@ -11,6 +12,7 @@ from starlette.testclient import TestClient
 from hub import catalog
 from hub.objects import MemoryStore
 from infra import audit
+from infra.auth import create_token
 from infra.database import reading, writing
 from infra.principals import Principal, Role
 from tests.hub.serving import NOW, Hub, made_hub
@@ -124,3 +126,29 @@ def test_a_token_limited_to_writing_moves_nothing_that_is_protected(hub: Hub) ->
             catalog.check_mover(connection, person, NAME, "production")
         with pytest.raises(AliasMoved):
             catalog.set_alias(connection, NAME, "production", AliasMove(version=2, expected=2), NOW)
+
+
+def test_nobody_protects_what_a_job_is_moving(hub: Hub) -> None:
+    def protect() -> None:
+        with writing(hub.engine) as connection:
+            catalog.protect_alias(connection, NAME, "production", NOW, is_protected=True)
+
+    with ThreadPoolExecutor(1) as pool:
+        with writing(hub.engine) as connection:
+            catalog.refuse_protected(connection, NAME, ("production",))
+            later = pool.submit(protect)
+            with pytest.raises(TimeoutError):
+                later.result(timeout=0.5)
+            catalog.set_alias(connection, NAME, "production", AliasMove(version=2), NOW)
+        later.result(timeout=30)
+
+
+def test_owners_protect_with_the_token_that_they_publish_with(hub: Hub) -> None:
+    with writing(hub.engine) as connection:
+        token = create_token(connection, "owner", Role.WRITE, NOW)[1]
+    with TestClient(hub.app, headers={"Authorization": f"Bearer {token}"}) as owner:
+        assert owner.post("/api/v1/organisations", json={"name": "house"}).status_code == 201
+        hub.publish("job:house", "house/helper")
+        hub.move("prod", AliasMove(version=1), "house/helper")
+        shut = owner.put("/api/v1/adapters/house/helper/aliases/prod/protection", json=SHUT)
+        assert (shut.status_code, shut.json()["protected_aliases"]) == (200, ["prod"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import get_args
 
@@ -100,3 +101,20 @@ def _evaluations(engine: Engine) -> set[tuple[int, str]]:
     with reading(engine) as connection:
         rows = connection.execute(select(catalog.EVALUATIONS.c.version_id, catalog.EVALUATIONS.c.metric))
         return {(row.version_id, row.metric) for row in rows}
+
+
+def test_reports_at_once_wait_for_each_other(hub: Hub) -> None:
+    """Each lists the version's values of the metric anew, the measured one among them."""
+    hub.publish("round:7:1", "demo/x", metrics={"accuracy": 0.5})
+
+    def report(number: int) -> float:
+        told = EvaluationReport(metric="accuracy", value=number / 100, dataset_name=f"set {number}")
+        with writing(hub.engine) as connection:
+            return catalog.report_evaluation(connection, (NAME, 1), told, "ada", NOW).value
+
+    with ThreadPoolExecutor(8) as pool:
+        values = sorted(pool.map(report, range(24)))
+    assert values == [number / 100 for number in range(24)]
+    with reading(hub.engine) as connection:
+        listed = connection.execute(select(catalog.LISTING_METRICS.c.value)).scalars().all()
+    assert sorted(listed) == sorted([*values, 0.5])
