@@ -43,6 +43,8 @@ class HiddenWorld:
     job_id: str
     missing_job_id: str
     files: dict[str, bytes]
+    upload_id: str = ""
+    """Of a file of the adapter that Ada has begun to send."""
     clients: dict[str | None, TestClient] = field(default_factory=dict)
 
     def client(self, who: str | None) -> TestClient:
@@ -81,6 +83,9 @@ def make_world(engine: Engine, **tokens: tuple[str, str]) -> HiddenWorld:
     world.job_id = answer.json()["id"]
     publish(site, ADAPTER, f"job:{world.job_id}", world.files)
     attach_lora(site)
+    begun = world.client("ada").post(f"/api/v1/adapters/{ADAPTER}/uploads", json={"digest": digest_of(b"long"), "size": 9 << 20})
+    assert begun.status_code == 201, begun.text
+    world.upload_id = begun.json()["id"]
     return world
 
 

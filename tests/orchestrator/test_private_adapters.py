@@ -25,6 +25,7 @@ BODIES: dict[str, Any] = {
         "layers": 1,
         "made_by": "x",
     },
+    "uploads": {"digest": NOBODYS, "size": 9 << 20},
     "visibility": {"visibility": "public"},
     "invitations": {"name": "site-a", "expires_in_seconds": 600},
 }
@@ -64,6 +65,8 @@ def names(world: HiddenWorld, *, is_there: bool) -> dict[str, str]:
         "place": "main",
         "number": "1",
         "site": "site-a",
+        "upload_id": world.upload_id if is_there else "5" * 32,
+        "offset": "0",
     }
 
 
@@ -88,7 +91,7 @@ def is_about(path: str) -> bool:
 def told(answer: Any, values: dict[str, str]) -> tuple[int, dict[str, str], str]:
     """What an answer tells, but for what it repeats of the question and what differs between any two answers."""
     text = answer.text
-    for name in ("name", "job_id", "digest"):
+    for name in ("name", "job_id", "digest", "upload_id"):
         text = text.replace(values[name], "?")
     text = re.sub(r'"request_id": ?"[^"]*"', "", text)
     headers = {key: value for key, value in answer.headers.items() if key not in ("x-request-id", "content-length", "date")}

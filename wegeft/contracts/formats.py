@@ -33,8 +33,8 @@ FORMAT_FILES: Mapping[DerivedFormat, frozenset[str]] = {
 }
 """The files of each, all of which must be there."""
 
-ShortText = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,400}\z")]
-BaseIdentity = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,4200}\z")]
+ShortText = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,400}$")]
+BaseIdentity = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,4200}$")]
 
 
 class FormatMeasurement(BaseModel):
