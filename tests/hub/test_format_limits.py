@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +90,35 @@ def test_nothing_is_attached_to_a_version_of_such_a_rank(hub: Hub, client: TestC
     answer = client.put(f"{FORMATS}/gguf/float32", json=made.attachment(files))
     assert {one["message"] for one in answer.json()["problems"]} == {"the rank is too large to be checked"}
     assert [one["path"] for one in answer.json()["problems"]] == [f"base_model.wegeft_generators.up_proj.{part}" for part in ("phi", "psi")]
+
+
+class BusyStore(MemoryStore):
+    """Notes how many ask at once what it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock, self.now, self.most = threading.Lock(), 0, 0
+
+    def has(self, digest: str) -> int | None:
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(0.02)
+        with self.lock:
+            self.now -= 1
+        return super().has(digest)
+
+
+def test_two_at_once_are_checked_and_the_next_ones_wait(tmp_path: Path) -> None:
+    store = BusyStore()
+    with made_hub(f"sqlite:///{tmp_path / 'hub.db'}", store) as hub, TestClient(hub.app, headers=hub.bearer("write")) as client:
+        files = made.lora(made.factors(made.publish(hub)))
+        made.send(client, files)
+        store.most = 0
+        with ThreadPoolExecutor(6) as pool:
+            answers = list(pool.map(lambda _: client.put(f"{FORMATS}/lora/float32", json=made.attachment(files)), range(6)))
+        assert [answer.status_code for answer in answers] == [200] * 6
+        assert store.most == 2
 
 
 # What the headers of files say that nobody would write for a test
