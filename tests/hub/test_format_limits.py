@@ -190,7 +190,7 @@ def test_each_layer_finds_its_generator_among_many_with_few_looks(*, is_reordere
     random = np.random.default_rng(4)
     order = random.permutation(64) if is_reordered else np.arange(64)
     stored = [(3.0 * np.pad(rows, ((0, 1), (0, 0)))[:, order]).astype(np.float16).astype(np.float64) for rows in groups.values()]
-    layers = [Layer(name=f"blk.{n}", read=lambda rows=rows: rows) for n, rows in enumerate(stored)]  # type: ignore[misc]
+    layers = [Layer(name=f"blk.{n}.weight", read=lambda rows=rows: rows) for n, rows in enumerate(stored)]  # type: ignore[misc]
     assert list(factor_problems(layers, Known(groups=groups, limit=1e-2, is_reordered=is_reordered))) == []
     assert groups.looks <= 300 * 4
 
