@@ -161,16 +161,12 @@ class AdapterUploads:
         return shown.model_copy(update={"offset": arrived, "is_direct": True, "addresses": tuple(addresses)})
 
     def _finish_direct(self, upload: Upload) -> BlobView:
-        view, staging = self._view(upload), self._must_stage()
-        if view.offset != upload.size:
-            raise Conflict("parts are missing", path="offset", value=view.offset, hint="look where they are to be put")
-        staging.complete(upload.id, self._find(upload.id).multipart or "")
-        intake = self.services.intake
+        staging = self._must_stage()
+        self._complete(upload, staging)
         with writing(self.services.engine) as connection:
-            catalog.expect(connection, upload.digest, intake.keep_until)
+            catalog.expect(connection, upload.digest, self.services.intake.keep_until)
         found = staging.adopt(upload.id, upload.digest)
-        is_right = found == upload.digest and staging.size(upload.id) == upload.size
-        if not is_right:
+        if found != upload.digest:
             self.abandon(upload.id)
             raise InvalidRequest("the bytes are not those that the digest names", path=upload.digest, value=found, hint="send them again")
         with writing(self.services.engine) as connection:
@@ -178,6 +174,19 @@ class AdapterUploads:
         check_kept(upload.digest, is_kept=is_kept)
         self.abandon(upload.id)
         return BlobView(digest=upload.digest, size=upload.size)
+
+    def _complete(self, upload: Upload, staging: Staging) -> None:
+        """Let the store put the parts together; refuse and delete those whose sizes are not as announced, before a byte is read."""
+        come = self._view(upload).offset
+        if come != upload.size:
+            raise _missing(come)
+        is_as_announced = staging.complete(upload.id, self._find(upload.id).multipart or "", dict(_places(upload)))
+        size = staging.size(upload.id)
+        if is_as_announced and size is None:
+            raise _missing(0)  # another process has ended the upload meanwhile
+        if not is_as_announced or size != upload.size:
+            self.abandon(upload.id)
+            raise InvalidRequest("other parts came than were announced", path="size", value=upload.size, hint="send them again")
 
 
 def find_sent(services: HubServices, caller: Principal, digest: str) -> int | None:
@@ -187,6 +196,10 @@ def find_sent(services: HubServices, caller: Principal, digest: str) -> int | No
         may_know = digest in catalog.find_had(connection, holder, [digest], caller)
         is_kept = may_know and not catalog.hold(connection, holder, [digest], services.intake.keep_until)
     return services.store.has(digest) if is_kept else None
+
+
+def _missing(offset: int) -> Conflict:
+    return Conflict("parts are missing", path="offset", value=offset, hint="look where they are to be put")
 
 
 def _places(upload: Upload) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hub import catalog
+from hub.formats.limits import MAX_RANK, sizes_of
 from hub.lora_products import products_of
 from hub.objects import ObjectStore, read_verified
 from hub.services import HubServices
@@ -19,7 +20,7 @@ from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, AdapterName, Ver
 from wegeft.contracts.comparison import ComparisonView, EvaluationDelta, FieldChange, GroupDifference
 from wegeft.contracts.errors import shorten
 from wegeft.contracts.provenance import EvaluationView
-from wegeft.contracts.tensors import read_tensors
+from wegeft.contracts.tensors import parse_header, read_tensors
 
 MAX_WEIGHTS_BYTES = 64 << 20
 """Of each version; larger ones are compared by their configuration and evaluations alone."""
@@ -45,7 +46,9 @@ def compare(services: HubServices, first: VersionView, second: VersionView) -> C
     """Return how ``second`` differs from ``first``; raise :class:`DigestMismatch` where the store has let their files rot."""
     configs = [read_config(services.store, version) for version in (first, second)]
     reason = _reason((first, second), configs)
-    pair = None if reason else [_read_generators(services.store, *one) for one in zip((first, second), configs, strict=True)]
+    weights = [] if reason else [_read_weights(services.store, version) for version in (first, second)]
+    reason = reason or _rank_reason(weights)
+    pair = None if reason else [_generators_in(*one) for one in zip((first, second), weights, configs, strict=True)]
     return ComparisonView(
         first=first.ref,
         second=second.ref,
@@ -93,9 +96,20 @@ def _weights_size(version: VersionView) -> int:
     return next(entry.size for entry in version.manifest.files if entry.path == WEIGHTS_FILE)
 
 
-def _read_generators(store: ObjectStore, version: VersionView, config: Mapping[str, Any]) -> Generators:
+def _read_weights(store: ObjectStore, version: VersionView) -> bytes:
     entry = next(entry for entry in version.manifest.files if entry.path == WEIGHTS_FILE)
-    tensors = read_tensors(read_verified(store, entry.digest, entry.size))
+    return read_verified(store, entry.digest, entry.size)
+
+
+def _rank_reason(weights: list[bytes]) -> str | None:
+    """Return why weights cannot be compared whose rank would fill the memory; None where they can."""
+    ranks = [size.rank for content in weights for size in sizes_of(parse_header(content, len(content)))]
+    largest = max(ranks, default=0)
+    return f"the rank is too large to compare: {largest}, and at most {MAX_RANK}" if largest > MAX_RANK else None
+
+
+def _generators_in(version: VersionView, weights: bytes, config: Mapping[str, Any]) -> Generators:
+    tensors = read_tensors(weights)
     return products_of(tensors, config) if version.method in _LORA else generators_of(tensors, config)
 
 

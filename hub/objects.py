@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Protocol
 
@@ -97,8 +97,11 @@ class Staging(Protocol):
         """Return the sizes in bytes of the parts that have come, by number; None where the upload is over or was never begun."""
         ...
 
-    def complete(self, name: str, upload: str) -> None:
-        """Put the parts together; from now on the addresses are worth nothing. Harmless to repeat."""
+    def complete(self, name: str, upload: str, sizes: Mapping[int, int]) -> bool:
+        """Put the parts together, whose ``sizes`` in bytes go by number; from now on the addresses are worth nothing. Harmless to repeat.
+
+        Returns False where other parts have come than these, and puts nothing together then.
+        """
         ...
 
     def size(self, name: str) -> int | None:

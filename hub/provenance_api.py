@@ -10,7 +10,7 @@ from hub.named_adapter import Name
 from hub.named_version import Selector, resolve_named
 from hub.services import HubServices
 from infra.auth import Guard, Principal, Role
-from infra.bodies import waits_for_store
+from infra.bodies import holds_tensors, waits_for_store
 from infra.database import reading, writing
 from wegeft.contracts.adapter import AdapterRef
 from wegeft.contracts.bundles import BUNDLE_TYPE, BundleKind
@@ -66,7 +66,7 @@ def _version_router(services: HubServices, guard: Guard) -> APIRouter:
         return provenance.find_engines(services, resolve_named(services, adapter, selector))
 
     @router.get("/diff", summary="How another version differs from this one")
-    @waits_for_store
+    @holds_tensors
     def get_diff(
         adapter: Name,
         selector: Selector,

@@ -7,7 +7,7 @@ been verified; only then does the server copy it under its digest. The SDK has t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -64,12 +64,17 @@ class S3Staging:
                     return None
                 raise
 
-    def complete(self, name: str, upload: str) -> None:
+    def complete(self, name: str, upload: str, sizes: Mapping[int, int]) -> bool:
         """See :meth:`Staging.complete`."""
         listed = self._listed(name, upload)
-        if listed:
-            with s3_errors():
-                self._client._complete_multipart_upload(self._bucket, self._key(name), upload, listed)  # noqa: SLF001
+        if listed is None:
+            return True
+        if {part.part_number: part.size for part in listed} != sizes:
+            return False
+        with s3_errors():
+            # It names the parts by their tags, so the server refuses what has come instead of them since.
+            self._client._complete_multipart_upload(self._bucket, self._key(name), upload, listed)  # noqa: SLF001
+        return True
 
     def size(self, name: str) -> int | None:
         """See :meth:`Staging.size`."""

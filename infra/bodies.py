@@ -34,6 +34,8 @@ STREAM_PATIENCE = 20
 LEAST_BYTES_A_SECOND = 4096
 MAX_STORE_READERS = 32
 """Requests that wait for the object store at once, beside the streamed bodies; the next ones hold no thread meanwhile."""
+MAX_COMPUTATIONS = 2
+"""Requests that hold whole tensors at once, some gigabytes each; the next ones hold no thread meanwhile."""
 SENDER = "wegeft.sender"
 """In a request's scope: who sends it, where that was found out by other means than a token."""
 
@@ -43,6 +45,7 @@ Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 _LIMIT = "max_body_bytes"
 _SLOTS: RunVar[anyio.CapacityLimiter] = RunVar("wegeft_streams")
 _READERS: RunVar[anyio.CapacityLimiter] = RunVar("wegeft_store_readers")
+_COMPUTATIONS: RunVar[anyio.CapacityLimiter] = RunVar("wegeft_computations")
 _SHARES: RunVar[dict[str, _Share]] = RunVar("wegeft_stream_shares")
 
 
@@ -74,6 +77,19 @@ def waits_for_store(endpoint: Callable[Parameters, Result]) -> Callable[Paramete
         return await anyio.to_thread.run_sync(partial(endpoint, *args, **kwargs), limiter=_limiter(_READERS, MAX_STORE_READERS))
 
     return waited
+
+
+def holds_tensors(endpoint: Callable[Parameters, Result]) -> Callable[Parameters, Coroutine[Any, Any, Result]]:
+    """Return an endpoint that runs the given one, which reads tensors and computes with them, in a thread of which there are few.
+
+    So however many ask at once, the memory of :data:`MAX_COMPUTATIONS` is enough, and the other endpoints have their threads.
+    """
+
+    @wraps(endpoint)
+    async def computed(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        return await anyio.to_thread.run_sync(partial(endpoint, *args, **kwargs), limiter=_limiter(_COMPUTATIONS, MAX_COMPUTATIONS))
+
+    return computed
 
 
 def _sender_of(request: Request, arguments: Mapping[str, object]) -> str:

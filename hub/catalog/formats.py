@@ -2,6 +2,7 @@
 
 A row and the hold on its bytes end at the same moment, and a collection forgets the rows that are over before it chooses bytes. So a row
 never points at missing bytes, and what deletes rows otherwise, such as the end of an adapter, leaves nothing that is kept for ever.
+Rows are locked in one order, the adapter's, then these, then bytes and holds, so that nobody waits in a circle.
 """
 
 from __future__ import annotations
@@ -33,16 +34,18 @@ def attach_format(
 ) -> AttachedFormat:
     """Put a checked format in the place of the one of its type that may be there; ``stamp``: by whom, now, and until when it stays.
 
+    The adapter must be locked, and the version be there still.
     Raises :class:`InvalidRequest` where bytes have been collected that were stored before, and :class:`QuotaExceeded`.
     """
     name = AdapterName.parse(version.adapter)
     holder = f"{_HOLDER}{version.manifest_digest.removeprefix('sha256:')}:{shelf[0]}:{shelf[1]}"
     digests = [entry.digest for entry in attachment.files]
-    connection.execute(delete(HOLDS).where(HOLDS.c.holder == holder, HOLDS.c.digest.not_in(digests)))
+    connection.execute(select(DERIVED_FORMATS.c.id).where(*_is_at(version, shelf)).with_for_update())
     missing = hold(connection, holder, digests, stamp[2])
     if missing:
         problems = [Problem(path="files", message="its bytes are not kept any more", value=digest) for digest in sorted(missing)]
         raise InvalidRequest("the files are not all stored", problems=problems)
+    connection.execute(delete(HOLDS).where(HOLDS.c.holder == holder, HOLDS.c.digest.not_in(digests)))
     note_sizes(connection, {entry.digest: entry.size for entry in attachment.files})
     row = attachment.model_dump(exclude={"files"}) | {
         "version_id": find_version_id(connection, name, version.version),
@@ -98,9 +101,10 @@ def _is_at(version: VersionView, shelf: Shelf) -> tuple[ColumnElement[bool], ...
 
 def drop_formats(connection: Connection, now: datetime, *, only_unused: bool = True) -> int:
     """Forget the formats that nobody has fetched for long, or all of them, and let go of their bytes; return how many they were."""
-    gone = delete(DERIVED_FORMATS).returning(DERIVED_FORMATS.c.holder)
+    chosen = select(DERIVED_FORMATS.c.id).order_by(DERIVED_FORMATS.c.id).with_for_update()
     if only_unused:
-        gone = gone.where(DERIVED_FORMATS.c.kept_until <= now)
+        chosen = chosen.where(DERIVED_FORMATS.c.kept_until <= now)
+    gone = delete(DERIVED_FORMATS).where(DERIVED_FORMATS.c.id.in_(chosen)).returning(DERIVED_FORMATS.c.holder)
     holders = connection.execute(gone).scalars().all()
     for holder in holders:
         let_go(connection, holder, now)

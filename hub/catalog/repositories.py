@@ -77,7 +77,7 @@ def _repositories() -> Select[Any]:
 
 
 def lock_latest(connection: Connection, adapter: AdapterName) -> int:
-    """Return the newest version's number, 0 where there is none yet, and let nobody publish before the transaction ends."""
+    """Return the newest version's number, 0 where there is none yet, and let nobody publish or delete before the transaction ends."""
     query = select(ADAPTERS.c.latest_number).where(ADAPTERS.c.key == key_of(adapter)).with_for_update()
     return int(connection.execute(query).scalar_one_or_none() or 0)
 
@@ -92,10 +92,12 @@ def delete_adapter(connection: Connection, adapter: AdapterName, until: datetime
     if row is None or not row.latest_number:
         find_repository(connection, adapter)
     assert row is not None  # noqa: S101 - otherwise there was no such repository
+    formats = select(DERIVED_FORMATS.c.holder).join(VERSIONS, VERSIONS.c.id == DERIVED_FORMATS.c.version_id)
+    formats = formats.where(VERSIONS.c.adapter_id == row.id).with_for_update(of=DERIVED_FORMATS)  # before any hold, as whoever renews one
+    holders = connection.execute(formats.order_by(DERIVED_FORMATS.c.id)).scalars().all()
     for source in connection.execute(select(VERSIONS.c.source).where(VERSIONS.c.adapter_id == row.id)).scalars().all():
         let_go(connection, version_of(source), until)
-    formats = select(DERIVED_FORMATS.c.holder).join(VERSIONS, VERSIONS.c.id == DERIVED_FORMATS.c.version_id)
-    for holder in connection.execute(formats.where(VERSIONS.c.adapter_id == row.id)).scalars().all():
+    for holder in holders:
         let_go(connection, holder, until)
     unlist(connection, row.id)
     for table, is_about in _rows_about(row.id):

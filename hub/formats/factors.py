@@ -7,10 +7,9 @@ a layer, one is a generator's own and can be compared without the base model's w
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,12 @@ Rows = NDArray[np.float64]
 _GENERATOR = re.compile(r"base_model\.wegeft_generators\.(?P<group>.+)\.(?P<factor>phi|psi)\Z")
 _PEFT_PREFIX = "base_model.model."
 _LENGTH_BYTES = 8
+_PIECE_BYTES = 16 << 20
 _MOST_PROBLEMS = 20
+_MOST_CANDIDATES = 8
+"""Generators whose numbers a layer's are compared with, besides the one of its own name."""
+_PRINT_SIDE = 8
+"""Into how many parts rows and columns are divided for a fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,12 @@ def bytes_of(store: ObjectStore, entry: FileEntry, header: TensorHeader, spec: T
     return store.range(entry.digest, header.size + spec.start, spec.end - spec.start)
 
 
+def pieces_of(store: ObjectStore, entry: FileEntry, header: TensorHeader, spec: TensorSpec) -> Iterator[bytes]:
+    """Yield the bytes of one tensor of stored safetensors in pieces that are alike for tensors of one size."""
+    for start in range(spec.start, spec.end, _PIECE_BYTES):
+        yield store.range(entry.digest, header.size + start, min(_PIECE_BYTES, spec.end - start))
+
+
 def stored_layers(
     store: ObjectStore, entry: FileEntry, header: TensorHeader, ends: tuple[str, str], *, is_output: bool, is_transposed: bool
 ) -> Iterator[Layer]:
@@ -102,24 +112,70 @@ def gguf_layers(store: ObjectStore, entry: FileEntry, adapter: GgufAdapter, *, i
             yield Layer(name=name.removesuffix(end), read=partial(read, name))
 
 
-def factor_problems(layers: Iterator[Layer], known: Known) -> Iterator[Problem]:
-    """Yield every layer whose factor is no generator's, and every generator that no layer has; at most twenty."""
+def factor_problems(layers: Iterable[Layer], known: Known) -> Iterator[Problem]:
+    """Yield the layers whose factor is no generator's, at most twenty, and where all are some generator's, what no layer has.
+
+    No layer is read behind the twentieth that is wrong.
+    """
+    indexes = _index(known)
     used: set[str] = set()
     strangers = 0
     for layer in layers:
         rows = layer.read()
-        group = next((name for name in _by_likelihood(layer.name, known.groups) if is_same(rows, known.groups[name], known)), None)
+        index = indexes.get(rows.shape[1])
+        likely = index.likely(layer.name, _print_of(rows, known)) if index else ()
+        group = next((name for name in likely if is_same(rows, known.groups[name], known)), None)
         if group is not None:
             used.add(group)
-        elif (strangers := strangers + 1) <= _MOST_PROBLEMS:
-            yield Problem(path=layer.name, message="its factor is that of none of the version's generators", value=f"{list(rows.shape)}")
+            continue
+        yield Problem(path=layer.name, message="its factor is that of none of the version's generators", value=f"{list(rows.shape)}")
+        if (strangers := strangers + 1) == _MOST_PROBLEMS:
+            return
     for name in sorted(known.groups.keys() - used)[:_MOST_PROBLEMS]:
         yield Problem(path=name, message="no layer holds this generator")
 
 
-def _by_likelihood(layer: str, groups: Mapping[str, Any]) -> list[str]:
-    last = layer.rpartition(".")[2]
-    return sorted(groups, key=lambda name: (name != layer and last not in name, name))
+@dataclass(frozen=True, kw_only=True)
+class _Index:
+    """The generators of one width, by their fingerprints."""
+
+    names: list[str]
+    prints: Rows
+    """One row each."""
+
+    def likely(self, layer: str, found: Rows) -> Iterator[str]:
+        """Yield the generators to compare a layer with: the one of its name, and the few that are nearest, of equal ones those named so."""
+        last = layer.rpartition(".")[2]
+        is_named_otherwise = np.array([last not in name for name in self.names])
+        nearest = np.lexsort((is_named_otherwise, np.linalg.norm(self.prints - found, axis=1)))[:_MOST_CANDIDATES]
+        if layer in self.names:
+            yield layer
+        yield from (self.names[place] for place in nearest)
+
+
+def _index(known: Known) -> dict[int, _Index]:
+    """Return the generators by their width."""
+    found: dict[int, dict[str, Rows]] = {}
+    for name in sorted(known.groups):
+        rows = known.groups[name]
+        found.setdefault(rows.shape[1], {})[name] = _print_of(rows, known)
+    return {width: _Index(names=list(prints), prints=np.stack(list(prints.values()))) for width, prints in found.items()}
+
+
+def _print_of(rows: Rows, known: Known) -> Rows:
+    """Return a few numbers that are the same for the same factor, times a positive number or with rows of zeros behind it.
+
+    Rounding changes them little: they are sums of parts of rows, sorted before where the features may be in another order.
+    """
+    ordered = np.sort(rows, axis=1) if known.is_reordered else rows
+    starts = np.linspace(0, ordered.shape[1], min(_PRINT_SIDE, ordered.shape[1]), endpoint=False).astype(int)
+    sums = np.add.reduceat(ordered, starts, axis=1)
+    found = np.zeros((_PRINT_SIDE, starts.size))
+    for first in range(min(_PRINT_SIDE, sums.shape[0])):
+        found[first] = sums[first::_PRINT_SIDE].sum(axis=0)
+    size = float(np.linalg.norm(rows))
+    flat: Rows = (found / size if size else found).ravel()
+    return flat
 
 
 def is_same(found: Rows, own: Rows, known: Known) -> bool:

@@ -19,14 +19,15 @@ from hub.comparison import read_config
 from hub.formats.factors import (
     Known,
     Layer,
-    bytes_of,
     check_finite,
     factor_problems,
     gguf_layers,
     header_of,
+    pieces_of,
     read_known,
     stored_layers,
 )
+from hub.formats.limits import generator_problems, gguf_sizes_of, size_problems, sizes_of
 from hub.objects import ObjectStore, read_verified, stream_verified
 from hub.published_baselines import Lora
 from hub.published_config import check_config
@@ -92,22 +93,27 @@ class Candidate:
 
 
 def check_format(store: ObjectStore, wanted: Candidate) -> None:
-    """Return where the files may be attached; reads every byte, in memory that grows with the largest tensor alone.
+    """Return where the files may be attached; reads every byte, in memory that :mod:`hub.formats.limits` bounds.
 
     Raises :class:`InvalidInput` with every problem, and :class:`DigestMismatch` where the store has let the bytes rot.
     """
     config = read_config(store, wanted.version)
+    transform = str(config.get("transform", "input"))
     _refuse([*_told_problems(store, wanted), *_file_problems(store, wanted)])
+    _refuse(generator_problems(header_of(store, _native(wanted)), transform=transform))
     try:
         layers, is_reordered, problems = _read(store, wanted, config)
     except InvalidTensors as error:
         raise InvalidInput(_REFUSAL, problems=error.problems) from error
     _refuse(problems)
-    transform = str(config.get("transform", "input"))
     groups = read_known(store, wanted.version, transform=transform)
     known = Known(groups=groups, limit=ERROR_LIMITS[wanted.dtype], is_reordered=is_reordered and transform == "output")
     found = list(layers)
-    _refuse(chain(_count_problems(wanted, found), factor_problems(iter(found), known)))
+    _refuse(chain(_count_problems(wanted, found), factor_problems(found, known)))
+
+
+def _native(wanted: Candidate) -> FileEntry:
+    return next(entry for entry in wanted.version.manifest.files if entry.path == WEIGHTS_FILE)
 
 
 _REFUSAL = "the files are not this format of this version"
@@ -185,7 +191,7 @@ def _read_lora(
     header = check_stream(stream_verified(store, entry.digest), entry.size)
     saved = config.modules_to_save or []
     expected = Expected(layout=config.layout, targets=config.target_modules, sizes=config.sizes, saved=saved)
-    problems = [*_plain_problems(config, native), *layout_problems(header, expected)]
+    problems = [*size_problems(sizes_of(header)), *_plain_problems(config, native), *layout_problems(header, expected)]
     if not problems:
         problems = list(_saved_problems(store, wanted, header))
     ends = (".lora_A.weight", ".lora_B.weight")
@@ -210,7 +216,7 @@ def _plain_problems(config: Lora, native: Mapping[str, Any]) -> Iterator[Problem
 
 def _saved_problems(store: ObjectStore, wanted: Candidate, header: TensorHeader) -> Iterator[Problem]:
     """Yield every tensor of a module trained in full that is not the version's own."""
-    native = next(entry for entry in wanted.version.manifest.files if entry.path == WEIGHTS_FILE)
+    native = _native(wanted)
     native_header = header_of(store, native)
     own = {spec.name: spec for spec in native_header.tensors}
     for spec in header.tensors:
@@ -226,7 +232,8 @@ def _saved_problems(store: ObjectStore, wanted: Candidate, header: TensorHeader)
 
 
 def _differ(store: ObjectStore, *places: tuple[FileEntry, TensorHeader, TensorSpec]) -> bool:
-    return len({bytes_of(store, *place) for place in places}) > 1
+    pieces = zip(*(pieces_of(store, *place) for place in places), strict=True)
+    return any(first != second for first, second in pieces)
 
 
 def _read_gguf(store: ObjectStore, wanted: Candidate, is_output: bool) -> tuple[Iterator[Layer], bool, list[Problem]]:
@@ -234,6 +241,7 @@ def _read_gguf(store: ObjectStore, wanted: Candidate, is_output: bool) -> tuple[
     for _ in stream_verified(store, entry.digest):  # rot must not pass for a wrong file
         pass
     adapter = parse_gguf_adapter(store.range(entry.digest, 0, min(entry.size, MAX_GGUF_HEADER_BYTES)), entry.size)
+    _refuse(size_problems(gguf_sizes_of(adapter)))
     check_finite(store, entry, adapter)
     text = read_verified(store, modelfile.digest, modelfile.size).decode(errors="replace")
     problems = []
@@ -255,7 +263,7 @@ def _read_mlx(
         raise InvalidInput(_REFUSAL, problems=problems) from error
     header = check_stream(stream_verified(store, entry.digest), entry.size)
     layers = stored_layers(store, entry, header, (".lora_a", ".lora_b"), is_output=is_output, is_transposed=True)
-    problems = list(_mlx_problems(header, config.lora_parameters))
+    problems = [*size_problems(sizes_of(header)), *_mlx_problems(header, config.lora_parameters)]
     if config.model not in (None, native.get("base_model_name_or_path")):
         problems.append(Problem(path=f"{CONFIG_FILE}: model", message="not the version's base model", value=shorten(config.model)))
     return layers, False, problems

@@ -61,15 +61,17 @@ def attach(
 ) -> AttachedFormat:
     """Check a derived format and attach it to its version, in the place of one of the same type; the same again is harmless.
 
-    Raises :class:`InvalidInput` with everything that the gate refuses, :class:`InvalidRequest` for bytes that the caller has not sent, and
-    :class:`QuotaExceeded`.
+    Raises :class:`InvalidInput` with everything that the gate refuses, :class:`InvalidRequest` for bytes that the caller has not sent,
+    :class:`QuotaExceeded`, and :class:`AdapterNotFound` or :class:`VersionNotFound` where the version was deleted meanwhile.
     """
     _check_sent(services, attachment, caller)
     check_format(services.store, Candidate(version=version, format=shelf[0], dtype=shelf[1], attachment=attachment))
     now = services.clock()
     stamp = (caller.name, now, now + timedelta(seconds=services.format_keep_seconds))
     with writing(services.engine) as connection:
-        catalog.resolve(connection, AdapterRef.parse(version.ref))  # it may have been deleted meanwhile
+        ref = AdapterRef.parse(version.ref)
+        catalog.lock_latest(connection, ref.adapter)
+        catalog.resolve(connection, ref)  # it may have been deleted meanwhile
         return catalog.attach_format(connection, version, shelf, attachment, stamp)
 
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
 import pytest
+from sqlalchemy import update
+from starlette.testclient import TestClient
 
 from hub import catalog
+from hub.catalog.format_tables import DERIVED_FORMATS
 from hub.catalog.quotas import measure
 from hub.objects import MemoryStore
 from infra.database import reading, writing
+from tests.hub import format_files as made
 from tests.hub.serving import NOW, Hub, made_hub
 from wegeft.contracts.adapter import AdapterName, AdapterRef, FileEntry, VersionView
 from wegeft.contracts.errors import InvalidRequest, NotFound
 from wegeft.contracts.formats import AttachedFormat, FormatAttachment
 
 MONTH = timedelta(days=30)
+LONG_ENOUGH_TO_WAIT_FOR_A_LOCK_SECONDS = 0.6
 SHELF: catalog.Shelf = ("lora", "float32")
 
 
@@ -68,3 +75,41 @@ def test_what_is_over_goes_with_the_next_collection(database_url: str) -> None:
         assert collected(hub, NOW + 2 * MONTH) == len(old.files) + len(kept.files)
         with reading(hub.engine) as connection:
             assert catalog.list_formats(connection, version) == ()
+
+
+# Two at once
+
+
+def test_who_attaches_again_and_who_renews_do_not_wait_in_a_circle(database_url: str) -> None:
+    with made_hub(database_url, MemoryStore()) as hub, ThreadPoolExecutor(1) as other:
+        hub.publish()
+        with reading(hub.engine) as connection:
+            version = catalog.resolve(connection, AdapterRef(adapter=AdapterName.parse("demo/arithmetic")))
+        first = attach(hub, version, b"one")
+        with writing(hub.engine) as connection:
+            renewed = update(DERIVED_FORMATS).values(kept_until=NOW + 2 * MONTH).returning(DERIVED_FORMATS.c.holder)
+            connection.execute(renewed)
+            again = other.submit(attach_stored, hub, version, first)
+            time.sleep(LONG_ENOUGH_TO_WAIT_FOR_A_LOCK_SECONDS)
+            assert catalog.keep_format(connection, version, first, NOW + 2 * MONTH)
+        assert again.result(timeout=20).files == first.files
+
+
+def attach_stored(hub: Hub, version: VersionView, stored: AttachedFormat) -> AttachedFormat:
+    told = stored.model_dump(include=set(FormatAttachment.model_fields))
+    with writing(hub.engine) as connection:
+        return catalog.attach_format(connection, version, SHELF, FormatAttachment.model_validate(told), ("ada", NOW, NOW + MONTH))
+
+
+def test_an_adapter_that_is_deleted_meanwhile_is_not_found(database_url: str) -> None:
+    with made_hub(database_url, MemoryStore()) as hub, ThreadPoolExecutor(1) as other:
+        files = made.lora(made.factors(made.publish(hub)))
+        with TestClient(hub.app, headers=hub.bearer("write"), raise_server_exceptions=False) as client:
+            made.send(client, files)
+            with writing(hub.engine) as connection:
+                catalog.delete_adapter(connection, AdapterName.parse("demo/x"), NOW + MONTH)
+                url = "/api/v1/adapters/demo/x/versions/1/formats/lora/float32"
+                answer = other.submit(client.put, url, json=made.attachment(files))
+                time.sleep(LONG_ENOUGH_TO_WAIT_FOR_A_LOCK_SECONDS)
+            found = answer.result(timeout=20)
+            assert (found.status_code, found.json()["code"]) == (404, "adapter_not_found")

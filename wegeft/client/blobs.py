@@ -8,11 +8,12 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 
+from wegeft.client.own_files import open_own
 from wegeft.client.transport import Call, Transport
 from wegeft.contracts.errors import (
     Conflict,
@@ -116,26 +117,28 @@ def fetch(transport: Transport, path: str, target: Path, digest: str, size: int 
     return transport.retry(once)
 
 
-def fetch_resumable(transport: Transport, path: str, target: Path, digest: str, max_bytes: int) -> None:
+def fetch_resumable(transport: Transport, path: str, target: Path, digest: str, max_bytes: int, part: Path | None = None) -> None:
     """Fetch as :func:`fetch` does, going on where an earlier try ended, even that of a process that is gone.
 
-    What came so far waits in ``<target>.part``. Raises :class:`DigestMismatch`, and :class:`UnexpectedAnswer` where more than ``max_bytes``
-    come, after which the next try starts afresh.
+    What came so far waits in ``part``, on the same disk; where none is named, in ``<target>.part``. Raises :class:`DigestMismatch`,
+    :class:`UnexpectedAnswer` where more than ``max_bytes`` come, after which the next try starts afresh, and :class:`InvalidSetting` where
+    what is there under the part's name is no file of ours.
     """
-    part = target.with_name(f"{target.name}.part")
+    gathered = part or target.with_name(f"{target.name}.part")
 
     def once() -> str:
-        sha256, held = _hash_of(part)
+        sha256, held = _hash_of(gathered)
         if held and f"sha256:{sha256.hexdigest()}" == digest:
             return digest
         headers = {"Range": f"bytes={held}-"} if held else {}
         with transport.open(Call(method="GET", path=path, headers=headers, may_lead_elsewhere=True)) as response:
             goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {held}-")
             sha256 = sha256 if goes_on else hashlib.sha256()
-            with part.open("ab" if goes_on else "wb") as file:
+            with open_own(gathered, makes=True) as file:
+                file.truncate(file.seek(held if goes_on else 0))
                 for chunk in response.iter_bytes():  # as they come: what waits for a whole chunk is lost with the connection
                     if file.tell() + len(chunk) > max_bytes:
-                        part.unlink()
+                        gathered.unlink()
                         raise UnexpectedAnswer(f"the server sends more than {max_bytes} bytes", path=digest)
                     sha256.update(chunk)
                     file.write(chunk)
@@ -147,22 +150,21 @@ def fetch_resumable(transport: Transport, path: str, target: Path, digest: str, 
         try:
             found = transport.retry(once)
         except InvalidInput:  # the server has less than we hold, so what we hold is not of this file
-            part.unlink(missing_ok=True)
+            gathered.unlink(missing_ok=True)
             found = transport.retry(once)
         if found != digest:
-            part.unlink()
+            gathered.unlink()
             raise DigestMismatch(path=digest, value=found)
-        part.replace(target)
+        gathered.replace(target)
 
 
 def _hash_of(path: Path) -> tuple[hashlib._Hash, int]:
     """Return the hash of what a file holds, to be gone on with, and its length; of none where there is no file."""
     sha256, size = hashlib.sha256(), 0
-    if path.exists():
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                sha256.update(chunk)
-                size += len(chunk)
+    with suppress(FileNotFoundError), open_own(path, makes=False) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            sha256.update(chunk)
+            size += len(chunk)
     return sha256, size
 
 

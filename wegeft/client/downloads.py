@@ -14,6 +14,7 @@ from typing import IO
 from urllib.parse import quote
 
 from wegeft.client.blobs import fetch, fetch_resumable, local_errors, write_whole
+from wegeft.client.own_files import may_be_own, open_own
 from wegeft.client.transport import Transport
 from wegeft.contracts.adapter import PUBLISHABLE_FILES, FileEntry, VersionView, digest_of
 from wegeft.contracts.bundles import SIGNATURE_FILE
@@ -81,22 +82,30 @@ def _fetch(transport: Transport, version: VersionView, entry: FileEntry, target:
         fetch(transport, path, target, entry.digest, entry.size)
         return
     with _own_part(target, entry) as part:
-        fetch_resumable(transport, path, part, entry.digest, entry.size)
-        part.replace(target)
+        fetch_resumable(transport, path, target, entry.digest, entry.size, part)
 
 
 @contextmanager
 def _own_part(target: Path, entry: FileEntry) -> Iterator[Path]:
-    """Give where to gather a long file: the same place for every process that pulls it here, if none does at this moment."""
+    """Give where to gather a long file: the same place for every process that pulls it here, if none does at this moment.
+
+    Beside the folder others may write, and know the name: where it is not ours to use, the file is gathered in our own hidden folder.
+    """
+    own = target.with_name(f"{target.name}.own")
     beside = target.parent.parent.parent  # of the hidden folder, which is another one in each process
     shared = beside / f".{entry.digest.removeprefix('sha256:')[:32]}"
-    lock = shared.with_suffix(".lock")
-    with lock.open("wb") as file:
+    lock, part = shared.with_suffix(".lock"), shared.with_suffix(".part")
+    try:
+        file = open_own(lock, makes=True)
+    except OSError:
+        yield own
+        return
+    with file:
         if not _is_locked(file):
-            yield target.with_name(f"{target.name}.own")
+            yield own
             return
         try:
-            yield shared
+            yield part if may_be_own(part) else own
         finally:
             lock.unlink(missing_ok=True)
 
