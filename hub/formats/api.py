@@ -10,7 +10,7 @@ from hub.named_version import Selector, resolve_named
 from hub.services import HubServices
 from hub.serving import FILE_ANSWERS, HEAD_ANSWERS, answer_blob, answer_head
 from infra.auth import Guard, Principal, Role
-from infra.bodies import waits_for_store
+from infra.bodies import reads_whole_files, waits_for_store
 from wegeft.contracts.formats import AttachedFormat, DerivedFormat, FormatAttachment, FormatList, StoredDtype
 
 Format = Annotated[DerivedFormat, Path(alias="format", description="What reads it.")]
@@ -35,7 +35,7 @@ def make_router(services: HubServices, guard: Guard) -> APIRouter:
         return shelf.find_formats(services, resolve_named(services, adapter, selector))
 
     @router.put(_ONE, summary="Attach a derived format whose bytes were sent before; it is checked against the version")
-    @waits_for_store
+    @reads_whole_files
     def put_format(
         adapter: Name, selector: Selector, format_: Format, dtype: Dtype, body: FormatAttachment, caller: Writer
     ) -> AttachedFormat:
