@@ -8,7 +8,7 @@ from hub.adapter_uploads import AdapterUploads
 from hub.named_adapter import Name
 from hub.services import HubServices
 from infra.auth import Guard, Principal, Role
-from infra.bodies import streams_body, waits_for_store
+from infra.bodies import reads_whole_files, streams_body, waits_for_store
 from infra.description import BINARY
 from wegeft.contracts.training import BlobView
 from wegeft.contracts.uploads import AdapterUploadRequest, AdapterUploadView
@@ -46,13 +46,18 @@ def make_router(services: HubServices, guard: Guard) -> APIRouter:
     @router.put("/{upload_id}/parts/{offset}/{digest}", summary="Send the next part", openapi_extra={"requestBody": BINARY})
     @streams_body
     def put_part(
-        upload_id: UploadId, offset: Annotated[int, Path(ge=0)], digest: str, uploads: Desk, request: Request
+        upload_id: UploadId,
+        offset: Annotated[int, Path(ge=0)],
+        digest: str,
+        uploads: Desk,
+        caller: Writer,  # noqa: ARG001 - whose share
+        request: Request,
     ) -> AdapterUploadView:
         return uploads.receive(upload_id, (offset, digest), request)
 
     @router.post("/{upload_id}/finish", status_code=201, summary="Put the parts together, and verify the whole")
-    @waits_for_store
-    def finish_upload(upload_id: UploadId, uploads: Desk) -> BlobView:
+    @reads_whole_files
+    def finish_upload(upload_id: UploadId, uploads: Desk, caller: Writer) -> BlobView:  # noqa: ARG001 - whose share
         return uploads.finish(upload_id)
 
     @router.delete("/{upload_id}", status_code=204, summary="Forget an upload, and what has come of it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -34,6 +34,8 @@ STREAM_PATIENCE = 20
 LEAST_BYTES_A_SECOND = 4096
 MAX_STORE_READERS = 32
 """Requests that wait for the object store at once, beside the streamed bodies; the next ones hold no thread meanwhile."""
+LONG_READS_A_SENDER = 4
+"""Of those, how many one account's or site's may be that read files of any length to their ends."""
 MAX_COMPUTATIONS = 2
 """Requests that hold whole tensors at once, some gigabytes each; the next ones hold no thread meanwhile."""
 SENDER = "wegeft.sender"
@@ -46,7 +48,7 @@ _LIMIT = "max_body_bytes"
 _SLOTS: RunVar[anyio.CapacityLimiter] = RunVar("wegeft_streams")
 _READERS: RunVar[anyio.CapacityLimiter] = RunVar("wegeft_store_readers")
 _COMPUTATIONS: RunVar[anyio.CapacityLimiter] = RunVar("wegeft_computations")
-_SHARES: RunVar[dict[str, _Share]] = RunVar("wegeft_stream_shares")
+_SHARES: RunVar[dict[str, _Share]] = RunVar("wegeft_shares")
 
 
 def streams_body(endpoint: Callable[Parameters, Result]) -> Callable[Parameters, Coroutine[Any, Any, Result]]:
@@ -58,8 +60,7 @@ def streams_body(endpoint: Callable[Parameters, Result]) -> Callable[Parameters,
 
     @wraps(endpoint)
     async def streamed(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        request = next(value for value in kwargs.values() if isinstance(value, Request))
-        async with _share_of(_sender_of(request, kwargs)):
+        async with _share_of(f"streams of {_sender_of(kwargs)}", STREAMS_A_SENDER):
             return await anyio.to_thread.run_sync(partial(endpoint, *args, **kwargs), limiter=_limiter(_SLOTS, MAX_STREAMS))
 
     setattr(streamed, _LIMIT, None)
@@ -92,11 +93,27 @@ def holds_tensors(endpoint: Callable[Parameters, Result]) -> Callable[Parameters
     return computed
 
 
-def _sender_of(request: Request, arguments: Mapping[str, object]) -> str:
+def reads_whole_files(endpoint: Callable[Parameters, Result]) -> Callable[Parameters, Coroutine[Any, Any, Result]]:
+    """Return an endpoint as :func:`waits_for_store` does, of which one account, or one site, has :data:`LONG_READS_A_SENDER` at once.
+
+    Its next ones wait, and hold no thread meanwhile. The endpoint takes its :class:`Principal`, or else its :class:`Request`, by keyword.
+    """
+    waited = waits_for_store(endpoint)
+
+    @wraps(endpoint)
+    async def shared(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        async with _share_of(f"long reads of {_sender_of(kwargs)}", LONG_READS_A_SENDER):
+            return await waited(*args, **kwargs)
+
+    return shared
+
+
+def _sender_of(arguments: Mapping[str, object]) -> str:
     """Return who sends a request that was let in: an account, however many tokens it has, or else who was found out by other means."""
     for argument in arguments.values():
         if isinstance(argument, Principal):
             return f"account {argument.account}"
+    request = next(value for value in arguments.values() if isinstance(value, Request))
     token = request.headers.get("authorization", "").partition(" ")[2].strip()
     return str(request.scope.get(SENDER, token))
 
@@ -120,19 +137,19 @@ def _limiter(variable: RunVar[anyio.CapacityLimiter], most: int) -> anyio.Capaci
 class _Share:
     """One sender's part of the slots."""
 
-    slots: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(STREAMS_A_SENDER))
+    slots: anyio.CapacityLimiter
     requests: int = 0
     """That have a slot of it or wait for one."""
 
 
 @asynccontextmanager
-async def _share_of(sender: str) -> AsyncIterator[None]:
-    """Wait for one of the sender's slots, and hold it; a share lives as long as somebody needs it."""
+async def _share_of(what: str, most: int) -> AsyncIterator[None]:
+    """Wait for one of a sender's ``most`` slots for something, and hold it; a share lives as long as somebody needs it."""
     shares = _SHARES.get(None)
     if shares is None:
         shares = {}
         _SHARES.set(shares)
-    share = shares.setdefault(sender, _Share())
+    share = shares.setdefault(what, _Share(anyio.CapacityLimiter(most)))
     share.requests += 1
     try:
         async with share.slots:
@@ -140,7 +157,7 @@ async def _share_of(sender: str) -> AsyncIterator[None]:
     finally:
         share.requests -= 1
         if not share.requests:
-            del shares[sender]
+            del shares[what]
 
 
 class LimitedBody:

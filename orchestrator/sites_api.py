@@ -14,7 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 from hub.intake import check_kept
 from hub.serving import BLOB_ANSWERS, ServedBlob, answer_blob
 from infra import audit
-from infra.bodies import SENDER, streams_body, waits_for_store
+from infra.bodies import SENDER, reads_whole_files, streams_body, waits_for_store
 from infra.database import reading, writing
 from infra.description import BINARY
 from infra.gate import SITES_PREFIX
@@ -72,7 +72,9 @@ class _Desk:
 
     async def caller(self, request: Request) -> Caller:
         """Return the site that signed a request; a FastAPI dependency. The body is read first, and is short."""
-        return await self._admit(request, hashlib.sha256(await request.body()).hexdigest())
+        caller = await self._admit(request, hashlib.sha256(await request.body()).hexdigest())
+        request.scope[SENDER] = caller.site.pseudonym
+        return caller
 
     async def sender(self, request: Request, digest: str) -> Caller:
         """Return the site that signed an upload, by what its path says of the body, which is not read yet; a FastAPI dependency."""
@@ -303,8 +305,12 @@ def _upload_router(desk: _Desk) -> APIRouter:
         return uploads.receive(caller, upload_id, (offset, digest), request)
 
     @router.post("/{upload_id}/finish", status_code=201, summary="Put the parts together, and verify the whole")
-    @waits_for_store
-    def finish_upload(upload_id: str, caller: Annotated[Caller, Depends(desk.caller)]) -> BlobView:
+    @reads_whole_files
+    def finish_upload(
+        upload_id: str,
+        caller: Annotated[Caller, Depends(desk.caller)],
+        request: Request,  # noqa: ARG001 - whose share
+    ) -> BlobView:
         return uploads.finish(caller, upload_id)
 
     return router

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, case, delete, func, insert, select, update
 
 from hub.catalog.holds import arrive, let_go, let_go_of_arrivals
 from hub.catalog.tables import UPLOAD_PARTS, UPLOADS, upsert
@@ -66,13 +66,15 @@ def open_upload(connection: Connection, wanted: Upload, most: int, now: datetime
         raise TooLarge(f"there are {most} uploads under way", path="digest", value=wanted.digest, hint="finish one of them first")
     names = ("id", "owner", "digest", "size", "part_bytes", "expires_at", "multipart")
     added = upsert(connection, UPLOADS).values({name: getattr(wanted, name) for name in names})
-    connection.execute(added.on_conflict_do_nothing(index_elements=[UPLOADS.c.owner, UPLOADS.c.digest]))
-    is_direct = is_theirs & (UPLOADS.c.digest == wanted.digest) & ~_IS_OURS
-    connection.execute(update(UPLOADS).where(is_direct).values(expires_at=wanted.expires_at))
-    row = connection.execute(select(UPLOADS).where(is_theirs, UPLOADS.c.digest == wanted.digest)).one()
+    # An update even where nothing changes, so that the row is held: else its owner may end the upload before it is read.
+    until = case((_IS_OURS, UPLOADS.c.expires_at), else_=added.excluded.expires_at)
+    held = added.on_conflict_do_update(
+        index_elements=[UPLOADS.c.owner, UPLOADS.c.digest], set_={"owner": UPLOADS.c.owner, "expires_at": until}
+    )
+    row = connection.execute(held.returning(*UPLOADS.c)).one()
     if row.size != wanted.size:
         raise InvalidRequest("these bytes have another size in an upload under way", path="size", value=wanted.size, hint=str(row.size))
-    return _upload(connection, row), is_new
+    return _upload(connection, row), row.id == wanted.id
 
 
 def name_multipart(connection: Connection, upload: Upload, multipart: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,11 +10,9 @@ from typing import Any
 
 import httpx2
 import pytest
-from sqlalchemy import select
+import urllib3
 
-from hub.catalog.tables import UPLOADS
 from hub.objects import Staging
-from infra.database import reading
 from tests.hub.test_direct import PART, Direct, begin, direct, finish, put
 from wegeft.contracts.adapter import digest_of
 
@@ -67,15 +66,19 @@ def overtaken(direct: Direct, monkeypatch: pytest.MonkeyPatch) -> Overtaken:
 def test_a_part_that_grows_at_the_last_moment_is_not_read(direct: Direct, overtaken: Overtaken, is_completed: bool) -> None:
     view = begin(direct, CONTENT)
     put(view["addresses"][0], CONTENT)
-    with reading(direct.hub.engine) as connection:
-        multipart = connection.execute(select(UPLOADS.c.multipart).where(UPLOADS.c.id == view["id"])).scalar_one()
 
     def grow() -> None:
         assert httpx2.put(view["addresses"][0]["url"], content=LONGER, trust_env=False).status_code == 200
-        if is_completed:  # as by another process of the hub
-            assert overtaken.staging.complete(view["id"], multipart, {1: len(LONGER)})
 
-    overtaken.before_complete = grow
+    def grow_afterwards() -> None:
+        with urllib3.PoolManager() as connections:
+            name = f"staging/{view['id']}"
+            direct.s3.client(connections).put_object(direct.bucket, name, io.BytesIO(LONGER), len(LONGER))
+
+    if is_completed:
+        overtaken.after_complete = grow_afterwards
+    else:
+        overtaken.before_complete = grow
     refused = finish(direct, view)
     assert (refused.status_code, refused.json()["problems"][0]["path"]) == (422, "size")
     assert overtaken.adopted == [], "not a byte was read"
