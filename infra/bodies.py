@@ -38,6 +38,8 @@ LONG_READS_A_SENDER = 4
 """Of those, how many one account's or site's may be that read files of any length to their ends."""
 MAX_COMPUTATIONS = 2
 """Requests that hold whole tensors at once, some gigabytes each; the next ones hold no thread meanwhile."""
+COMPUTATIONS_A_SENDER = 1
+"""Of those, how many one account's may be."""
 SENDER = "wegeft.sender"
 """In a request's scope: who sends it, where that was found out by other means than a token."""
 
@@ -83,12 +85,14 @@ def waits_for_store(endpoint: Callable[Parameters, Result]) -> Callable[Paramete
 def holds_tensors(endpoint: Callable[Parameters, Result]) -> Callable[Parameters, Coroutine[Any, Any, Result]]:
     """Return an endpoint that runs the given one, which reads tensors and computes with them, in a thread of which there are few.
 
-    So however many ask at once, the memory of :data:`MAX_COMPUTATIONS` is enough, and the other endpoints have their threads.
+    So however many ask at once, the memory of :data:`MAX_COMPUTATIONS` is enough, and the other endpoints have their threads. One account
+    has one of these. The endpoint takes its :class:`Principal` by keyword.
     """
 
     @wraps(endpoint)
     async def computed(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        return await anyio.to_thread.run_sync(partial(endpoint, *args, **kwargs), limiter=_limiter(_COMPUTATIONS, MAX_COMPUTATIONS))
+        async with _share_of(f"computations of {_sender_of(kwargs)}", COMPUTATIONS_A_SENDER):
+            return await anyio.to_thread.run_sync(partial(endpoint, *args, **kwargs), limiter=_limiter(_COMPUTATIONS, MAX_COMPUTATIONS))
 
     return computed
 

@@ -3,9 +3,9 @@
 import json
 import os
 import pty
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,13 +54,17 @@ def test_help_is_fast_and_loads_nothing_heavy(wgctl: Wgctl) -> None:
     assert done.returncode == 0, done.stderr
     helps, bares = [], []
     for _ in range(3):
-        began = time.perf_counter()
-        wgctl.start("--help").communicate()
-        helps.append(time.perf_counter() - began)
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "import rich_click"], check=True, cwd=wgctl.folder)
-        bares.append(time.perf_counter() - began)
+        helps.append(processor_seconds(lambda: wgctl.start("--help").communicate()))
+        bares.append(processor_seconds(lambda: subprocess.run([sys.executable, "-c", "import rich_click"], check=True, cwd=wgctl.folder)))
     assert min(helps) < 4 * min(bares), "help takes several times as long as the library that prints it"
+
+
+def processor_seconds(act: Callable[[], object]) -> float:
+    """Return what the processes that an act waits for have worked; by the clock, whoever else works would count."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    act()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def test_the_version_is_the_distributions(wgctl: Wgctl) -> None:

@@ -17,8 +17,10 @@ from starlette.testclient import TestClient
 from hub.formats.factors import Known, Layer, factor_problems
 from hub.formats.limits import MAX_FACTOR_BYTES, MAX_GENERATOR_BYTES, generator_problems, gguf_sizes_of, size_problems, sizes_of
 from hub.objects import MemoryStore
+from infra.auth import create_token
+from infra.database import writing
 from tests.hub import format_files as made
-from tests.hub.serving import Hub, made_hub
+from tests.hub.serving import NOW, Hub, made_hub
 from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE
 from wegeft.contracts.gguf_file import GgufAdapter, GgufTensor
 from wegeft.contracts.tensor_writer import write_tensors
@@ -111,13 +113,22 @@ class BusyStore(MemoryStore):
 
 def test_two_at_once_are_checked_and_the_next_ones_wait(tmp_path: Path) -> None:
     store = BusyStore()
-    with made_hub(f"sqlite:///{tmp_path / 'hub.db'}", store) as hub, TestClient(hub.app, headers=hub.bearer("write")) as client:
+    with made_hub(f"sqlite:///{tmp_path / 'hub.db'}", store) as hub, TestClient(hub.app) as client:
+        with writing(hub.engine) as connection:
+            tokens = [create_token(connection, name, "write", NOW)[1] for name in ("ada", "bob", "eve")]
+        senders = [{"Authorization": f"Bearer {token}"} for token in tokens]
         files = made.lora(made.factors(made.publish(hub)))
-        made.send(client, files)
+        for headers in senders:
+            client.headers.update(headers)
+            made.send(client, files)
         store.most = 0
+
+        def attach(number: int) -> int:
+            return client.put(f"{FORMATS}/lora/float32", json=made.attachment(files), headers=senders[number % 3]).status_code
+
         with ThreadPoolExecutor(6) as pool:
-            answers = list(pool.map(lambda _: client.put(f"{FORMATS}/lora/float32", json=made.attachment(files)), range(6)))
-        assert [answer.status_code for answer in answers] == [200] * 6
+            answers = list(pool.map(attach, range(6)))
+        assert answers == [200] * 6
         assert store.most == 2
 
 

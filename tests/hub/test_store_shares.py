@@ -15,7 +15,7 @@ import pytest
 
 from hub.objects import MemoryStore
 from infra.auth import create_token
-from infra.bodies import LONG_READS_A_SENDER
+from infra.bodies import COMPUTATIONS_A_SENDER, LONG_READS_A_SENDER
 from infra.database import writing
 from tests.hub import format_files as made
 from tests.hub.serving import NOW, Hub, listening, made_hub
@@ -88,17 +88,17 @@ def served(tmp_path: Path) -> Iterator[Served]:
             yield Served(hub, store, http, (tokens[0], tokens[1]), made.factors(made.publish(hub)))
 
 
-@pytest.mark.parametrize("what", ["finisher", "attacher"])
-def test_one_account_holds_a_few_of_the_slots(served: Served, what: str) -> None:
+@pytest.mark.parametrize(("what", "most"), [("finisher", LONG_READS_A_SENDER), ("attacher", COMPUTATIONS_A_SENDER)])
+def test_one_account_holds_a_few_of_the_slots(served: Served, what: str, most: int) -> None:
     acts = [getattr(served, what)(token) for token in (*served.tokens, served.hub.tokens["admin"])]
     served.store.free.clear()
     with ThreadPoolExecutor(ASKED + 1) as senders:
         asked = [senders.submit(acts[number % 2]) for number in range(ASKED)]
-        served.wait_for(LONG_READS_A_SENDER)
+        served.wait_for(most)
         time.sleep(0.3)
         other = senders.submit(acts[2])
-        served.wait_for(LONG_READS_A_SENDER + 1)
-        assert served.store.waiting == LONG_READS_A_SENDER + 1
+        served.wait_for(most + 1)
+        assert served.store.waiting == most + 1
         served.store.free.set()
         statuses = {answer.result(60).status_code for answer in asked}
         assert other.result(60).status_code in (200, 201)
