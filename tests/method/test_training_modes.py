@@ -47,9 +47,24 @@ def test_compiles_into_one_graph(options: dict[str, Any]) -> None:
     assert max(error(found[name], expected[name]) for name in expected) < 1e-3
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 def test_compiled_code_computes_the_same() -> None:
+    model = adapted(nn.Sequential(nn.Linear(6, 6), nn.SiLU(), nn.Linear(6, 6)), r=2)
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    torch.compiler.reset()
+    found = []
+    for form in (model, torch.compile(model, backend="inductor", fullgraph=True)):
+        model.zero_grad()
+        output = form(x)
+        output.pow(2).sum().backward()
+        found.append([output.detach(), *(parameter.grad.clone() for parameter in trainable(model).values() if parameter.grad is not None)])
+    assert len(found[0]) > 1
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.soak
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+def test_a_compiled_transformer_computes_the_same() -> None:
     model = adapted(llama(layers=1))
     expected = gradients(model)
     found = compiled_gradients(model, "inductor")
