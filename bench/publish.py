@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -102,47 +103,60 @@ def _commit(client: Client, name: str) -> str:
     return client.resolve(name).manifest_digest.removeprefix("sha256:")[:40]
 
 
-def run_contest(hub: HubProcess, folder: Path, writers: int) -> None:
-    """Let so many publish at once, each on top of the version that it has seen; then as many who name no parent."""
-    adapters = [write_adapter(folder / f"small-{writer}", _SMALL, 1000 + writer) for writer in range(2 * writers + 1)]
-    start, won, lost = threading.Barrier(writers), Counter[str](), Counter[str]()
+@dataclass
+class Contest:
+    """Writers who begin at once, and who of them won on top of which version."""
 
-    def write(adapter: Path) -> int:
-        with Client(hub.url, hub.token, patience_seconds=60) as client:
-            start.wait()
+    hub: HubProcess
+    start: threading.Barrier
+    won: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
+
+    def write(self, adapter: Path) -> int:
+        """Push on top of the version that is seen, until it is the newest; return the number."""
+        with Client(self.hub.url, self.hub.token, patience_seconds=60) as client:
+            self.start.wait()
             while True:
                 parent = _commit(client, CONTESTED)
                 try:
                     made = client.push(adapter, CONTESTED, parent=parent)
                 except StaleParent:
-                    lost[parent] += 1
+                    self.lost[parent] += 1
                 else:
-                    won[parent] += 1
+                    self.won[parent] += 1
                     return made.version
 
-    def add(adapter: Path) -> int:
-        with Client(hub.url, hub.token, patience_seconds=60) as client:
-            start.wait()
+    def add(self, adapter: Path) -> int:
+        """Push on top of whatever is newest; return the number."""
+        with Client(self.hub.url, self.hub.token, patience_seconds=60) as client:
+            self.start.wait()
             while True:
                 try:
                     return client.push(adapter, CONTESTED).version
                 except StaleParent:
                     raise
                 except Conflict:
-                    lost["no parent"] += 1
+                    self.lost["no parent"] += 1
 
+
+def run_contest(hub: HubProcess, folder: Path, writers: int) -> None:
+    """Let so many publish at once, each on top of the version that it has seen; then as many who name no parent."""
+    adapters = [write_adapter(folder / f"small-{writer}", _SMALL, 1000 + writer) for writer in range(2 * writers + 1)]
+    contest = Contest(hub, threading.Barrier(writers))
     with Client(hub.url, hub.token) as client, ThreadPoolExecutor(writers) as pool:
         client.push(adapters[0], CONTESTED)
         began = time.perf_counter()
-        numbers = sorted(pool.map(write, adapters[1 : writers + 1]))
-        seconds = time.perf_counter() - began
-        winners = "one winner each" if set(won.values()) == {1} else f"WINNERS {sorted(won.values())}"
-        print(f"  {writers} writers, {len(won)} parents, {winners}; {sum(lost.values())} refused; {seconds:.1f} s", flush=True)
-        numbers += pool.map(add, adapters[writers + 1 :])
+        numbers = sorted(pool.map(contest.write, adapters[1 : writers + 1]))
+        seconds, refused = time.perf_counter() - began, sum(contest.lost.values())
+        numbers += pool.map(contest.add, adapters[writers + 1 :])
         views = client.versions(CONTESTED)
+    won = contest.won
+    winners = "one winner each" if set(won.values()) == {1} else f"WINNERS {sorted(won.values())}"
+    print(f"  {writers} writers, {len(won)} parents, {winners}; {refused} refused; {seconds:.1f} s", flush=True)
     published = {view.manifest.files[1].digest for view in views}
     is_whole = sorted(numbers) == list(range(2, 2 * writers + 2)) and len(published) == len(views) == 2 * writers + 1
-    print(f"  as many without a parent, {lost['no parent']} told to try again: {'no version is lost' if is_whole else 'VERSIONS ARE LOST'}")
+    told = f"{contest.lost['no parent']} told to try again: {'no version is lost' if is_whole else 'VERSIONS ARE LOST'}"
+    print(f"  as many without a parent, {told}")
     if not is_whole or set(won.values()) != {1}:
         raise SystemExit("the claim does not hold")
 

@@ -1,5 +1,6 @@
 """The HTTP API of long files: sent in parts, gone on with by any process, and named by a commit afterwards."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Request, Response
@@ -19,11 +20,17 @@ UploadId = Annotated[str, Path(max_length=32)]
 def make_router(services: HubServices, guard: Guard) -> APIRouter:
     """Return the routes below ``/adapters``."""
     router = APIRouter(prefix="/adapters/{namespace}/{name}/uploads", tags=["uploads"])
-    Writer = Annotated[Principal, Depends(guard.require(Role.WRITE))]
+    writer = guard.require(Role.WRITE)
 
-    def desk(adapter: Name, caller: Writer) -> AdapterUploads:
+    def desk(adapter: Name, caller: Annotated[Principal, Depends(writer)]) -> AdapterUploads:
         return AdapterUploads(services=services, adapter=adapter, caller=caller)
 
+    _add_states(router, desk)
+    _add_bytes(router, desk, writer)
+    return router
+
+
+def _add_states(router: APIRouter, desk: Callable[..., AdapterUploads]) -> None:
     Desk = Annotated[AdapterUploads, Depends(desk)]
 
     @router.post(
@@ -43,6 +50,16 @@ def make_router(services: HubServices, guard: Guard) -> APIRouter:
     def get_upload(upload_id: UploadId, uploads: Desk) -> AdapterUploadView:
         return uploads.look(upload_id)
 
+    @router.delete("/{upload_id}", status_code=204, summary="Forget an upload, and what has come of it")
+    @waits_for_store
+    def delete_upload(upload_id: UploadId, uploads: Desk) -> None:
+        uploads.abandon(upload_id)
+
+
+def _add_bytes(router: APIRouter, desk: Callable[..., AdapterUploads], writer: Callable[..., Principal]) -> None:
+    Desk = Annotated[AdapterUploads, Depends(desk)]
+    Writer = Annotated[Principal, Depends(writer)]
+
     @router.put("/{upload_id}/parts/{offset}/{digest}", summary="Send the next part", openapi_extra={"requestBody": BINARY})
     @streams_body
     def put_part(
@@ -59,10 +76,3 @@ def make_router(services: HubServices, guard: Guard) -> APIRouter:
     @reads_whole_files
     def finish_upload(upload_id: UploadId, uploads: Desk, caller: Writer) -> BlobView:  # noqa: ARG001 - whose share
         return uploads.finish(upload_id)
-
-    @router.delete("/{upload_id}", status_code=204, summary="Forget an upload, and what has come of it")
-    @waits_for_store
-    def delete_upload(upload_id: UploadId, uploads: Desk) -> None:
-        uploads.abandon(upload_id)
-
-    return router

@@ -1,4 +1,7 @@
-"""What every object store promises; the same suite over memory, a folder and a real S3 server."""
+"""What every object store promises; the same suite over memory, a folder and a real S3 server.
+
+State is set up and looked at behind the store's back, by ``Backend``, so that no method vouches for itself.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,6 @@ from hub.objects import CHUNK_BYTES, read_verified, stream_verified
 from tests.conformance.stores import ABSENT, LASTING, MIB, Backend, Pattern, put
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.errors import BlobNotFound, DigestMismatch, InvalidReference, TooLarge
-
-"""What every object store promises; the same suite over memory, a folder and a real S3 server.
-
-State is set up and looked at behind the store's back, by ``Backend``, so that no method vouches for itself.
-"""
-
 
 CONTENTS = [b"", b"a", b"hello" * 1000, random.Random(1).randbytes(CHUNK_BYTES), random.Random(2).randbytes(2 * CHUNK_BYTES + 17)]
 

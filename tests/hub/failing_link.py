@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import random
-import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tests.flows.disturbed_link import is_whole, read_request
+from tests.links import SECONDS, Link, opened
 
-_SECONDS = 30.0
 _XML = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>planted</Message></Error>"
 
 
@@ -35,30 +33,16 @@ class Trouble(StrEnum):
 Choice = Callable[[bytes], Trouble | None]
 
 
-@dataclass
-class FailingLink:
-    """One HTTP request a connection; ``choose`` says what befalls it."""
+@dataclass(kw_only=True)
+class FailingLink(Link):
+    """``choose`` says what befalls each request."""
 
-    port: int
-    """Of the server, on this machine."""
     choose: Choice = lambda _request: None
     late_seconds: float = 0.1
     """How late a slow answer comes."""
     troubles: Counter[Trouble] = field(default_factory=Counter)
     """How often each has struck."""
-    _listener: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0)))
     _hung_up: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def url(self) -> str:
-        """Where to connect to."""
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-
-    def accept(self) -> None:
-        """Take connections until the listener is closed."""
-        with suppress(OSError):
-            while True:
-                threading.Thread(target=self._serve, args=(self._listener.accept()[0],), daemon=True).start()
 
     def hang_up(self) -> None:
         """End the connections that are kept silent; the next ones are not."""
@@ -66,33 +50,29 @@ class FailingLink:
         self._hung_up = threading.Event()
 
     def close(self) -> None:
-        """Take no more connections."""
+        """Take no more connections, and end those that are kept silent."""
         self.hang_up()
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        super().close()
 
-    def _serve(self, near: socket.socket) -> None:
-        near.settimeout(_SECONDS)
-        with near, suppress(OSError):
-            request = read_request(near)
-            trouble = self.choose(request) if request else None
-            if trouble is not None:
-                self.troubles[trouble] += 1
-            near.sendall(self._answer(request, trouble) if request else b"")
+    def answer(self, request: bytes) -> bytes:
+        """Return what comes back to the hub."""
+        trouble = self.choose(request)
+        if trouble is not None:
+            self.troubles[trouble] += 1
+        return self._answer(request, trouble)
 
     def _answer(self, request: bytes, trouble: Trouble | None) -> bytes:
         match trouble:
             case Trouble.DOWN:
                 return b""
             case Trouble.CUT_REQUEST:
-                self._ask(request[: len(request) // 2])
+                self.ask(request[: len(request) // 2])
                 return b""
             case Trouble.REFUSE_500:
                 return _refusal(500, b"InternalError")
             case Trouble.REFUSE_503:
                 return _refusal(503, b"SlowDown")
-        answer = self._ask(request)
+        answer = self.ask(request)
         match trouble:
             case Trouble.CUT_ANSWER:
                 return answer[: len(answer) // 2]
@@ -103,18 +83,9 @@ class FailingLink:
             case Trouble.SLOW:
                 time.sleep(self.late_seconds)
             case Trouble.SILENT:
-                self._hung_up.wait(_SECONDS)
+                self._hung_up.wait(SECONDS)
                 return b""
         return answer
-
-    def _ask(self, request: bytes) -> bytes:
-        """Return the server's whole answer to what is sent, nothing where there is none."""
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=_SECONDS) as far:
-            far.sendall(request)
-            if not is_whole(request):
-                far.shutdown(socket.SHUT_WR)
-            return b"".join(iter(lambda: far.recv(1 << 16), b""))
-        return b""
 
 
 def _refusal(status: int, code: bytes) -> bytes:
@@ -137,11 +108,5 @@ def by_chance(seed: int, share: float) -> Choice:
 @contextmanager
 def failing_link(port: int) -> Iterator[FailingLink]:
     """Give a link to ``port`` of this machine."""
-    link = FailingLink(port)
-    thread = threading.Thread(target=link.accept, daemon=True)
-    thread.start()
-    try:
+    with opened(FailingLink(port=port)) as link:
         yield link
-    finally:
-        link.close()
-        thread.join(30)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,37 +9,11 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
-from hub.folder_store import FolderStore
 from hub.s3 import S3Access, open_store
 from tests.hub.api_answers import API, FILE, problem, rot
 from tests.hub.serving import MAX_BLOB_BYTES, WEIGHTS, Hub, listening, made_hub
 from tests.servers import PostgresServer, S3Server
 from wegeft.contracts.adapter import CONFIG_FILE, AdapterPage, AdapterView, VersionPage, VersionView, digest_of
-
-"""The hub's HTTP API, through the real application."""
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    with made_hub(f"sqlite:///{tmp_path / 'hub.db'}", FolderStore(tmp_path / "blobs")) as hub:
-        yield hub
-
-
-@pytest.fixture
-def client(hub: Hub) -> Iterator[TestClient]:
-    with TestClient(hub.app, headers=hub.bearer("write")) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """A client of a hub that holds demo/arithmetic@1, for tests that change nothing."""
-    folder = tmp_path_factory.mktemp("published")
-    with made_hub(f"sqlite:///{folder / 'hub.db'}", FolderStore(folder / "blobs")) as hub:
-        hub.publish()
-        with TestClient(hub.app, headers=hub.bearer("write")) as client:
-            yield client
-
 
 # Who may
 

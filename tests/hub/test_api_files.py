@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,34 +11,11 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
-from hub.folder_store import FolderStore
 from hub.objects import VERIFIED_FIRST_BYTES
 from hub.serving import VERIFIED_RANGE_BYTES
 from tests.hub.api_answers import API, FILE, problem, rot
-from tests.hub.serving import CONFIG, WEIGHTS, Hub, listening, made_hub
+from tests.hub.serving import CONFIG, WEIGHTS, Hub, listening
 from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, digest_of
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    with made_hub(f"sqlite:///{tmp_path / 'hub.db'}", FolderStore(tmp_path / "blobs")) as hub:
-        yield hub
-
-
-@pytest.fixture
-def client(hub: Hub) -> Iterator[TestClient]:
-    with TestClient(hub.app, headers=hub.bearer("write")) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """A client of a hub that holds demo/arithmetic@1, for tests that change nothing."""
-    folder = tmp_path_factory.mktemp("published")
-    with made_hub(f"sqlite:///{folder / 'hub.db'}", FolderStore(folder / "blobs")) as hub:
-        hub.publish()
-        with TestClient(hub.app, headers=hub.bearer("write")) as client:
-            yield client
 
 
 def test_a_file_is_served_with_what_a_cache_needs(published: TestClient) -> None:

@@ -27,12 +27,6 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         yield hub
 
 
-@pytest.fixture
-def client(hub: Hub) -> Iterator[TestClient]:
-    with TestClient(hub.app, headers=hub.bearer("write")) as client:
-        yield client
-
-
 def info(client: TestClient, path: str = ROOT) -> Any:
     return ModelInfo(**client.get(path).json())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -14,7 +13,6 @@ from sqlalchemy import Engine, select
 from hub import catalog
 from hub.publication import Publication
 from infra.database import reading, writing
-from tests.databases import open_database
 from tests.hub.cataloguing import DEMO, NOW, files, keep_files, move, publication, publish, resolve
 from wegeft.contracts.adapter import (
     CONFIG_FILE,
@@ -31,15 +29,6 @@ from wegeft.contracts.errors import (
     InvalidInput,
     VersionNotFound,
 )
-
-"""The catalog, on SQLite and on PostgreSQL, built by the real migrations."""
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = open_database(database_url)
-    yield engine
-    engine.dispose()
 
 
 def test_a_published_version_is_read_back_whole(engine: Engine) -> None:

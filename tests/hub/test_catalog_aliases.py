@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,7 +10,6 @@ from sqlalchemy import Engine
 
 from hub import catalog
 from infra.database import writing
-from tests.databases import open_database
 from tests.hub.cataloguing import DEMO, move, publish, resolve
 from wegeft.contracts.errors import (
     AliasMoved,
@@ -19,13 +17,6 @@ from wegeft.contracts.errors import (
     InvalidReference,
     InvalidRequest,
 )
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = open_database(database_url)
-    yield engine
-    engine.dispose()
 
 
 def test_an_alias_moves_by_compare_and_set(engine: Engine) -> None:

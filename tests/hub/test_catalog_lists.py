@@ -12,7 +12,6 @@ from sqlalchemy import Engine
 
 from hub import catalog
 from infra.database import reading
-from tests.databases import open_database
 from tests.hub.cataloguing import DEMO, NOW, move, publish
 from wegeft.contracts.adapter import (
     AdapterName,
@@ -22,13 +21,6 @@ from wegeft.contracts.errors import (
     AdapterNotFound,
     InvalidRequest,
 )
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = open_database(database_url)
-    yield engine
-    engine.dispose()
 
 
 def test_adapters_are_listed_by_name_in_pages(engine: Engine) -> None:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,13 +31,6 @@ NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 KEEP_SECONDS = 3600.0
 LATER = NOW + timedelta(seconds=KEEP_SECONDS + 1)
 RACE_SECONDS = 1.5
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = open_database(database_url)
-    yield engine
-    engine.dispose()
 
 
 def send(engine: Engine, store: ObjectStore, content: bytes, holder: str = "upload:x", keep_seconds: float = KEEP_SECONDS) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,18 +28,6 @@ from wegeft.contracts.tensors import TensorHeader, TensorSpec
 HUGE_RANK = 65_536
 FORMATS = "/api/v1/adapters/demo/x/versions/1/formats"
 UP = "model.layers.0.mlp.up_proj"
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    with made_hub(f"sqlite:///{tmp_path / 'hub.db'}", MemoryStore()) as hub:
-        yield hub
-
-
-@pytest.fixture
-def client(hub: Hub) -> Iterator[TestClient]:
-    with TestClient(hub.app, headers=hub.bearer("write")) as client:
-        yield client
 
 
 def thin(rank: int) -> dict[str, tuple[Any, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -27,31 +26,9 @@ Factors = dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
 
 
 @pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("empty") / "hub.db"
-    with made_hub(f"sqlite:///{path}", MemoryStore()):
-        pass
-    return path
-
-
-@pytest.fixture
-def hub(tmp_path: Path, empty_database: Path) -> Iterator[Hub]:
-    shutil.copy(empty_database, tmp_path / "hub.db")
-    with made_hub(f"sqlite:///{tmp_path / 'hub.db'}", MemoryStore()) as hub:
-        yield hub
-
-
-@pytest.fixture
-def client(hub: Hub) -> Iterator[TestClient]:
-    with TestClient(hub.app, headers=hub.bearer("write")) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def refusing(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[tuple[TestClient, Factors]]:
+def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TestClient, Factors]]:
     """A writer's client, and the factors of a version to which nothing is ever attached."""
     folder = tmp_path_factory.mktemp("refusing")
-    shutil.copy(empty_database, folder / "hub.db")
     with made_hub(f"sqlite:///{folder / 'hub.db'}", MemoryStore()) as hub, TestClient(hub.app, headers=hub.bearer("write")) as client:
         yield client, made.factors(made.publish(hub))
 

@@ -39,12 +39,6 @@ def url(hub: Hub) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture
-def client(hub: Hub) -> Iterator[TestClient]:
-    with TestClient(hub.app, headers=hub.bearer("write")) as client:
-        yield client
-
-
 def api(hub: Hub, url: str) -> HfApi:
     return HfApi(endpoint=url, token=hub.tokens["write"])
 

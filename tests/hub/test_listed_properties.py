@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,29 +10,16 @@ from starlette.testclient import TestClient
 
 from hub import catalog
 from hub.catalog.organisations import create_organisation, set_member
-from hub.objects import MemoryStore
 from hub.provenance import publish_keys, with_signature
 from hub.signing import Signer
 from infra.auth import Principal, Role
 from infra.database import writing
-from tests.hub.serving import NOW, Hub, made_hub
+from tests.hub.serving import NOW, Hub
 from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, AdapterRef
 from wegeft.contracts.signing_keys import SigningKey
 
 FILES = {CONFIG_FILE: b"{}", WEIGHTS_FILE: b"w"}
 LIST = "/api/v1/adapters"
-
-
-@pytest.fixture
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    with made_hub(f"sqlite:///{tmp_path_factory.mktemp('listed') / 'hub.db'}", MemoryStore()) as hub:
-        yield hub
-
-
-@pytest.fixture
-def client(hub: Hub) -> Iterator[TestClient]:
-    with TestClient(hub.app, headers=hub.bearer("write")) as client:
-        yield client
 
 
 def names(client: TestClient, **wanted: Any) -> list[str]:

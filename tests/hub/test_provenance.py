@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +12,8 @@ from sqlalchemy import insert, select
 from starlette.testclient import TestClient
 
 from hub import catalog
-from hub.objects import MemoryStore
 from infra.database import reading, writing
-from tests.hub.serving import Hub, made_hub
+from tests.hub.serving import Hub
 from wegeft.contracts.adapter import CARD_FILE, CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE, AdapterRef, VersionView
 from wegeft.contracts.comparison import ComparisonView
 from wegeft.contracts.engines import engine_report
@@ -27,28 +23,6 @@ from wegeft.contracts.tensor_writer import write_tensors
 API = "/api/v1/adapters"
 A, B = f"sha256:{10:064x}", f"sha256:{11:064x}"
 CARD = "---\nlicense: apache-2.0\ntags: [a, b]\n---\n# Own\n"
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with its tables, to be copied: migrating takes longer than most tests."""
-    path = tmp_path_factory.mktemp("empty") / "hub.db"
-    with made_hub(f"sqlite:///{path}", MemoryStore()):
-        pass
-    return path
-
-
-@pytest.fixture
-def hub(tmp_path: Path, empty_database: Path) -> Iterator[Hub]:
-    shutil.copy(empty_database, tmp_path / "hub.db")
-    with made_hub(f"sqlite:///{tmp_path / 'hub.db'}", MemoryStore()) as hub:
-        yield hub
-
-
-@pytest.fixture
-def client(hub: Hub) -> Iterator[TestClient]:
-    with TestClient(hub.app, headers=hub.bearer("write")) as client:
-        yield client
 
 
 def adapter(phi: Any, psi: Any, group: str = "q_proj") -> bytes:

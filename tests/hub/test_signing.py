@@ -37,25 +37,15 @@ API = "/api/v1/adapters/demo/arithmetic"
 OPENSSF = shutil.which("model_signing")
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with its tables, to be copied: migrating takes longer than most tests."""
-    path = tmp_path_factory.mktemp("empty") / "hub.db"
-    with made_hub(f"sqlite:///{path}", FolderStore(path.parent / "blobs")):
-        pass
-    return path
-
-
 @pytest.fixture
-def database(empty_database: Path, tmp_path: Path) -> str:
-    return f"sqlite:///{shutil.copy(empty_database, tmp_path / 'hub.db')}"
+def database(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'hub.db'}"
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Hub]:
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """Two versions that a hub has signed; no test changes them."""
     folder = tmp_path_factory.mktemp("signed")
-    shutil.copy(empty_database, folder / "hub.db")
     with made_hub(f"sqlite:///{folder / 'hub.db'}", FolderStore(folder / "blobs"), Signer(key=KEY)) as hub:
         hub.publish()
         hub.publish("job:2", weights=WEIGHTS + b"2")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -13,18 +12,10 @@ from sqlalchemy import Engine, event
 from hub import catalog
 from hub.catalog import Upload
 from infra.database import writing
-from tests.databases import open_database
 from tests.hub.serving import NOW
 from wegeft.contracts.adapter import digest_of
 
 DIGEST = digest_of(b"some")
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = open_database(database_url)
-    yield engine
-    engine.dispose()
 
 
 def upload(number: int, multipart: str | None = None, hours: int = 1) -> Upload:

@@ -1,4 +1,4 @@
-"""A real database for the ledger's tests: SQLite and PostgreSQL in turn."""
+"""A real database for the ledger's tests, SQLite and PostgreSQL in turn, and a federation's server over it."""
 
 import itertools
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.databases import open_database
+from tests.orchestrator.federation_world import World, serving
 from tests.orchestrator.samples import new_sqlite
 
 
@@ -32,3 +33,19 @@ def engines(tmp_path: Path) -> Iterator[Iterator[Engine]]:
     yield make()
     for engine in made:
         engine.dispose()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A federation's server that listens, on SQLite."""
+    engine = new_sqlite(tmp_path / "a.db")
+    with serving(engine) as world:
+        yield world
+    engine.dispose()
+
+
+@pytest.fixture
+def any_world(engine: Engine) -> Iterator[World]:
+    """The same, on SQLite and on PostgreSQL in turn."""
+    with serving(engine) as world:
+        yield world

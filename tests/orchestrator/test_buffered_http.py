@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import Engine
 
 from tests.orchestrator.federating import FakeSite, train
-from tests.orchestrator.federation_world import World, serving
+from tests.orchestrator.federation_world import World
 from wegeft.contracts.federation import Offer
 
 ROUNDS = 6
 
 
 @pytest.fixture
-def world(engine: Engine) -> Iterator[World]:
+def world(any_world: World) -> World:
     """On SQLite and on PostgreSQL, where several requests write at once."""
-    with serving(engine) as world:
-        yield world
+    return any_world
 
 
 def take(site: FakeSite) -> Offer | None:

@@ -4,41 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
 
 from hub.collection import Collector
 from infra.database import writing
 from orchestrator import ledger
 from orchestrator.federation_files import read_state
 from tests.orchestrator.federating import API, SERVER_KEY, FakeSite, key_of, now, train
-from tests.orchestrator.federation_world import World, problems, serving
-from tests.orchestrator.samples import new_sqlite
+from tests.orchestrator.federation_world import World, problems
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.federation import Decline, ReasonCode
 from wegeft.contracts.signatures import is_signed, public_key_of, sign
 from wegeft.contracts.tensors import read_tensors
-
-"""Federated jobs over real HTTP, on SQLite and PostgreSQL: from the invitation to the published version, and everything that is refused."""
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    engine = new_sqlite(tmp_path / "a.db")
-    with serving(engine) as world:
-        yield world
-    engine.dispose()
-
-
-@pytest.fixture
-def any_world(engine: Engine) -> Iterator[World]:
-    """On SQLite and on PostgreSQL."""
-    with serving(engine) as world:
-        yield world
 
 
 def test_two_sites_and_two_rounds_end_in_a_version_a_round(any_world: World) -> None:

@@ -6,12 +6,10 @@ import json
 import secrets
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from sqlalchemy import Engine
 
 from infra.bodies import BODY_SECONDS, MAX_STREAMS, STREAMS_A_SENDER
 from tests.infra.test_gate import send, wait_until
@@ -23,21 +21,6 @@ from wegeft.contracts.federation import Offer, ReasonCode
 from wegeft.contracts.signatures import sign
 from wegeft.contracts.tensor_writer import write_tensors
 from wegeft.contracts.tensors import FLOAT_TYPES, read_tensors
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    engine = new_sqlite(tmp_path / "a.db")
-    with serving(engine) as world:
-        yield world
-    engine.dispose()
-
-
-@pytest.fixture
-def any_world(engine: Engine) -> Iterator[World]:
-    """On SQLite and on PostgreSQL."""
-    with serving(engine) as world:
-        yield world
 
 
 @pytest.fixture(scope="module")

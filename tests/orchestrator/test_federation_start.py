@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -15,18 +13,9 @@ from hub.objects import MemoryStore
 from orchestrator.federation_start import start_problems
 from tests.hub.test_baseline_gate import LORA
 from tests.orchestrator.federating import RANK, start_files
-from tests.orchestrator.federation_world import World, problems, serving
-from tests.orchestrator.samples import new_sqlite
+from tests.orchestrator.federation_world import World, problems
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.job import JobSpec, parse_spec
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    engine = new_sqlite(tmp_path / "a.db")
-    with serving(engine) as world:
-        yield world
-    engine.dispose()
 
 
 def spec_of(config: bytes, weights: bytes, **fields: Any) -> JobSpec:

@@ -34,8 +34,6 @@ from wegeft.contracts.errors import (
 )
 from wegeft.contracts.training import Checkpoint, JobState
 
-"""The ledger, on SQLite and on PostgreSQL, built by the real migrations."""
-
 CHECKPOINT = Checkpoint(step=7, files=(FileEntry(path="state.safetensors", digest=digest_of(b"x"), size=1),))
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import httpx2
 import pytest
@@ -13,8 +11,7 @@ from infra.database import reading, writing
 from orchestrator.ledger import site_keys, sites
 from orchestrator.update_intake import Caller, UpdateIntake
 from tests.orchestrator.federating import API, SERVER_KEY, FakeSite, key_of, now, train
-from tests.orchestrator.federation_world import World, problems, serving
-from tests.orchestrator.samples import new_sqlite
+from tests.orchestrator.federation_world import World, problems
 from wegeft.contracts.enrolment import Enrolment
 from wegeft.contracts.errors import Unauthenticated
 from wegeft.contracts.rotation import RotationRequest, rotation_content
@@ -22,14 +19,6 @@ from wegeft.contracts.signatures import is_signed, public_key_of, sign
 
 NEW = 40
 """Whose key the site gets."""
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    engine = new_sqlite(tmp_path / "a.db")
-    with serving(engine) as world:
-        yield world
-    engine.dispose()
 
 
 def order(world: World, job_id: str, name: str = "site-0", status: int = 201) -> str:

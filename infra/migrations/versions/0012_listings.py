@@ -69,6 +69,11 @@ def _create_tables(bytewise: sa.String, words: sa.types.TypeEngine[Any]) -> tupl
     for name in ("base_name", "namespace", "method", "rank", "task", "licence"):
         for order in ("version_id", "key"):
             op.create_index(f"ix_listings_{name}_{order}", "listings", [name, order])
+    return listings, _create_property_tables(bytewise)
+
+
+def _create_property_tables(bytewise: sa.String) -> sa.Table:
+    """Create what a listing has several of, tags and metrics; return the table of metrics."""
     op.create_table(
         "listing_tags",
         sa.Column("tag", sa.String(64), nullable=False),
@@ -88,7 +93,7 @@ def _create_tables(bytewise: sa.String, words: sa.types.TypeEngine[Any]) -> tupl
         sa.ForeignKeyConstraint(["version_id"], ["listings.version_id"], name="fk_listing_metrics_version_id"),
     )
     op.create_index("ix_listing_metrics_name_value", "listing_metrics", ["name", "value"])
-    return listings, metrics
+    return metrics
 
 
 def _listed(connection: sa.Connection) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
