@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import httpx2
 import pytest
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Connection, Engine, func, select
 
 from infra.auth import hash_secret
 from infra.database import reading, writing
@@ -152,34 +152,32 @@ def test_a_lease_that_is_taken_while_its_worker_writes(engine: Engine, who_is_fi
     holds, may_commit = threading.Event(), threading.Event()
     refused: dict[str, WegeftError | None] = {}
 
-    def worker() -> None:
-        with writing(engine) as connection:
-            ledger.contact(connection, lease, at(1), LEASE_SECONDS)
-            if who_is_first == "worker":
-                holds.set()
-                may_commit.wait(30)
-            ledger.record_events(connection, lease, batch(0, 1), at(1))
+    def pause(name: str) -> None:
+        if name == who_is_first:
+            holds.set()
+            may_commit.wait(30)
 
-    def reaper() -> None:
-        with writing(engine) as connection:
-            ledger.end_attempt(connection, lease, WorkerLost().body(), at(1))
-            if who_is_first == "reaper":
-                holds.set()
-                may_commit.wait(30)
+    def worker(connection: Connection) -> None:
+        ledger.contact(connection, lease, at(1), LEASE_SECONDS)
+        pause("worker")
+        ledger.record_events(connection, lease, batch(0, 1), at(1))
 
-    def run(name: str, act: Callable[[], None]) -> None:
+    def reaper(connection: Connection) -> None:
+        ledger.end_attempt(connection, lease, WorkerLost().body(), at(1))
+        pause("reaper")
+
+    def run(name: str, act: Callable[[Connection], None]) -> None:
+        refused[name] = None
         try:
-            act()
-            refused[name] = None
+            with writing(engine) as connection:
+                act(connection)
         except WegeftError as error:
             refused[name] = error
 
     acts = {"worker": worker, "reaper": reaper}
-    second_name = next(name for name in acts if name != who_is_first)
-    first = threading.Thread(target=run, args=(who_is_first, acts[who_is_first]))
+    first, second = (threading.Thread(target=run, args=(name, acts[name])) for name in sorted(acts, key=lambda name: name != who_is_first))
     first.start()
     assert holds.wait(30)
-    second = threading.Thread(target=run, args=(second_name, acts[second_name]))
     second.start()
     second.join(0.3)
     assert second.is_alive(), "the second waits for the row"
