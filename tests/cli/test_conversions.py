@@ -165,7 +165,7 @@ def test_another_base_model_is_taken_where_one_insists(call: Call, tmp_path: Pat
         (f"org/base@{'a' * 40}", "org/chat", False),
         (f"/here/model@sha256:{'a' * 64}", f"/there/copy@sha256:{'a' * 64}", True),
         (f"/here/model@sha256:{'a' * 64}", f"/here/model@sha256:{'b' * 64}", False),
-        (f"/cache/models--org--base-model/snapshots/{'a' * 40}@sha256:{'a' * 64}", f"org/base@{'a' * 40}", True),
+        (f"/cache/models--org--base/snapshots/{'a' * 40}@sha256:{'a' * 64}", f"org/base@{'a' * 40}", True),
     ],
 )
 def test_base_models_are_told_apart_by_their_pins(first: str, second: str, is_same: bool) -> None:
