@@ -72,9 +72,7 @@ class Wish:
 )
 @click.option("-o", "--output", "folder", type=click.Path(path_type=Path), help="Folder to make; with --attach it can be left out.")
 @click.option("--attach", is_flag=True, help="Send what was written to the hub, for everybody who may read the version.")
-@click.option(
-    "--base", "base_model", metavar="MODEL", help="Id, folder or .gguf of the base model; by default the one that the adapter names."
-)
+@click.option("--base-model", metavar="MODEL", help="Id, folder or .gguf of the base model; by default the one that the adapter names.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16", "q8_0"]),
@@ -183,7 +181,7 @@ def convert(source: Source, wish: Wish) -> tuple[FoundBase, Export]:
 
 def _base_for(source: Source, wish: Wish) -> FoundBase:
     if wish.base_model is None and source.base_model is None:
-        raise InvalidSetting("the adapter names no base model", path="--base", hint="give the one that it was trained on")
+        raise InvalidSetting("the adapter names no base model", path="--base-model", hint="give the one that it was trained on")
     name, revision = (wish.base_model, None) if wish.base_model is not None else unpin(source.base_model or "")
     base = find_base(name, revision)
     if source.base_model is not None:

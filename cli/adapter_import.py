@@ -21,7 +21,7 @@ Origin = Literal["gift", "peft-fork"]
 @click.command(
     "import",
     epilog=example(
-        "wgctl adapters import cub.safetensors --from gift --base ./vit --target attn:proj=attention.output.dense -o adapter\n"
+        "wgctl adapters import cub.safetensors --from gift --base-model ./vit --target attn:proj=attention.output.dense -o adapter\n"
         "wgctl adapters import ./checkpoint --from peft-fork -o adapter"
     ),
 )
@@ -34,7 +34,7 @@ Origin = Literal["gift", "peft-fork"]
     help="gift: a .safetensors or .npz file of the GIFT wrapper. peft-fork: a folder of the fork of PEFT.",
 )
 @click.option(
-    "--base", "base_model", metavar="MODEL", help="Id, folder or .gguf of the base model; for peft-fork by default the one that it names."
+    "--base-model", metavar="MODEL", help="Id, folder or .gguf of the base model; for peft-fork by default the one that it names."
 )
 @click.option(
     "--target",
@@ -61,7 +61,9 @@ def import_checkpoint(
     if named and origin != "gift":
         raise InvalidSetting("only used with a GIFT checkpoint", path="--target", value=targets[0], hint="add --from gift")
     if base_model is None and origin == "gift":
-        raise InvalidSetting("a GIFT checkpoint does not name its backbone", path="--base", hint="give the model that it was trained on")
+        raise InvalidSetting(
+            "a GIFT checkpoint does not name its backbone", path="--base-model", hint="give the model that it was trained on"
+        )
     with local_errors(target.parent):
         answer = _convert(checkpoint.expanduser(), base_model, named if origin == "gift" else None, target)
     if is_json:
@@ -86,7 +88,7 @@ def _convert(checkpoint: Path, base_model: str | None, targets: dict[str, list[s
 
     wanted = base_model or base_in(checkpoint)
     if wanted is None:
-        raise InvalidSetting("the checkpoint names no base model", path="--base", hint="give the one that it was trained on")
+        raise InvalidSetting("the checkpoint names no base model", path="--base-model", hint="give the one that it was trained on")
     base = find_base(*((wanted, None) if base_model else unpin(wanted)))
     note(f"loading {base.name} to convert")
     model: Any = open_base(base.path)

@@ -40,7 +40,9 @@ def find_base(name: str, revision: str | None = None) -> FoundBase:
         if not (is_hub_id(name) and Path(name).is_dir()):
             raise
         # What reads as an id is one; here is a person who can say which is meant.
-        raise BaseModelNotFound(error.message, path="--base", value=name, hint=f"for the folder of that name, --base ./{name}") from error
+        raise BaseModelNotFound(
+            error.message, path="--base-model", value=name, hint=f"for the folder of that name, --base-model ./{name}"
+        ) from error
     path = source.folder or source.gguf
     assert path is not None  # noqa: S101 - a source has one of the two
     return FoundBase(name=name, identity=source.identity, path=path)
@@ -53,7 +55,7 @@ def check_is_base(found: FoundBase, wanted: str, *, allow_other: bool) -> None:
     message = f"the adapter was trained on {wanted}"
     if not allow_other:
         hint = "--allow-other-base converts for this one all the same"
-        raise InvalidAdapterConfig(message, path="--base", value=found.identity, hint=hint)
+        raise InvalidAdapterConfig(message, path="--base-model", value=found.identity, hint=hint)
     note(f"{message}, and this is {found.identity}: what is written is exact for this one")
 
 

@@ -139,9 +139,9 @@ def revoke(job_id: str, name: str, is_json: bool) -> None:
             print_json({"withdrawn": name}) if is_json else say(f"the invitation of {name} is withdrawn")
 
 
-@federation.command("rotate", epilog=example("wgctl federation rotate JOB_ID --site site-a"))
+@federation.command("rotate", epilog=example("wgctl federation rotate JOB_ID --name site-a"))
 @click.argument("job_id")
-@click.option("--site", "name", required=True, help="The site that is to have a new key.")
+@click.option("--name", required=True, help="The site that is to have a new key, as the federation's members call it.")
 @click.option("--expires", metavar="DURATION", default="24h", show_default=True, help="How long the token can be used: 1h, 7d.")
 @json_option
 def rotate(job_id: str, name: str, expires: str, is_json: bool) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cli.output import print_fields, print_table, say, show_age, show_time
 from wegeft.contracts.enrolment import FederationView, RoundView, SiteView
+from wegeft.contracts.federation import Exclusion, Member
 from wegeft.contracts.rollback import Rollback
 
 if TYPE_CHECKING:
@@ -114,25 +115,27 @@ def print_round(view: RoundView, names: dict[str, str]) -> None:
     )
     if record.members:
         say("")
-        rows = [
-            (
-                names.get(member.site, member.site),
-                f"{member.examples:,}",
-                f"{member.weight:.4f}",
-                _optional(member.agreement),
-                _optional(member.contribution),
-                "-" if member.staleness is None else str(member.staleness),
-                member.update,
-            )
-            for member in record.members
-        ]
-        print_table(["member", "#examples", "#weight", "#agreement", "#contribution", "#staleness", "update"], rows)
+        columns = ["member", "#examples", "#weight", "#agreement", "#contribution", "#staleness", "update"]
+        print_table(columns, [_member_row(member, names) for member in record.members])
     if record.left_out:
         say("")
-        excluded = [
-            (names.get(one.site, one.site), str(one.reason), "; ".join(str(problem) for problem in one.problems)) for one in record.left_out
-        ]
-        print_table(["left out", "reason", "problems"], excluded)
+        print_table(["left out", "reason", "problems"], [_exclusion_row(one, names) for one in record.left_out])
+
+
+def _member_row(member: Member, names: dict[str, str]) -> tuple[str, ...]:
+    return (
+        names.get(member.site, member.site),
+        f"{member.examples:,}",
+        f"{member.weight:.4f}",
+        _optional(member.agreement),
+        _optional(member.contribution),
+        "-" if member.staleness is None else str(member.staleness),
+        member.update,
+    )
+
+
+def _exclusion_row(one: Exclusion, names: dict[str, str]) -> tuple[str, ...]:
+    return (names.get(one.site, one.site), str(one.reason), "; ".join(str(problem) for problem in one.problems))
 
 
 def _optional(value: float | None) -> str:

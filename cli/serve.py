@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,16 +16,16 @@ import rich_click as click
 
 from cli.home import KEY_BYTES, Home, ServiceRecord
 from cli.listening import ended_by_signals, listening, run_http, url_of
+from cli.local_accounts import keep_token
 from cli.options import example, json_option
 from cli.output import print_json_line, say
 from infra.settings import Settings, load_settings
 from infra.telemetry import configure_logging
-from wegeft.contracts.errors import Unauthenticated
 
 if TYPE_CHECKING:
     from fastapi import APIRouter, FastAPI
     from prometheus_client import CollectorRegistry
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Engine
 
     from hub.objects import ObjectStore
     from hub.signing import Signer
@@ -128,7 +127,7 @@ def _assembled(settings: Settings, home: Home, server: str, only: Part | None) -
     engine = make_engine(settings.database)
     try:
         upgrade(engine)
-        _keep_token(engine, home)
+        keep_token(engine, home, now())
         store = _open_store(settings)
         signer = find_signer(settings, home)
         publish_keys(engine, signer, now())
@@ -249,41 +248,6 @@ def _policy(settings: Settings) -> Policy:
         max_blob_bytes=settings.max_upload_bytes,
         is_private_by_default=settings.new_adapters == "private",
     )
-
-
-def _keep_token(engine: Engine, home: Home) -> None:
-    """Make an administrator's token and keep it in the home, unless the one there is good."""
-    from infra.auth import authenticate, create_token
-    from infra.database import reading, writing
-
-    kept = home.read_token()
-    if kept:
-        try:
-            with reading(engine) as connection:
-                authenticate(connection, kept, now())
-        except Unauthenticated:
-            pass
-        else:
-            return
-    with writing(engine) as connection:
-        _, token = create_token(connection, f"home of {socket.gethostname()}"[:64], "admin", now())
-        home.write_token(token)
-
-
-@contextmanager
-def local_accounts() -> Iterator[Connection]:
-    """Open one transaction on the accounts of the database that the settings name; its tables are made where need be."""
-    from infra.database import make_engine, upgrade, writing
-
-    settings = load_settings()
-    Home(settings.home).prepare()
-    engine = make_engine(settings.database)
-    try:
-        upgrade(engine)
-        with writing(engine) as connection:
-            yield connection
-    finally:
-        engine.dispose()
 
 
 def _open_store(settings: Settings) -> ObjectStore:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _EXAMPLE = """
 wgctl federation simulate federated.yaml --data rows.jsonl --sites 20 --partition-by topic
 wgctl federation simulate federated.yaml --data rows.jsonl --test-data heldout.jsonl --sites 100 --partition dirichlet:0.3 \
---partition-by topic --drop 0.2 --byzantine 5:gauge --seed 7 --out trial
+--partition-by topic --drop 0.2 --byzantine 5:gauge --seed 7 --output trial
 """
 _PARTITION_HELP = "Who gets which rows: iid, dirichlet:ALPHA of each kind of row, or by:FIELD, a site for each value of a column."
 _KIND_HELP = "Column whose values are the kinds of rows for dirichlet; more than 100 different ones are hashed to 10 kinds."
@@ -49,13 +49,13 @@ _OUT_HELP = "Folder that keeps each round as it is done, and the adapter; called
 @click.option("--bounds", "has_bounds", is_flag=True, help="Also train each site alone, and all rows in one place.")
 @click.option("--actors", type=int, metavar="N", help="Ray actors that train; by default one a core. They change no digest.")
 @click.option("--inline", "is_inline", is_flag=True, help="Train in this process, without Ray.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help=_OUT_HELP)
+@click.option("--output", "out", type=click.Path(path_type=Path, file_okay=False), help=_OUT_HELP)
 @json_option
 def simulate(job_file: Path, overrides: tuple[str, ...], is_json: bool, out: Path | None, **given: Any) -> None:
     """Play a federated job with made-up sites on this machine: the same training, wire, gate, rules and defences, seeded.
 
     One line for each round: who was left out and why, losses on the held-out rows before and after, what the rule could not keep in
-    the pair, and bytes. The same seed ends in the same digest. Ctrl-C ends it; with --out, what is done is kept.
+    the pair, and bytes. The same seed ends in the same digest. Ctrl-C ends it; with --output, what is done is kept.
     """
     from cli.preparation import prepare, read_job_file
     from simulation.journal import Journal
@@ -195,7 +195,9 @@ def _stopping(out: Path | None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        kept = f"the rounds that are done are in {out}, and the same command goes on with them" if out else "nothing is kept without --out"
+        kept = (
+            f"the rounds that are done are in {out}, and the same command goes on with them" if out else "nothing is kept without --output"
+        )
         note(f"\nthe simulation stops here; {kept}")
         raise
 

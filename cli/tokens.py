@@ -68,7 +68,8 @@ def _create_remotely(request: TokenRequest) -> NewToken:
 
 
 def _create_locally(request: TokenRequest) -> NewToken:
-    from cli.serve import local_accounts, now
+    from cli.local_accounts import local_accounts
+    from cli.serve import now
     from infra.auth import grant_token
     from infra.offers import check_offer
     from infra.principals import Principal, Role

@@ -7,7 +7,7 @@ import rich_click as click
 from cli.connection import connect
 from cli.options import example, json_option
 from cli.output import print_json, say
-from wegeft.contracts.adapter import Visibility
+from wegeft.contracts.visibility import Visibility
 
 SEEN_BY: dict[Visibility, str] = {"private": "those who share its namespace", "public": "everybody who may read"}
 

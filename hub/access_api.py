@@ -11,10 +11,11 @@ from hub.services import HubServices
 from infra.auth import Guard, Principal, Role
 from infra.database import reading, writing
 from infra.routers import Gathering
-from wegeft.contracts.adapter import AdapterView, VisibilityChange, check_segment
+from wegeft.contracts.adapter import AdapterView, check_segment
 from wegeft.contracts.errors import NotFound
 from wegeft.contracts.organisations import MemberRole, OrganisationRequest, OrganisationView
 from wegeft.contracts.quotas import QuotaLimits, QuotaView
+from wegeft.contracts.visibility import VisibilityChange
 
 Organisation = Annotated[str, Path(max_length=96, description="The organisation's name.")]
 Account = Annotated[str, Path(max_length=64, description="An account: the name that its tokens bear.")]

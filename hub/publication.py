@@ -15,10 +15,10 @@ from wegeft.contracts.adapter import (
     AdapterName,
     FileEntry,
     Manifest,
-    Visibility,
     make_manifest,
 )
 from wegeft.contracts.errors import InvalidInput, Problem, shorten
+from wegeft.contracts.visibility import Visibility
 
 _MAX_TEXT = {"base_model": 4200, "method": 40, "source": 200, "created_by": 200}
 _MAX_METRICS = 500

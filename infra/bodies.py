@@ -35,7 +35,7 @@ LEAST_BYTES_A_SECOND = 4096
 MAX_STORE_READERS = 32
 """Requests that wait for the object store at once, beside the streamed bodies; the next ones hold no thread meanwhile."""
 LONG_READS_A_SENDER = 4
-"""Of those, how many one account's or site's may be that read files of any length to their ends."""
+"""Of those, how many one account's, site's or attempt's may be that look at any number of files, or read them to their ends."""
 MAX_COMPUTATIONS = 2
 """Requests that hold whole tensors at once, some gigabytes each; the next ones hold no thread meanwhile."""
 COMPUTATIONS_A_SENDER = 1
@@ -98,7 +98,7 @@ def holds_tensors(endpoint: Callable[Parameters, Result]) -> Callable[Parameters
 
 
 def reads_whole_files(endpoint: Callable[Parameters, Result]) -> Callable[Parameters, Coroutine[Any, Any, Result]]:
-    """Return an endpoint as :func:`waits_for_store` does, of which one account, or one site, has :data:`LONG_READS_A_SENDER` at once.
+    """Return an endpoint as :func:`waits_for_store` does, of which one account, site or attempt has :data:`LONG_READS_A_SENDER` at once.
 
     Its next ones wait, and hold no thread meanwhile. The endpoint takes its :class:`Principal`, or else its :class:`Request`, by keyword.
     """

@@ -14,7 +14,7 @@ from hub import catalog
 from hub.intake import check_kept
 from hub.objects import stream_verified
 from infra.auth import Credentials, bearer_of
-from infra.bodies import streams_body, takes_reports, waits_for_store
+from infra.bodies import reads_whole_files, streams_body, takes_reports, waits_for_store
 from infra.database import reading, writing
 from infra.description import BINARY
 from infra.http import API_PREFIX
@@ -124,16 +124,24 @@ def _delivery_router(desk: _Desk) -> APIRouter:
 
     @router.post("/checkpoints", status_code=204, summary="Let a later attempt go on from here")
     @takes_reports
-    @waits_for_store
-    def post_checkpoint(body: Checkpoint, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> None:
+    @reads_whole_files
+    def post_checkpoint(
+        body: Checkpoint,
+        lease: Annotated[ledger.Lease, Depends(desk.lease)],
+        request: Request,  # noqa: ARG001 - whose share
+    ) -> None:
         check_blobs(services.store, body.files, desk.delivered(lease, *(entry.digest for entry in body.files)))
         with desk.heard(lease) as (connection, _):
             ledger.save_checkpoint(connection, lease, body, services.clock())
 
     @router.post("/result", summary="Publish the adapter and end the job")
     @takes_reports
-    @waits_for_store
-    def post_result(body: TrainingResult, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> PublishedVersion:
+    @reads_whole_files
+    def post_result(
+        body: TrainingResult,
+        lease: Annotated[ledger.Lease, Depends(desk.lease)],
+        request: Request,  # noqa: ARG001 - whose share
+    ) -> PublishedVersion:
         return publish_result(services, lease, body)
 
     @router.post("/failure", status_code=204, summary="End the attempt without a result")

@@ -325,8 +325,12 @@ def _answer_router(desk: _Desk, intake: UpdateIntake) -> APIRouter:
     router = APIRouter()
 
     @router.post("/updates", status_code=201, summary="Submit an update whose tensors were sent; answers a signed receipt")
-    @waits_for_store
-    def post_update(body: SignedUpdate, caller: Annotated[Caller, Depends(desk.caller)]) -> SignedReceipt:
+    @reads_whole_files
+    def post_update(
+        body: SignedUpdate,
+        caller: Annotated[Caller, Depends(desk.caller)],
+        request: Request,  # noqa: ARG001 - whose share
+    ) -> SignedReceipt:
         return intake.take_update(caller, body)
 
     @router.post("/declines", status_code=204, summary="Say that the site will not, or could not")

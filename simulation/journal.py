@@ -39,7 +39,7 @@ class Journal:
         path = self.folder / _WHAT
         if not path.exists():
             if any(not path.name.startswith(".") for path in self.folder.iterdir()):
-                raise InvalidSetting("the folder holds something else", path="--out", value=str(self.folder), hint="give an empty one")
+                raise InvalidSetting("the folder holds something else", path="--output", value=str(self.folder), hint="give an empty one")
             write_durably(path, _json(what))
             return
         known = _loaded(path)
@@ -50,14 +50,14 @@ class Journal:
             if known.get(name) != now.get(name)
         ]
         if problems:
-            raise InvalidSetting(f"{self.folder} holds another simulation; give another --out", problems=problems)
+            raise InvalidSetting(f"{self.folder} holds another simulation; give another --output", problems=problems)
 
     def reports(self) -> list[RoundReport]:
         """Return what is known of each try at a round, in order."""
         try:
             return [RoundReport.model_validate_json(path.read_bytes()) for path in sorted(self.folder.glob("round-*.json"))]
         except ValidationError as error:
-            raise InvalidSetting("a round's file is broken", path="--out", value=str(self.folder), hint="give another folder") from error
+            raise InvalidSetting("a round's file is broken", path="--output", value=str(self.folder), hint="give another folder") from error
 
     def standing(self, first: Standing) -> Standing:
         """Return where the simulation was stopped, ``first`` where nothing is done; raise :class:`InvalidSetting` where a file is lost."""
@@ -80,7 +80,7 @@ class Journal:
         content = path.read_bytes() if path.exists() else b""
         if digest_of(content) != digest:
             hint = "give another folder, and the simulation begins anew"
-            raise InvalidSetting("the state after the last round is lost or changed", path="--out", value=str(path), hint=hint)
+            raise InvalidSetting("the state after the last round is lost or changed", path="--output", value=str(path), hint=hint)
         return content
 
     def _carried(self, number: int) -> Mapping[str, Moved]:
@@ -90,7 +90,7 @@ class Journal:
         try:
             tensors = read_tensors(path.read_bytes())
         except InvalidTensors as error:
-            raise InvalidSetting("what sites carry over is broken", path="--out", value=str(path), hint="give another folder") from error
+            raise InvalidSetting("what sites carry over is broken", path="--output", value=str(path), hint="give another folder") from error
         carried: dict[str, dict[str, NDArray[np.float64]]] = {}
         for name, array in tensors.items():
             site, _, tensor = name.partition("/")
@@ -133,7 +133,7 @@ def _loaded(path: Path) -> dict[str, object]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise InvalidSetting("not a simulation's folder", path="--out", value=str(path.parent), hint="give an empty one")
+        raise InvalidSetting("not a simulation's folder", path="--output", value=str(path.parent), hint="give an empty one")
     return found
 
 

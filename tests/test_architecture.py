@@ -17,7 +17,7 @@ ALLOWED_IN = {
     "datasets": ("workers/",),
     "ray": ("workers/pool.py", "workers/crew.py"),
     "minio": ("hub/s3",),
-    "sqlalchemy": ("hub/", "orchestrator/", "infra/", "cli/serve.py"),
+    "sqlalchemy": ("hub/", "orchestrator/", "infra/", "cli/serve.py", "cli/local_accounts.py"),
     "pickle": (),
 }
 """Which files may import what; design: torch and ray stay out of the services, the object store's SDK in hub/s3*.py, no pickle at all."""
@@ -26,8 +26,18 @@ SQL_FILES = ("hub/catalog", "orchestrator/ledger", "infra/audit.py", "infra/auth
 """Where statements are built; other modules only open transactions and pass connections on."""
 
 
+MOST_LINES = 350
+"""Of a module."""
+MOST_FUNCTION_LINES = 45
+"""Of a function, without its docstring: a table of routes, or a test that tells a story; most have 5 to 20."""
+
+
 def source_files() -> list[Path]:
     return [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def every_file() -> list[Path]:
+    return source_files() + [path for room in ("bench", "examples", "tests") for path in sorted((ROOT / room).rglob("*.py"))]
 
 
 def imported_names(path: Path) -> set[str]:
@@ -73,8 +83,13 @@ def test_services_start_without_torch_and_ray(module: str) -> None:
     assert (answer.stdout.strip(), answer.returncode) == ("[]", 0), answer.stderr
 
 
-@pytest.mark.parametrize("path", source_files(), ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_module_is_named_for_a_noun_and_stays_readable(path: Path) -> None:
-    """No module is a drawer for everything, and none outgrows a reader."""
-    assert path.stem not in {"utils", "helpers", "common", "misc", "manager", "core", "base"}
-    assert len(path.read_text().splitlines()) <= 400
+def test_module_is_named_for_a_noun() -> None:
+    """No module is a drawer for everything."""
+    drawers = {"utils", "helpers", "common", "misc", "manager", "core", "base"}
+    assert [path.relative_to(ROOT).as_posix() for path in every_file() if path.stem in drawers] == []
+
+
+def test_no_module_outgrows_its_reader() -> None:
+    """One that has is split by what it is about, as `ARCHITECTURE.md` and the modules beside it do."""
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in every_file()}
+    assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}

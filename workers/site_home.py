@@ -17,8 +17,9 @@ from pydantic import ValidationError
 from wegeft.client.site import SiteCredentials
 from wegeft.contracts.enrolment import Enrolment
 from wegeft.contracts.errors import AlreadyRunning, Conflict, InvalidSetting, NotFound, Problem, WegeftError
-from wegeft.contracts.federation import Message, SitePolicy
+from wegeft.contracts.federation import Message
 from wegeft.contracts.job import JobSpec
+from wegeft.contracts.site_policy import SitePolicy
 from wegeft.contracts.yaml_source import parse_yaml
 from workers.durable_files import sync_folder, write_durably
 

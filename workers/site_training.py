@@ -96,11 +96,7 @@ def train_round(work: Work, callbacks: Callbacks) -> Trained:
         control_shift=shift_of(start.controls, work.control) if work.offer.control else None,
     )
     task = TrainingTask(job_id=work.offer.job_id, attempt=work.offer.attempt, spec=spec, heartbeat_seconds=1, lease_seconds=1)
-    try:
-        outcome = train(task, inputs, callbacks)
-        trained = moved_from(outcome.model, start)
-    finally:
-        strip(work.base)
+    outcome, trained = _train(task, inputs, start, callbacks)
     moved = add_carried(trained, work.carried)
     change = _control_change(work, start, trained, outcome)
     length = update_norm(start, moved)
@@ -115,6 +111,15 @@ def train_round(work: Work, callbacks: Callbacks) -> Trained:
         control=advance_control(work.control, change, work.offer.wire) if work.offer.control else {},
         metrics={name: value for name in _SHARED_METRICS if (value := outcome.metrics.get(name)) is not None},
     )
+
+
+def _train(task: TrainingTask, inputs: TrainingInputs, start: Start, callbacks: Callbacks) -> tuple[Outcome, Moved]:
+    """Train, and return how far the tensors have moved; the base model's layers are as before, whatever happens."""
+    try:
+        outcome = train(task, inputs, callbacks)
+        return outcome, moved_from(outcome.model, start)
+    finally:
+        strip(inputs.base)
 
 
 def _control_change(work: Work, start: Start, trained: Moved, outcome: Outcome) -> dict[str, NDArray[np.float64]]:

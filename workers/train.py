@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from wegeft.contracts.errors import InvalidTensors, LossNotFinite, OutOfMemory
 from wegeft.contracts.job import JobSpec, seconds_of
-from wegeft.contracts.job_tasks import LOWER_IS_BETTER, BestMetric
 from wegeft.contracts.training import Evaluation, Message, Progress, TrainingTask, WorkerEvent
 from workers.adaptation import adapt, count_lora_parameters, trainable
 from workers.base_model import BaseModel
+from workers.best_adapter import BestAdapter
 from workers.checkpoint import Measurement, Memory, Point, RunState, pack, read_state, unpack
 from workers.generator_start import Start, begin_at, learning_parameters
 from workers.proximal import Spring
@@ -143,15 +143,13 @@ class _Run:
             self._correction = Correction(learning_parameters(self._model, inputs.start), inputs.control_shift)
         self._optimizer = _optimizer(spec, self._parameters, is_plain=self._correction is not None)
         self._state = RunState(plan=task.fingerprint, base_model=base.identity, commit=base.commit)
-        self._best: dict[str, Tensor] = {}
+        self._best = BestAdapter(spec, self._parameters)
         self._saved_at = callbacks.now()
 
     @property
     def has_more(self) -> bool:
         """Whether steps are left; early stopping leaves them undone."""
-        patience = self._spec.early_stopping_patience
-        gave_up = patience is not None and self._state.unimproved >= patience
-        return self._state.step < self._task.total_steps and not gave_up
+        return self._state.step < self._task.total_steps and not self._best.has_given_up(self._state)
 
     @property
     def _trainable_parameters(self) -> int:
@@ -174,7 +172,7 @@ class _Run:
             hint = f"it was made on {state.base_model}, and this is {self._state.base_model}"
             raise InvalidTensors("the checkpoint is of other data, settings or base model", path="resume_from", hint=hint)
         memory = unpack(checkpoint, self._parameters, self._optimizer)
-        self._best = dict(memory.best)
+        self._best.tensors = dict(memory.best)
         if self._allocation is not None:
             self._allocation.restore(memory.method)
         self._state = state
@@ -259,7 +257,7 @@ class _Run:
             raise LossNotFinite(f"the held-out loss is {loss} after {step} steps", path=f"step {step}", value=loss, hint=hint)
         measurement = Measurement(step=step, loss=loss, metrics=score.metrics)
         self._state.measurements.append(measurement)
-        self._remember(measurement)
+        self._best.remember(measurement, self._state)
         return measurement
 
     def _report(self, measurement: Measurement, *, has_answers: bool) -> Measurement:
@@ -271,23 +269,12 @@ class _Run:
         self._callbacks.report(Evaluation(total_steps=total, rows=rows, samples=answers.samples, **measurement.model_dump()))
         return measurement
 
-    def _remember(self, measurement: Measurement) -> None:
-        """Keep the best adapter where the job may stop early; the untrained one does not count."""
-        if self._spec.early_stopping_patience is None or measurement.step == 0:
-            return
-        metric = self._spec.metric_for_best_model
-        if self._state.best is None or _merit(measurement, metric) > _merit(self._state.best, metric):
-            self._state.best, self._state.unimproved = measurement, 0
-            self._best = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
-        else:
-            self._state.unimproved += 1
-
     def _save_if_due(self) -> None:
         every = self._spec.save_steps
         is_time = self._callbacks.now() - self._saved_at >= seconds_of(self._spec.save_every)
         if is_time or (every is not None and self._state.step % every == 0):
             remembered = {} if self._allocation is None else self._allocation.state()
-            files = pack(self._state, self._parameters, self._optimizer, Memory(best=self._best, method=remembered))
+            files = pack(self._state, self._parameters, self._optimizer, Memory(best=self._best.tensors, method=remembered))
             self._callbacks.save(self._state.step, files)
             self._saved_at = self._callbacks.now()
 
@@ -319,29 +306,14 @@ class _Run:
         is_told = latest.step == self._state.step
         measurement, best = latest if is_told else self._measure(), self._state.best
         if best is not None and best.step != measurement.step:
-            self._go_back(best)
+            self._best.put_back()
+            text = f"keeping the adapter of step {best.step:,}, which had {self._best.merit_text}"
+            self._callbacks.report(Message(text=text))
             self._state.measurements.append(best)
             return self._report(best, has_answers=True)
         if is_told and not self._task.has_answers:
             return measurement
         return self._report(measurement, has_answers=True)
-
-    def _go_back(self, best: Measurement) -> None:
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.copy_(self._best[name])
-        metric = self._spec.metric_for_best_model
-        told = "the lowest held-out loss" if metric == "eval_loss" else f"the best {metric}"
-        text = f"keeping the adapter of step {best.step:,}, which had {told}"
-        self._callbacks.report(Message(text=text))
-
-
-def _merit(measurement: Measurement, metric: BestMetric) -> float:
-    """Return what is more where an adapter is better; a perplexity too large to be told is the worst."""
-    if metric == "eval_loss":
-        return -measurement.loss
-    value = measurement.metrics.get(metric, math.inf)
-    return -value if metric in LOWER_IS_BETTER else value
 
 
 def _optimizer(spec: JobSpec, parameters: Mapping[str, nn.Parameter], *, is_plain: bool) -> torch.optim.Optimizer:

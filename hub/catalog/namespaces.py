@@ -15,8 +15,8 @@ from hub.catalog.tables import ADAPTERS, MEMBERS, NAMESPACES, upsert
 from infra import audit
 from infra.auth import is_account
 from infra.principals import Principal, Role
-from wegeft.contracts.adapter import Visibility
 from wegeft.contracts.errors import Conflict
+from wegeft.contracts.visibility import Visibility
 
 Kind = Literal["account", "organisation"]
 

@@ -20,8 +20,9 @@ from hub.catalog.namespaces import starts_private
 from hub.catalog.tables import ADAPTERS, VERSIONS, key_of, upsert
 from infra import audit
 from infra.database import METADATA, UtcTime
-from wegeft.contracts.adapter import AdapterName, Visibility
+from wegeft.contracts.adapter import AdapterName
 from wegeft.contracts.errors import AdapterNotFound, Conflict
+from wegeft.contracts.visibility import Visibility
 
 REPOSITORIES = Table(
     "repositories",

@@ -12,8 +12,9 @@ from hub.hf_api.front_matter import check_card
 from hub.hf_views import View
 from infra.auth import Principal, Role
 from infra.database import writing
-from wegeft.contracts.adapter import AdapterName, Visibility, check_segment
+from wegeft.contracts.adapter import AdapterName, check_segment
 from wegeft.contracts.errors import Conflict, InvalidReference, InvalidRequest
+from wegeft.contracts.visibility import Visibility
 
 
 class NamedRepository(BaseModel):

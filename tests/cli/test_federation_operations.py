@@ -87,7 +87,7 @@ def test_a_site_gets_a_new_key(world: World, wgctl: Shell, tmp_path: Path) -> No
     home = ["--home", str(tmp_path / "a")]
     wgctl("site", "enrol", "--server", world.url, "--token", world.invite(job_id, "site-0"), *home, "--yes")
     before = (tmp_path / "a" / "site.key").read_text()
-    command = shlex.split(wgctl("federation", "rotate", job_id, "--site", "site-0").strip())
+    command = shlex.split(wgctl("federation", "rotate", job_id, "--name", "site-0").strip())
     assert command[:3] == ["wgctl", "site", "rotate"]
     assert "has a new key" in wgctl(*command[1:], *home)
     after = (tmp_path / "a" / "site.key").read_text()
@@ -97,8 +97,8 @@ def test_a_site_gets_a_new_key(world: World, wgctl: Shell, tmp_path: Path) -> No
     assert "another key" in wgctl.error(*command[1:], *home, status=6)["detail"]
     assert "--token" in json.dumps(wgctl.error("site", "rotate", "--token", "wgi_wrong", *home, status=2))
     wgctl.error("site", "rotate", "--token", "wgr_wrong", "--home", str(tmp_path / "none"), status=4)
-    wgctl.error("federation", "rotate", job_id, "--site", "nobody", status=4)
-    assert "--expires" in json.dumps(wgctl.error("federation", "rotate", job_id, "--site", "site-0", "--expires", "1s", status=2))
+    wgctl.error("federation", "rotate", job_id, "--name", "nobody", status=4)
+    assert "--expires" in json.dumps(wgctl.error("federation", "rotate", job_id, "--name", "site-0", "--expires", "1s", status=2))
 
 
 def test_verify_proves_every_round_and_finds_one_changed_byte(world: World, wgctl: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,7 @@ def test_a_version_and_a_folder_are_verified(call: Call, tmp_path: Path, monkeyp
         ("evaluations add demo/x@1 accuracy 1 --data sha256:1", 2),
         ("card demo/none", 4),
         ("card demo/x --file missing.md", 2),
-        ("card demo/x --license gratis", 2),
+        ("card demo/x --licence gratis", 2),
         ("card demo/x --reset --edit", 2),
     ],
 )
@@ -165,7 +165,7 @@ def test_a_card_is_read_and_written(call: Call, tmp_path: Path, monkeypatch: pyt
     assert call("adapters", "card", "demo/x")[1] == CARD.decode()
     (tmp_path / "card.md").write_text("# Two\n")
     assert call("adapters", "card", "demo/x", "--file", "card.md")[0] == 0
-    assert json.loads(call("adapters", "card", "demo/x", "--license", "Apache-2.0", "--json")[1])["license"] == "Apache-2.0"
+    assert json.loads(call("adapters", "card", "demo/x", "--licence", "Apache-2.0", "--json")[1])["license"] == "Apache-2.0"
     assert call("adapters", "card", "demo/x")[1] == "---\nlicense: apache-2.0\n---\n# Two\n"
     editor = tmp_path / "editor"
     editor.write_text('#!/bin/sh\necho "# Three" >> "$1"\n')

@@ -46,7 +46,7 @@ CALL = ["federation", "simulate", "job.yaml", "--data", "rows.jsonl", "--inline"
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_script_gets_a_line_for_each_round_and_one_for_the_whole(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ["--sites", "5", "--partition", "dirichlet:0.5", "--partition-by", "kind", "--test-data", "held.jsonl", "--byzantine", "1:nan"]
-    assert main([*CALL, *words, "--seed", "3", "--bounds", "--json", "--out", str(tmp_path / "out")]) == 0
+    assert main([*CALL, *words, "--seed", "3", "--bounds", "--json", "--output", str(tmp_path / "out")]) == 0
     *rounds, last = capsys.readouterr().out.splitlines()
     reports = [RoundReport.model_validate_json(line) for line in rounds]
     whole = SimulationReport.model_validate_json(last)
@@ -56,7 +56,7 @@ def test_a_script_gets_a_line_for_each_round_and_one_for_the_whole(capsys: pytes
     assert [(bound.name, bound.sites) for bound in whole.bounds] == [("local_only", 5), ("centralised", 1)]
 
     # Once more: nothing is left to do, and the same is told of the whole.
-    assert main([*CALL, *words, "--seed", "3", "--bounds", "--json", "--out", str(tmp_path / "out")]) == 0
+    assert main([*CALL, *words, "--seed", "3", "--bounds", "--json", "--output", str(tmp_path / "out")]) == 0
     assert [SimulationReport.model_validate_json(line) for line in capsys.readouterr().out.splitlines()] == [whole]
 
 

@@ -127,6 +127,7 @@ def test_stop_ends_an_attempt_and_can_be_repeated(pool: Pool, tmp_path: Path) ->
 
 def test_stop_of_what_was_never_here_is_harmless(pool: Pool) -> None:
     pool.stop("job-nobody.7")
+    assert is_quiet(pool)
 
 
 def test_several_attempts_run_side_by_side(pool: Pool, tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from wegeft.contracts.federation import Decline, Offer, Receipt, RoundState, SitePolicy, TensorForm, Update
+from wegeft.contracts.federation import Decline, Offer, Receipt, RoundState, TensorForm, Update
 from wegeft.contracts.federation_rules import FactorMean
 from wegeft.contracts.signatures import check_freshness, is_signed, public_key_of, request_content, sign
+from wegeft.contracts.site_policy import SitePolicy
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 DIGEST = "sha256:" + "a" * 64

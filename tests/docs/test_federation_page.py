@@ -15,9 +15,10 @@ from orchestrator.aggregate import Plan
 from tests.orchestrator.aggregate.federations import a_state, members_of, put_together
 from tests.orchestrator.federating import Server
 from tests.orchestrator.samples import new_sqlite
-from wegeft.contracts.federation import FailureCode, Member, ReasonCode, SitePolicy
+from wegeft.contracts.federation import FailureCode, Member, ReasonCode
 from wegeft.contracts.federation_rules import FactorMean, GeneratorExact, Rule, has_fixed_gauge, is_linear
 from wegeft.contracts.federation_spec import FederationSpec
+from wegeft.contracts.site_policy import SitePolicy
 
 PAGE = (Path(__file__).parents[2] / "docs" / "federation.md").read_text(encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""The application that every service is: one error shape, limits, ids, headers, metrics; in process and over a real socket."""
+"""The application that every service is: one error shape, limits, ids, headers, metrics."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import hashlib
 import io
 import json
 import logging
-import socket
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-import httpx2
 import pytest
 import structlog
 from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
@@ -19,11 +17,10 @@ from prometheus_client import CollectorRegistry, Gauge
 from pydantic import BaseModel, ConfigDict
 from starlette.testclient import TestClient
 
-from infra.bodies import MAX_BODY_BYTES, BodyReader, streams_body
+from infra.bodies import BodyReader, streams_body
 from infra.envelope import template_of
 from infra.http import API_PREFIX, create_app
 from infra.telemetry import configure_logging
-from tests.orchestrator.serving import listening
 from wegeft.contracts.errors import (
     ERROR_KINDS,
     DigestMismatch,
@@ -257,14 +254,14 @@ def test_metrics_have_few_labels() -> None:
     registry = CollectorRegistry()
     Gauge("mine", "Mine.", registry=registry).set(7)
     with TestClient(make_app(registry=registry)) as http:
-        for number in range(200):
+        for number in range(40):
             http.get(f"/api/v1/numbers/{number % 10}")
             http.get(f"/api/v1/unknown/{number}")
             http.request(f"X{number}", "/api/v1/numbers/1")
         text = http.get("/metrics").text
     counts = [line for line in text.splitlines() if line.startswith("wegeft_http_requests_total")]
-    assert 'wegeft_http_requests_total{method="GET",route="/api/v1/numbers/{number}",status="200"} 200.0' in counts
-    assert 'wegeft_http_requests_total{method="GET",route="unmatched",status="404"} 200.0' in counts
+    assert 'wegeft_http_requests_total{method="GET",route="/api/v1/numbers/{number}",status="200"} 40.0' in counts
+    assert 'wegeft_http_requests_total{method="GET",route="unmatched",status="404"} 40.0' in counts
     assert any('method="OTHER"' in line for line in counts)
     assert len(counts) <= 4
     assert "mine 7.0" in text
@@ -323,73 +320,12 @@ def test_every_reference_of_the_description_leads_somewhere(http: TestClient) ->
             for item in node:
                 yield from references(item)
 
-    for reference in references(document):
+    found = set(references(document))
+    assert "#/components/schemas/Note" in found
+    for reference in found:
         node = document
         for step in reference.removeprefix("#/").split("/"):
             node = node[step]
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    """The application over a real socket."""
-    with listening(make_app()) as url:
-        yield url
-
-
-@pytest.fixture
-def wire(url: str) -> Iterator[httpx2.Client]:
-    """A caller over a real socket."""
-    with httpx2.Client(base_url=url, headers=HOLDER, trust_env=False, timeout=30) as client:
-        yield client
-
-
-def in_chunks(size: int) -> Iterator[bytes]:
-    """A body that does not say how long it is."""
-    for _ in range(size >> 20):
-        yield bytes(1 << 20)
-
-
-@pytest.mark.parametrize("is_announced", [True, False])
-def test_a_long_body_is_streamed(wire: httpx2.Client, is_announced: bool) -> None:
-    """To an endpoint that says so, up to a limit of its own; the others have theirs."""
-    content = bytes(LIMIT) if is_announced else in_chunks(LIMIT)
-    answer = wire.put("/api/v1/stream", content=content)
-    digest = hashlib.sha256(bytes(LIMIT)).hexdigest()
-    assert answer.json() == {"size": LIMIT, "digest": digest, "announced": LIMIT if is_announced else None}
-    too_long = bytes(LIMIT + 1) if is_announced else in_chunks(LIMIT + (1 << 20))
-    assert body_of(wire.put("/api/v1/stream", content=too_long), 413).code == "too_large"
-    long = bytes(MAX_BODY_BYTES + 1) if is_announced else in_chunks(MAX_BODY_BYTES + (1 << 20))
-    assert body_of(wire.post("/api/v1/notes", content=long, headers={"Content-Type": "application/json"}), 413).code == "too_large"
-    assert wire.put("/api/v1/stream", content=b"").json()["size"] == 0
-
-
-def test_a_body_that_is_cut_stores_nothing_and_breaks_nothing(url: str, wire: httpx2.Client) -> None:
-    """The peer announces more than it sends, and is gone."""
-    host, _, port = url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(b"PUT /api/v1/stream HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n" + b"x" * 10)
-    assert wire.get("/healthz").status_code == 200
-
-
-def test_an_answer_that_goes_wrong_half_way_is_cut(wire: httpx2.Client) -> None:
-    """So that nobody takes the half for the whole."""
-    with pytest.raises(httpx2.RemoteProtocolError):
-        wire.get("/api/v1/cut")
-    assert wire.get("/healthz").status_code == 200
-
-
-@pytest.mark.parametrize("line", [b"GET / HTTP/9.9", b"\x00\x01\x02", b"GET /%zz HTTP/1.1\r\nHost: x", b"G" * 100_000])
-def test_nonsense_on_the_wire_breaks_nothing(url: str, wire: httpx2.Client, line: bytes) -> None:
-    """Whatever is sent, the next request is answered."""
-    host, _, port = url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
-        try:
-            connection.sendall(line + b"\r\n\r\n")
-            connection.shutdown(socket.SHUT_WR)
-            connection.recv(1 << 16)
-        except OSError:
-            pass
-    assert wire.get("/healthz").status_code == 200
 
 
 def test_errors_survive_the_wire() -> None:

@@ -167,8 +167,9 @@ def test_the_order_of_arrival_changes_nothing(engines: Iterator[Engine], rule: s
 
 def test_a_record_is_enough_to_compute_a_round_again(engine: Engine) -> None:
     story = tell(engine, server_optimizer="fedadam")
-    store = story.server.store
-    for view in story.server.rounds(story.job_id):
+    store, views = story.server.store, story.server.rounds(story.job_id)
+    assert len(views) == 2
+    for view in views:
         assert view.record is not None
         with reading(engine) as connection:
             job = federations.find_federated(connection, story.job_id)

@@ -145,6 +145,10 @@ def test_requests_that_are_not_the_sites_own_are_refused(any_world: World) -> No
     assert site.http.get(path + "?x=1", headers=site.headers("GET", path)).status_code == 401
     assert site.http.get(path).status_code == 401
     assert site.http.post(f"{API}/federation/updates", content=b"{}").status_code == 401
+
+
+def test_what_is_another_sites_or_nobodys_is_refused(world: World) -> None:
+    _, (site, other) = world.begin(0, 1)
     offer = site.offer()
     assert offer is not None
     assert site.call("GET", f"blobs/{digest_of(start_files()[1])}").status_code == 404

@@ -180,7 +180,8 @@ def test_waits_are_bounded_and_budgets_kept(code: str, restarts: int, preemption
             assert 0 < seconds <= 60
             assert max_preemptions == -1 or preemptions < max_preemptions
         case Fail():
-            assert True
+            spent = restarts >= max_restarts or 0 <= max_preemptions <= preemptions
+            assert spent or not ERROR_KINDS[code].is_retryable
 
 
 LIMITS = Limits(lease_seconds=15, stop_grace_seconds=3, start_seconds=100, stall_seconds=1000)

@@ -14,9 +14,9 @@ from sqlalchemy import Connection
 
 from infra.database import reading, writing
 from orchestrator import ledger
-from tests.orchestrator.samples import LEASE_SECONDS, add_job, at, batch, claim, log, new_sqlite, states, view
+from tests.orchestrator.samples import LEASE_SECONDS, add_job, at, batch, claim, new_sqlite, view
 from wegeft.contracts.errors import IllegalTransition, InvalidData, LossNotFinite, StaleLease, TrainingCrashed, WegeftError, WorkerLost
-from wegeft.contracts.training import JobState, PublishedVersion
+from wegeft.contracts.training import JobState, PublishedVersion, StateChanged
 
 ERRORS: list[WegeftError] = [WorkerLost(), TrainingCrashed(), InvalidData(), LossNotFinite()]
 LIVE = {"starting", "running", "cancelling"}
@@ -157,16 +157,17 @@ class LedgerMachine(RuleBasedStateMachine):
     def the_ledger_agrees(self) -> None:
         if not hasattr(self, "engine"):
             return
-        for job_id, job in self.expected.items():
-            if job.state == "absent":
-                continue
-            seen = view(self.engine, job_id, self.now)
+        there = {job_id: job for job_id, job in self.expected.items() if job.state != "absent"}
+        with reading(self.engine) as connection:
+            found = {name: ledger.find(connection, name, at(self.now)) for name in there}
+            logs = {name: ledger.read_events(connection, name, 0, 100_000).records for name in there}
+        for job_id, job in there.items():
+            seen, records = found[job_id], logs[job_id]
             assert (seen.state, seen.attempt) == (job.state, job.attempt)
             assert (seen.finished_at is not None) == seen.state.is_final
             assert (seen.result is not None) == (seen.state is JobState.SUCCEEDED)
             assert (seen.error is not None) == (seen.state is JobState.FAILED)
-            assert states(self.engine, job_id)[-1] == job.state
-            records = log(self.engine, job_id)
+            assert [record.event.state for record in records if isinstance(record.event, StateChanged)][-1] == job.state
             assert [record.sequence for record in records] == list(range(1, len(records) + 1))
             assert sum(record.event.type == "progress" for record in records) == len(job.steps)
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import httpx2
 import pytest
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Connection, Engine, func, select
 
 from infra.auth import hash_secret
 from infra.database import reading, writing
@@ -38,9 +38,9 @@ def at_once(count: int, act: Callable[[int], Answer]) -> list[Answer | WegeftErr
 
 
 def test_eight_claimers_never_get_the_same_job(engine: Engine) -> None:
-    """300 jobs, each claimed once, in the order of the queue for each claimer."""
+    """120 jobs, each claimed once, in the order of the queue for each claimer."""
     with writing(engine) as connection:
-        for number in range(300):
+        for number in range(120):
             new = ledger.NewJob(id=f"job-{number:026d}", owner="ada", token_id="a" * 12, spec=make_spec(priority=number % 3))
             ledger.add(connection, new, at(0))
 
@@ -52,7 +52,7 @@ def test_eight_claimers_never_get_the_same_job(engine: Engine) -> None:
 
     claimed = at_once(8, claim_all)
     taken = [job_id for got in claimed if isinstance(got, list) for job_id in got]
-    assert Counter(taken) == Counter({f"job-{number:026d}": 1 for number in range(300)})
+    assert Counter(taken) == Counter({f"job-{number:026d}": 1 for number in range(120)})
     for got in claimed:
         assert isinstance(got, list)
         assert got == sorted(got, key=lambda job_id: (-(int(job_id[4:]) % 3), job_id))
@@ -76,14 +76,14 @@ def test_two_hundred_submissions_under_one_key_are_one_job(engine: Engine) -> No
         assert connection.execute(select(func.count()).select_from(EVENTS)).scalar_one() == 1
 
 
-def test_two_hundred_submissions_over_http_are_one_job(engine: Engine) -> None:
+def test_many_submissions_over_http_are_one_job(engine: Engine) -> None:
     """Through real connections, sixteen at a time: one 201, and 200 for the rest."""
     site = Site(engine)
     with listening(site.app()) as url, httpx2.Client(base_url=url, headers=site.bearer(), trust_env=False, timeout=60) as http:
         with ThreadPoolExecutor(16) as pool:
             body, key = {"spec": plain_spec()}, {"Idempotency-Key": "k"}
-            answers = list(pool.map(lambda _: http.post("/api/v1/jobs", json=body, headers=key), range(200)))
-        assert Counter(answer.status_code for answer in answers) == {201: 1, 200: 199}
+            answers = list(pool.map(lambda _: http.post("/api/v1/jobs", json=body, headers=key), range(64)))
+        assert Counter(answer.status_code for answer in answers) == {201: 1, 200: 63}
         assert len({answer.json()["id"] for answer in answers}) == 1
         assert len(http.get("/api/v1/jobs").json()["jobs"]) == 1
 
@@ -152,34 +152,32 @@ def test_a_lease_that_is_taken_while_its_worker_writes(engine: Engine, who_is_fi
     holds, may_commit = threading.Event(), threading.Event()
     refused: dict[str, WegeftError | None] = {}
 
-    def worker() -> None:
-        with writing(engine) as connection:
-            ledger.contact(connection, lease, at(1), LEASE_SECONDS)
-            if who_is_first == "worker":
-                holds.set()
-                may_commit.wait(30)
-            ledger.record_events(connection, lease, batch(0, 1), at(1))
+    def pause(name: str) -> None:
+        if name == who_is_first:
+            holds.set()
+            may_commit.wait(30)
 
-    def reaper() -> None:
-        with writing(engine) as connection:
-            ledger.end_attempt(connection, lease, WorkerLost().body(), at(1))
-            if who_is_first == "reaper":
-                holds.set()
-                may_commit.wait(30)
+    def worker(connection: Connection) -> None:
+        ledger.contact(connection, lease, at(1), LEASE_SECONDS)
+        pause("worker")
+        ledger.record_events(connection, lease, batch(0, 1), at(1))
 
-    def run(name: str, act: Callable[[], None]) -> None:
+    def reaper(connection: Connection) -> None:
+        ledger.end_attempt(connection, lease, WorkerLost().body(), at(1))
+        pause("reaper")
+
+    def run(name: str, act: Callable[[Connection], None]) -> None:
+        refused[name] = None
         try:
-            act()
-            refused[name] = None
+            with writing(engine) as connection:
+                act(connection)
         except WegeftError as error:
             refused[name] = error
 
     acts = {"worker": worker, "reaper": reaper}
-    second_name = next(name for name in acts if name != who_is_first)
-    first = threading.Thread(target=run, args=(who_is_first, acts[who_is_first]))
+    first, second = (threading.Thread(target=run, args=(name, acts[name])) for name in sorted(acts, key=lambda name: name != who_is_first))
     first.start()
     assert holds.wait(30)
-    second = threading.Thread(target=run, args=(second_name, acts[second_name]))
     second.start()
     second.join(0.3)
     assert second.is_alive(), "the second waits for the row"

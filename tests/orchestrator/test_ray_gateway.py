@@ -1,13 +1,9 @@
 """The gateway with a real child process, which is killed, stopped and fed with nonsense."""
 
-import io
-import json
 import os
 import re
 import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -17,9 +13,8 @@ import psutil
 import pytest
 
 from orchestrator.jobs import Limits
-from orchestrator.ray_gateway import GatewayPool, serve_pool
+from orchestrator.ray_gateway import GatewayPool
 from orchestrator.scheduler import Scheduler
-from tests.orchestrator.gateway_process import WordPool
 from tests.orchestrator.samples import add_job, at, new_sqlite, view
 from tests.orchestrator.samples import log as log_of
 from wegeft.contracts.errors import ServiceUnreachable
@@ -281,31 +276,6 @@ def test_closing_ends_the_child_and_its_workers(gateway: GatewayPool, log: Path)
         gateway.start(order_of("done-a.1"))
 
 
-def test_the_child_ends_with_a_killed_parent(tmp_path: Path) -> None:
-    """The parent gets SIGKILL and can tell nobody; the end of the input is enough."""
-    log = tmp_path / "gateway.log"
-    code = f"""
-import sys, time
-from pathlib import Path
-from orchestrator.ray_gateway import GatewayPool
-from tests.orchestrator.test_ray_gateway import order_of, start_one
-pool = GatewayPool([sys.executable, "-m", "tests.orchestrator.gateway_process"], Path({str(log)!r}))
-start_one(pool, "run-a.1")
-print("child", pool.pid, flush=True)
-time.sleep(600)
-"""
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
-    try:
-        assert parent.stdout is not None
-        line = next(line for line in parent.stdout if line.startswith(b"child"))
-        child, worker = int(line.split()[1]), worker_pid(log)
-    finally:
-        parent.kill()
-        parent.communicate()
-    until(lambda: not is_alive(child) and not is_alive(worker), 10)
-    assert "closed" in log.read_text()
-
-
 def test_the_token_is_on_no_command_line_and_in_no_log(gateway: GatewayPool, log: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Only in the pipe."""
     for handle in ("run-a.1", "bug-b.1", "die-c.1"):
@@ -335,22 +305,3 @@ def test_a_long_log_is_put_aside(log: Path, monkeypatch: pytest.MonkeyPatch) -> 
     pool.close()
     assert log.stat().st_size < 1 << 20
     assert log.with_name("gateway.log.1").stat().st_size == 11 << 20
-
-
-def test_serving_over_any_two_streams() -> None:
-    """Requests in, answers out, nonsense skipped, the pool closed at the end of the input."""
-    reading, writing = os.pipe()
-    sink = io.BytesIO()
-    pool = WordPool()
-    with os.fdopen(reading, "rb") as source:
-        server = threading.Thread(target=serve_pool, args=(pool, source, sink))
-        server.start()
-        with os.fdopen(writing, "wb") as requests:
-            for line in ("nonsense", "{}", json.dumps({"id": 1, "order": json.loads(order_of("huge-a.1").model_dump_json())})):
-                requests.write(line.encode() + b"\n")
-                requests.flush()
-            until(lambda: b"no_capacity" in sink.getvalue())
-        server.join(10)
-    assert not server.is_alive()
-    answers = [json.loads(line) for line in sink.getvalue().splitlines()]
-    assert [answer["error"]["code"] for answer in answers if answer.get("id") == 1] == ["no_capacity"]

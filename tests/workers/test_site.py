@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,11 +19,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from orchestrator.federation_files import read_state
-from tests.orchestrator.serving import listening
 from tests.workers.site_world import Member, World, running_world
 from wegeft.client import Client
 from wegeft.client.site import SiteClient
-from wegeft.contracts.errors import Forbidden, InvalidData, ServiceUnreachable, Unauthenticated, UnexpectedAnswer
+from wegeft.contracts.errors import Forbidden, InvalidData, Unauthenticated, UnexpectedAnswer
 from wegeft.contracts.job import DatasetSpec
 from wegeft.contracts.tensor_writer import write_tensors
 from wegeft.contracts.tensors import read_tensors
@@ -32,7 +30,6 @@ from wegeft.contracts.training import JobState, Progress, WorkerEvent
 from workers.site import SiteRunner
 from workers.site_inputs import SiteOptions
 from workers.site_journal import Ending
-from workers.site_patience import LONGEST_PAUSE_SECONDS
 from workers.site_preflight import Preflight, failure_of
 
 TOKENS = torch.tensor([[5, 17, 99, 250, 3, 8]])
@@ -297,47 +294,6 @@ def test_late_site_is_told_and_joins_the_next_round(world: World) -> None:
     assert second.receipt is not None
     rounds = world.api("GET", f"/jobs/{job_id}/rounds")
     assert [(one["reason"]) for one in rounds[1]["record"]["left_out"]] in (["late"], ["no_answer"])
-
-
-def test_outage_of_the_server_is_waited_out(world: World) -> None:
-    job_id = world.submit(rounds=2, min_sites=1)
-    with listening(world.server.app()) as url:
-        member = world.join(job_id, "a", approve=False)
-        member.home.keep_record(member.home.read_record().model_copy(update={"server": url}))
-        running = threading.Thread(target=member.run)
-        running.start()
-        wait_until(lambda: "waiting to be approved" in member.texts)
-    wait_until(lambda: "trying again" in member.texts)
-    with listening(world.server.app(), int(url.rpartition(":")[2])):
-        world.api("POST", f"/jobs/{job_id}/sites/a/approve")
-        running.join(60)
-    assert "the server answers again" in member.texts
-    assert [entry.receipt is not None for entry in member.journal.entries()] == [True, True]
-
-
-def test_server_that_never_answers_is_given_up_in_the_time_that_was_said(world: World) -> None:
-    member = world.join(world.submit(min_sites=1), "a")
-    member.home.keep_record(member.home.read_record().model_copy(update={"server": "http://127.0.0.1:9"}))
-    passed: list[float] = []
-    member.sleep = passed.append
-    around = replace(member.around, monotonic=lambda: sum(passed))
-    options = SiteOptions(data=[DatasetSpec(path=str(member.data))], patience=timedelta(minutes=10))
-    with member.client() as client, pytest.raises(ServiceUnreachable):
-        SiteRunner(member.home, client, options, around).run()
-    assert 600 <= sum(passed) < 660
-    assert max(passed) == LONGEST_PAUSE_SECONDS
-    assert member.texts.count("trying again") == 1
-
-
-def test_wrong_clock_is_told_and_waited_for(world: World) -> None:
-    member = world.join(world.submit(rounds=1, min_sites=1), "a", lead=timedelta(minutes=-12))
-
-    def set_clock(_seconds: float) -> None:
-        member.lead = timedelta()
-
-    member.sleep = set_clock
-    assert member.run() is JobState.SUCCEEDED
-    assert re.search(r"clock is 7\d\d s behind the server's", member.texts)
 
 
 def test_foreign_key_is_refused_at_once(world: World) -> None:

@@ -12,8 +12,9 @@ from tests.orchestrator.samples import make_spec
 from tests.workers.site_rounds import make_state, offer_of, site_spec, tiny_base
 from wegeft.contracts.enrolment import Enrolment
 from wegeft.contracts.errors import AlreadyRunning, Conflict, InvalidSetting, NotFound
-from wegeft.contracts.federation import Site, SitePolicy, SiteState
+from wegeft.contracts.federation import Site, SiteState
 from wegeft.contracts.signatures import public_key_of
+from wegeft.contracts.site_policy import SitePolicy
 from workers.site_home import SiteHome, SiteRecord, agreed_policy, pinned_name
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)

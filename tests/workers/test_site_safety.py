@@ -11,9 +11,9 @@ from tests.workers.site_world import Member, World, running_world
 from tests.workers.tiny_runs import Recorder, make_rows
 from wegeft.client.site import bind_key
 from wegeft.contracts.errors import Conflict, Unauthenticated
-from wegeft.contracts.federation import SitePolicy
 from wegeft.contracts.job import JobSpec
 from wegeft.contracts.signatures import public_key_of
+from wegeft.contracts.site_policy import SitePolicy
 from wegeft.contracts.training import JobState, Progress
 from workers.base_model import BaseModel
 from workers.durable_files import write_durably

@@ -10,10 +10,11 @@ from pydantic import RootModel
 
 from wegeft.client.transport import Call, Transport, json_body
 from wegeft.contracts.accounts import NewToken, RoleName, TokenRequest, TokenView
-from wegeft.contracts.adapter import AdapterName, AdapterView, Visibility, VisibilityChange
+from wegeft.contracts.adapter import AdapterName, AdapterView
 from wegeft.contracts.audit import AuditPage
 from wegeft.contracts.organisations import MemberRole, OrganisationRequest, OrganisationView
 from wegeft.contracts.quotas import QuotaLimits, QuotaView
+from wegeft.contracts.visibility import Visibility, VisibilityChange
 
 _JSON = {"Content-Type": "application/json"}
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from wegeft.contracts.errors import InvalidInput, InvalidReference
+from wegeft.contracts.visibility import Visibility
 
 MANIFEST_MEDIA_TYPE = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT_TYPE = "application/vnd.wegeft.adapter.v1+json"
@@ -25,9 +26,6 @@ JOB_FILE = "job.json"
 METRICS_FILE = "metrics.json"
 PUBLISHABLE_FILES = frozenset({CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, JOB_FILE, METRICS_FILE})
 """The only files that a version may hold; everything else, pickles above all, is refused."""
-
-Visibility = Literal["private", "public"]
-"""Who sees an adapter: those who share its namespace, or everybody who may read."""
 
 LATEST = "latest"
 RESERVED_NAMES = frozenset(
@@ -291,14 +289,6 @@ class AdapterView(BaseModel):
     size: int
     """Bytes of the latest version."""
     visibility: Visibility = "public"
-
-
-class VisibilityChange(BaseModel):
-    """Who shall see an adapter."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    visibility: Visibility
 
 
 class AdapterPage(BaseModel):

@@ -8,9 +8,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from wegeft.contracts.adapter import LATEST, AdapterName, Visibility, check_alias
+from wegeft.contracts.adapter import LATEST, AdapterName, check_alias
 from wegeft.contracts.errors import InvalidReference
 from wegeft.contracts.job_problems import Clash, refuse_clashes
+from wegeft.contracts.visibility import Visibility
 
 LabelText = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 PathText = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,4096}$")]
