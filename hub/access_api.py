@@ -3,7 +3,6 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path
-
 from sqlalchemy import Connection
 
 from hub import catalog

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from hub.objects import ObjectStore, read_verified
 
 
-@dataclass
+@dataclass(eq=False)
 class RecentBlobs:
     """Holds up to ``most_bytes`` of verified bytes, those that were asked for last; safe to use from several threads.
 

@@ -122,7 +122,7 @@ def sends_files(reader: Callable[..., Principal], most: int) -> Callable[..., As
     that takes its bytes slowly has these places and no more. ``reader`` is the endpoint's own guard.
     """
 
-    async def held(caller: Principal = Depends(reader)) -> AsyncIterator[None]:
+    async def held(caller: Principal = Depends(reader)) -> AsyncIterator[None]:  # noqa: B008 - as FastAPI has it
         async with _share_of(f"downloads of account {caller.account}", most):
             yield
 

@@ -106,7 +106,7 @@ class Settings(BaseSettings):
     max_upload_bytes: Annotated[int, Field(ge=1)] = 4 << 30
     """Largest data set or file that can be uploaded, in bytes."""
     max_staged_bytes: Annotated[int, Field(ge=1)] = 64 << 30
-    """Bytes that one account may have sent, or be sending, that no version names yet; the byte quota of its own namespace may allow less."""
+    """Bytes that one account may have sent that no version names yet; the byte quota of the namespace of its name may allow less."""
     downloads_at_once: Annotated[int, Field(ge=1, le=10_000)] = 16
     """Downloads of files that one account may have open at once; its next ones wait."""
     least_download_rate: Annotated[int, Field(ge=0)] = 4096

@@ -55,7 +55,7 @@ def enforce(connection: Connection, namespace: str) -> None:
         _refuse_excess(namespace, limits, used, used)
 
 
-def findfind_limits(connection: Connection, namespace: str, *, is_locking: bool = False) -> QuotaLimits:
+def find_limits(connection: Connection, namespace: str, *, is_locking: bool = False) -> QuotaLimits:
     """Return what a namespace may hold; locking, hold it until the transaction ends."""
     query = select(QUOTAS).where(QUOTAS.c.namespace == namespace.lower())
     row = connection.execute(query.with_for_update() if is_locking else query).one_or_none()

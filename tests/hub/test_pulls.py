@@ -87,11 +87,16 @@ def test_wrong_bytes_are_never_held() -> None:
 
 
 def view_of(following: tuple[str, ...], **sizes: int) -> PullView:
-    files = tuple(FileEntry(path=path, digest=digest_of(path.encode()), size=size) for path, size in sizes.items())
+    files = tuple(FileEntry(path=path, digest=digest_of(path.encode()), size=size) for path, size in {CONFIG_FILE: 0, **sizes}.items())
     manifest = make_manifest(files, {})
     told: dict[str, Any] = {"source": "job:1", "base_model": "b", "method": "wegeft", "rank": 1, "size": 1}
     version = VersionView(
-        adapter="a/b", version=1, manifest_digest="sha256:" + "0" * 64, manifest=manifest, created_at=datetime(2026, 1, 1, tzinfo=UTC), **told
+        adapter="a/b",
+        version=1,
+        manifest_digest="sha256:" + "0" * 64,
+        manifest=manifest,
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        **told,
     )
     return PullView(version=version, following=following, keys=KeySet(keys=()))
 

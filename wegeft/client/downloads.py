@@ -46,8 +46,10 @@ class Pulled:
 def begin(transport: Transport, path: str) -> Pulled:
     """Ask for a version, its short files and the keys, in one; ``path`` is the version's."""
 
+    call = Call(method="GET", path=f"{path}/pull", headers={"Accept": f"{PULL_TYPE}, application/problem+json"})
+
     def once() -> Pulled:
-        with transport.open(Call(method="GET", path=f"{path}/pull", headers={"Accept": f"{PULL_TYPE}, application/problem+json"})) as answer:
+        with transport.open(call) as answer:
             try:
                 return Pulled(*read_pull(transport.read(answer)))
             except (ValidationError, KeyError) as error:

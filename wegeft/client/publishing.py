@@ -20,7 +20,6 @@ from wegeft.contracts.adapter import CONFIG_FILE, PUBLISHABLE_FILES, WEIGHTS_FIL
 from wegeft.contracts.errors import AdapterNotFound, Conflict, InvalidData, Problem
 from wegeft.contracts.training import BlobView
 
-
 INLINE_BYTES = 64 << 10
 """Shorter files come in the commit itself."""
 

@@ -25,9 +25,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_staged_namespace", "staged", ["namespace"])
     op.create_index("ix_staged_until", "staged", ["until"])
-    op.create_table(
-        "stagers", sa.Column("account", sa.String(64), nullable=False), sa.PrimaryKeyConstraint("account", name="pk_stagers")
-    )
+    op.create_table("stagers", sa.Column("account", sa.String(64), nullable=False), sa.PrimaryKeyConstraint("account", name="pk_stagers"))
 
 
 def downgrade() -> None:
