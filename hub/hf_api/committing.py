@@ -57,7 +57,7 @@ class Committer:
         return FileEntry(path="", digest=digest, size=content.size)
 
     def _is_there(self, content: Content) -> bool:
-        """Whether the caller has sent these bytes lately and they are whole still; asked of short ones, of which most are the same again."""
+        """Whether the caller has sent these bytes lately and they are whole still; asked of short ones, most of which come again."""
         if content.size > HELD_BYTES:
             return False
         with reading(self.services.engine) as connection:

@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,18 +89,12 @@ def _checked(content: bytes, entry: FileEntry) -> bytes:
 
 def _write_synced(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Write new files into a folder that nobody else sees yet; all are on the disk in the end."""
-    paths = [folder / name for name in contents]
-    for path, content in zip(paths, contents.values(), strict=True):
-        path.write_bytes(content)
-        path.chmod(0o644)
-    # At once, so that the disk can write them together: one after the other each would wait for a write of its own.
-    with ThreadPoolExecutor(len(paths) or 1) as pool:
-        list(pool.map(_sync, paths))
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    for name, content in contents.items():
+        with (folder / name).open("xb") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def fetch_folder(transport: Transport, prefix: str, files: Iterable[FileEntry], folder: Path) -> None:
