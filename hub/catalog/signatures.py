@@ -17,9 +17,7 @@ _BUNDLE = (
     select(SIGNATURES.c.bundle)
     .join(VERSIONS, VERSIONS.c.id == SIGNATURES.c.version_id)
     .join(ADAPTERS, ADAPTERS.c.id == VERSIONS.c.adapter_id)
-    .where(
-        ADAPTERS.c.key == bindparam("adapter"), VERSIONS.c.number == bindparam("version"), SIGNATURES.c.kind == bindparam("of_kind")
-    )
+    .where(ADAPTERS.c.key == bindparam("adapter"), VERSIONS.c.number == bindparam("version"), SIGNATURES.c.kind == bindparam("of_kind"))
 )
 """Asked by every pull, as the one above: made once, because making it takes as long as asking."""
 

@@ -100,7 +100,7 @@ def _room(connection: Connection, sender: Sender, digest: str, now: datetime) ->
     caller = sender.caller
     own = find_limits(connection, caller.account).bytes
     most = sender.most_bytes if own is None else min(own, sender.most_bytes)
-    others = ~and_(STAGED.c.token_id == caller.token_id, STAGED.c.digest == digest, STAGED.c.account == caller.account)
+    others = ~and_(STAGED.c.account == caller.account, STAGED.c.digest == digest)  # for all its tokens they are one blob
     room = most - _sum(connection, STAGED.c.account == caller.account, others, STAGED.c.until > now)
     limit = find_limits(connection, sender.namespace, is_locking=True).bytes if sender.namespace else None
     if limit is not None and sender.namespace:

@@ -15,7 +15,6 @@ from infra.principals import Principal, Role, weaker
 from wegeft.contracts.adapter import AdapterName, check_segment
 from wegeft.contracts.errors import AdapterNotFound, Forbidden, InvalidReference
 
-
 _MEMBERSHIP = (MEMBERS.c.namespace == NAMESPACES.c.key) & (MEMBERS.c.account == bindparam("account"))
 _OWNER = select(NAMESPACES.c.key, MEMBERS.c.role).outerjoin(MEMBERS, _MEMBERSHIP).where(NAMESPACES.c.key == bindparam("namespace"))
 _PRIVACY = select(ADAPTERS.c.is_private).where(ADAPTERS.c.key == bindparam("key"))
