@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from orchestrator.round_proof import check_round
-from tests.orchestrator.federation_world import World, serving
 from tests.orchestrator.samples import new_sqlite
 from tests.orchestrator.test_buffered_http import send, take
+from tests.orchestrator.federation_world import World, serving
 from tests.orchestrator.test_round_proof import ask, change_member, changed, failed, weights_of
 from wegeft.contracts.round_evidence import RoundEvidence
 
