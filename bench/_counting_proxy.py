@@ -8,37 +8,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+from tests.links import Link, opened
+
 _PIECE = 1 << 16
 
 
-@dataclass
-class CountingProxy:
-    """Passes connections on to ``port``."""
+@dataclass(kw_only=True)
+class CountingProxy(Link):
+    """Passes whole connections on, of any number of requests."""
 
-    port: int
     bytes_up: int = 0
     """From those who connect to the server."""
     bytes_down: int = 0
     round_trips: int = 0
     """How often somebody has asked and then heard; on one connection a question of several packets counts once."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _listener: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0)))
     _served: list[threading.Thread] = field(default_factory=list)
 
-    @property
-    def url(self) -> str:
-        """Where to connect to."""
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-
-    def accept(self) -> None:
-        """Take connections until the listener is closed."""
-        with suppress(OSError):
-            while True:
-                thread = threading.Thread(target=self._serve, args=(self._listener.accept()[0],), daemon=True)
-                self._served.append(thread)
-                thread.start()
-
-    def _serve(self, near: socket.socket) -> None:
+    def serve(self, near: socket.socket) -> None:
+        """Pass a connection on until both ends are done."""
+        self._served.append(threading.current_thread())
         with near, socket.create_connection(("127.0.0.1", self.port)) as far:
             asking = threading.Event()
             up = threading.Thread(target=self._pump, args=(near, far, True, asking), daemon=True)
@@ -63,21 +52,9 @@ class CountingProxy:
         for thread in list(self._served):
             thread.join(30)
 
-    def close(self) -> None:
-        """Take no more connections."""
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
 
 @contextmanager
 def counting(port: int) -> Iterator[CountingProxy]:
     """Count what goes to ``port`` of this machine and comes back from it."""
-    proxy = CountingProxy(port)
-    thread = threading.Thread(target=proxy.accept, daemon=True)
-    thread.start()
-    try:
+    with opened(CountingProxy(port=port)) as proxy:
         yield proxy
-    finally:
-        proxy.close()
-        thread.join(30)

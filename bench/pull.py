@@ -1,7 +1,7 @@
 """A verified pull of 1 MB takes at most three round trips and at most twice as long as a bare presigned S3 GET, and 1 GiB streams at 0.8
 of the speed of sendfile or more, or from the store itself, in constant memory.
 
-    python -m bench.pull                       # both; the stream writes 4 GiB
+    python -m bench.pull                       # both; the stream needs 7 GiB of disk, seven times --large-mib
     python -m bench.pull --large-mib 0         # only the pulls of 1 MB
 
 The hub runs in a process of its own, as `wgctl serve` starts it, on SQLite, with SeaweedFS as its S3 server. A pull is the client
@@ -43,6 +43,7 @@ from hub.s3 import S3Access, open_store
 from tests.servers import S3Server, free_ports, running_s3
 from wegeft.client import Client
 from wegeft.contracts.adapter import WEIGHTS_FILE
+from wegeft.contracts.pulling import MAX_FOLLOWING_BYTES
 
 NAME, MEGABYTE = "bench/one", 10**6
 _CHUNK = 1 << 20
@@ -107,8 +108,11 @@ def run_small(server: S3Server, folder: Path, turns: int) -> None:
     adapter = write_adapter(folder / "adapter", MEGABYTE)
     with ExitStack() as stack:
         through = s3_settings(server)
+        led = s3_settings(server, server.endpoint) | {"WEGEFT_DIRECT_FROM_BYTES": str(MAX_FOLLOWING_BYTES // 4)}
         hubs = {
             "pulled, S3 store": running_hub(folder / "through", **through),
+            "pulled, S3 store, read each time": running_hub(folder / "again", **s3_settings(server), WEGEFT_RECENT_BYTES="0"),
+            "pulled, led to the S3 store": running_hub(folder / "led", **led),
             "pulled, folder": running_hub(folder / "plain"),
         }
         kinds: dict[str, Callable[[], None]] = {}
@@ -130,7 +134,8 @@ def run_small(server: S3Server, folder: Path, turns: int) -> None:
     for kind, seconds in taken.items():
         tell(kind, seconds)
     for bare_kind in list(kinds)[-2:]:
-        print(f"  pull from the S3 store against {bare_kind}: {median(taken['pulled, S3 store']) / median(taken[bare_kind]):.2f} ×")
+        for kind in hubs:
+            print(f"  {kind}, against {bare_kind}: {median(taken[kind]) / median(taken[bare_kind]):.2f} ×", flush=True)
 
 
 # 1 GiB
@@ -195,7 +200,8 @@ def run_large(server: S3Server, folder: Path, given: argparse.Namespace) -> None
             ratio = median(taken[kind]) / median(seconds)
             print(f"  {name:<28} {size / median(seconds):7.0f} MiB/s, {ratio:.2f} × {kind}", flush=True)
         for name, hub in hubs.items():
-            seconds = child("pull", hub, folder / f"pulled {name}")
+            seconds = child("pull", hub, folder / "pulled")
+            shutil.rmtree(folder / "pulled")
             print(f"  {name}, pulled and verified: {size / seconds:.0f} MiB/s; hub's peak of memory {hub.peak_mebibytes():.0f} MiB")
 
 

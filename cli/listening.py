@@ -82,8 +82,11 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def run_http(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None]) -> None:
-    """Serve ``app`` until SIGTERM or SIGINT, then let requests finish for a moment; ``on_ready`` is called once it answers."""
+def run_http(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None], least_download_rate: int) -> None:
+    """Serve ``app`` until SIGTERM or SIGINT, then let requests finish for a moment; ``on_ready`` is called once it answers.
+
+    Readers that take fewer than ``least_download_rate`` bytes a second are cut off; 0: none are.
+    """
     import uvicorn
 
     from cli.connections import ImpatientProtocol
@@ -94,8 +97,11 @@ def run_http(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None]
             if self.started:
                 on_ready()
 
+    class Protocol(ImpatientProtocol):
+        least_bytes_a_second = least_download_rate
+
     quiet: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False}
-    config = uvicorn.Config(app, http=ImpatientProtocol, timeout_graceful_shutdown=GRACE_SECONDS, **quiet)
+    config = uvicorn.Config(app, http=Protocol, timeout_graceful_shutdown=GRACE_SECONDS, **quiet)
     # uvicorn handles both signals while it runs, and raises them again when it is done.
     server = Server(config)
     server.run(sockets=[listener])

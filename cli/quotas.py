@@ -62,6 +62,7 @@ def _tell(view: QuotaView, *, is_json: bool) -> None:
         [
             ("namespace", view.namespace),
             ("bytes", f"{show_bytes(used.bytes)} of {most}"),
+            ("sent, not published", show_bytes(view.staged_bytes)),
             ("adapters", f"{used.adapters} of {'no limit' if limits.adapters is None else limits.adapters}"),
             ("versions", f"{used.versions} of {'no limit' if limits.versions is None else limits.versions}"),
         ]

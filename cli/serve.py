@@ -73,7 +73,7 @@ def run_service(settings: Settings, *, only: Part | None = None, is_json: bool =
         configure_logging(settings.log_format, settings.log_level)
         server = url_of(settings.host, listener)
         with _assembled(settings, home, server, only) as app:
-            run_http(app, listener, lambda: _announce(home, server, settings, is_json=is_json))
+            run_http(app, listener, lambda: _announce(home, server, settings, is_json=is_json), settings.least_download_rate)
 
 
 def _last_port(home: Home) -> int:
@@ -312,6 +312,7 @@ def _check_store(store: ObjectStore) -> None:
 def _routers(parts: _Parts, only: Part | None) -> list[APIRouter]:
     import hub.api
     import orchestrator.api
+    from hub.recent_blobs import RecentBlobs
     from hub.services import HubServices
     from infra import accounts
 
@@ -322,10 +323,13 @@ def _routers(parts: _Parts, only: Part | None) -> list[APIRouter]:
             store=parts.store,
             clock=now,
             max_blob_bytes=parts.settings.max_upload_bytes,
+            max_staged_bytes=parts.settings.max_staged_bytes,
+            downloads_at_once=parts.settings.downloads_at_once,
             keep_seconds=parts.settings.keep_seconds,
             is_private_by_default=parts.settings.new_adapters == "private",
             signer=parts.signer,
             direct_from_bytes=parts.settings.direct_from,
+            recent=RecentBlobs(parts.settings.recent_bytes),
         )
         routers.append(hub.api.make_router(services, parts.guard))
     if parts.jobs is not None:

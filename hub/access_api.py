@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path
+from sqlalchemy import Connection
 
 from hub import catalog
 from hub.catalog import organisations, quotas
@@ -90,12 +91,16 @@ def _quota_router(services: HubServices, guard: Guard) -> APIRouter:
                 key not in catalog.namespaces_of(connection, caller.account) or caller.limit_on(key, None) is None
             ):
                 raise NotFound("there is no such namespace, or it is not yours", path="namespace", value=namespace)
-            return quotas.find_quota(connection, key)
+            return _quota(connection, key)
 
     @router.put("", summary="Limit what a namespace may hold; for an administrator", dependencies=[Depends(guard.require(Role.ADMIN))])
     def put_quota(namespace: str, body: QuotaLimits) -> QuotaView:
         with writing(services.engine) as connection:
             quotas.set_quota(connection, namespace, body)
-            return quotas.find_quota(connection, namespace.lower())
+            return _quota(connection, namespace.lower())
+
+    def _quota(connection: Connection, namespace: str) -> QuotaView:
+        staged = catalog.count_staged(connection, namespace, services.clock())
+        return quotas.find_quota(connection, namespace).model_copy(update={"staged_bytes": staged})
 
     return router

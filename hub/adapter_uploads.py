@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from starlette.requests import Request
 
 from hub import catalog
-from hub.catalog import Upload
+from hub.catalog import Sender, Upload
 from hub.intake import check_kept
 from hub.objects import Staging
 from hub.services import HubServices
@@ -70,6 +70,7 @@ class AdapterUploads:
             multipart="",
         )
         with writing(self.services.engine) as connection:
+            self._stage(connection, request.digest, request.size)
             upload, is_new = catalog.open_upload(connection, wanted, MOST_UPLOADS, self.services.clock())
         return self._view(upload), is_new
 
@@ -92,11 +93,26 @@ class AdapterUploads:
         upload = self._find(upload_id)
         if upload.multipart is not None:
             return self._finish_direct(upload)
-        digest, size = self._uploads.finish(self._owner, upload_id, self._keep)
+        try:
+            digest, size = self._uploads.finish(self._owner, upload_id, self._keep)
+        except InvalidRequest:
+            self._unstage(upload)
+            raise
         return BlobView(digest=digest, size=size)
 
     def _keep(self, connection: Connection, digest: str, size: int) -> bool:
-        return self.services.intake.own(connection, digest, size, catalog.upload_of(self.caller.token_id))
+        return self.services.intake.own_staged(connection, digest, size, self._sender)
+
+    def _stage(self, connection: Connection, digest: str, size: int) -> None:
+        self.services.intake.stage(connection, digest, size, self._sender)
+
+    def _unstage(self, upload: Upload) -> None:
+        with writing(self.services.engine) as connection:
+            catalog.unstage(connection, self._sender, upload.digest, self.services.clock())
+
+    @property
+    def _sender(self) -> Sender:
+        return self.services.sender(self.caller, self.adapter.namespace)
 
     def abandon(self, upload_id: str) -> None:
         """Forget an upload and what has come of it."""
@@ -105,6 +121,7 @@ class AdapterUploads:
             staging.discard(upload.id)
         with writing(self.services.engine) as connection:
             catalog.close_upload(connection, upload, self.services.clock())
+        self._unstage(upload)
 
     @property
     def _owner(self) -> str:
@@ -112,7 +129,7 @@ class AdapterUploads:
 
     @property
     def _uploads(self) -> Uploads:
-        return Uploads(intake=self.services.intake, most=MOST_UPLOADS)
+        return Uploads(intake=self.services.intake, most=MOST_UPLOADS, stage=self._stage)
 
     def _find(self, upload_id: str) -> Upload:
         with reading(self.services.engine) as connection:
@@ -191,10 +208,14 @@ class AdapterUploads:
 
 def find_sent(services: HubServices, caller: Principal, digest: str) -> int | None:
     """Return the size of a blob that is stored and that the caller may know of, and let it stay long enough to be named."""
-    holder = catalog.upload_of(caller.token_id)
-    with writing(services.engine) as connection:
+    holder, intake = catalog.upload_of(caller.token_id), services.intake
+    with reading(services.engine) as connection:
         may_know = digest in catalog.find_had(connection, holder, [digest], caller)
-        is_kept = may_know and not catalog.hold(connection, holder, [digest], services.intake.keep_until)
+        is_kept = may_know and catalog.is_kept(connection, holder, digest, intake.renewed_before)
+    if may_know and not is_kept:
+        with writing(services.engine) as connection:
+            is_kept = not catalog.hold(connection, holder, [digest], intake.keep_until)
+            catalog.restage(connection, services.sender(caller), digest, services.clock(), intake.keep_until)
     return services.store.has(digest) if is_kept else None
 
 

@@ -16,7 +16,7 @@ from hub.pulls import begin_pull
 from hub.services import HubServices
 from hub.serving import FILE_ANSWERS, HEAD_ANSWERS, ServedBlob, answer_blob, answer_head
 from infra.auth import Guard, Principal, Role
-from infra.bodies import streams_body, waits_for_store
+from infra.bodies import sends_files, streams_body, waits_for_store
 from infra.database import reading, writing
 from infra.description import BINARY
 from infra.http import API_PREFIX
@@ -25,16 +25,18 @@ from wegeft.contracts.adapter import (
     AdapterFacets,
     AdapterName,
     AdapterPage,
+    AdapterRef,
     AdapterView,
     AliasMove,
     VersionPage,
     VersionView,
     check_digest,
+    check_selector,
 )
 from wegeft.contracts.aliases import AliasProtection
 from wegeft.contracts.collection import Collected, CollectionPlan
 from wegeft.contracts.errors import BlobNotFound, FileNotFoundInVersion
-from wegeft.contracts.pulling import PullView
+from wegeft.contracts.pulling import PULL_TYPE
 from wegeft.contracts.training import BlobView
 
 Limit = Annotated[int, Query(ge=1, le=100, description="How many to answer at most.")]
@@ -56,7 +58,9 @@ def _own_router(services: HubServices, guard: Guard) -> APIRouter:
     router = Gathering()
     router.include_router(_blob_router(services, guard))
     router.include_router(_adapter_router(services, guard))
-    router.include_router(_file_router(services), dependencies=[Depends(guard.require(Role.READ))])
+    reader = guard.require(Role.READ)
+    sending = Depends(sends_files(reader, services.downloads_at_once))
+    router.include_router(_file_router(services), dependencies=[Depends(reader), sending])
     router.include_router(provenance_api.make_router(services, guard))
     router.include_router(formats_api.make_router(services, guard))
     router.include_router(_alias_router(services, guard))
@@ -90,9 +94,10 @@ def _blob_router(services: HubServices, guard: Guard) -> APIRouter:
     @streams_body
     def put_blob(digest: str, caller: Writer, request: Request, response: Response) -> BlobView:
         response.status_code = 201 if find_sent(services, caller, check_digest(digest)) is None else 200
-        size = intake.receive(digest, request)
+        sender = services.sender(caller)
+        size = intake.receive(digest, request, sender)
         with writing(services.engine) as connection:
-            is_kept = intake.own(connection, digest, size, catalog.upload_of(caller.token_id))
+            is_kept = intake.own_staged(connection, digest, size, sender)
         check_kept(digest, is_kept=is_kept)
         return BlobView(digest=digest, size=size)
 
@@ -131,12 +136,13 @@ def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
     @router.get(
         "/{namespace}/{name}/versions/{selector}/pull",
         summary="A version with its short files and the hub's keys",
-        response_model=PullView,
+        response_class=Response,
+        responses={200: {"description": "A line of JSON, and the files that it says follow", "content": {PULL_TYPE: {}}}},
     )
     @waits_for_store
     def get_pull(adapter: Name, selector: Selector) -> Response:
-        # Written out here, because FastAPI would check the megabytes of our own answer once more.
-        return Response(begin_pull(services, resolve_named(services, adapter, selector)).model_dump_json(), media_type="application/json")
+        ref = AdapterRef(adapter=adapter, selector=check_selector(selector))
+        return Response(begin_pull(services, ref), media_type=PULL_TYPE)
 
     return router
 

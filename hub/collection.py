@@ -56,6 +56,7 @@ class Collector:
         with writing(self.engine) as connection:
             catalog.drop_formats(connection, now, only_unused=spares_formats)
             chosen = catalog.choose_leaving(connection, now, limit)
+            catalog.forget_staged(connection, now)
         sizes = [size for digest in chosen if (size := self._delete(digest)) is not None]
         if sizes:
             with writing(self.engine) as connection:

@@ -41,10 +41,12 @@ class FolderStore:
                     _write_all(descriptor, chunk)
             with self._named_errors():
                 os.fsync(descriptor)
-                self._make_parents(target)
+                changed = self._make_parents(target)
                 path.replace(target)
                 _rotten(target).unlink(missing_ok=True)
-                _sync_folder(target.parent)
+                # Together at the end: where the file system has a journal, the first takes the others along.
+                for folder in (target.parent, *changed):
+                    _sync_folder(folder)
         return verified.size
 
     def get(self, digest: str) -> Iterator[bytes]:
@@ -104,11 +106,12 @@ class FolderStore:
             with suppress(OSError):  # what is left behind is swept later; the first error matters more
                 path.unlink(missing_ok=True)
 
-    def _make_parents(self, target: Path) -> None:
-        for folder in (self._root / "sha256", target.parent.parent, target.parent):
-            if not folder.is_dir():
-                folder.mkdir(exist_ok=True)
-                _sync_folder(folder.parent)
+    def _make_parents(self, target: Path) -> list[Path]:
+        """Make the folders above a blob; return those in which there is a new one, to be synced."""
+        missing = [folder for folder in (self._root / "sha256", target.parent.parent, target.parent) if not folder.is_dir()]
+        for folder in missing:
+            folder.mkdir(exist_ok=True)
+        return [folder.parent for folder in missing]
 
     def _sweep(self) -> None:
         for path in self._temporary.iterdir():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -10,11 +11,12 @@ from sqlalchemy import Connection, Engine
 from starlette.requests import Request
 
 from hub import catalog
+from hub.catalog import Coming, Sender
 from hub.objects import ObjectStore, Readable
 from infra.bodies import BodyReader
 from infra.database import writing
 from wegeft.contracts.adapter import check_digest
-from wegeft.contracts.errors import DigestMismatch, InvalidRequest, StorageUnavailable
+from wegeft.contracts.errors import DatabaseUnavailable, DigestMismatch, InvalidRequest, StorageFull, StorageUnavailable
 
 KEEP_SECONDS = 86_400.0
 """How long bytes stay that nothing names, unless the operator says otherwise."""
@@ -35,28 +37,62 @@ class Intake:
         """Until when that stays which comes now, if nothing names it."""
         return self.clock() + timedelta(seconds=self.keep_seconds)
 
-    def receive(self, digest: str, request: Request) -> int:
+    @property
+    def renewed_before(self) -> datetime:
+        """What is kept until then or longer need not be kept anew: half of the time is left."""
+        return self.clock() + timedelta(seconds=self.keep_seconds / 2)
+
+    def receive(self, digest: str, request: Request, sender: Sender | None = None) -> int:
         """Store a request's body and return its size; whose it is, :meth:`own` says.
 
         Bytes that are there already are read and stored again: whoever knows a digest must not pass for one who has its bytes, the
-        sender is half way through them, and rot is mended by it. Raises :class:`InvalidRequest` for other bytes than ``digest`` names.
+        sender is half way through them, and rot is mended by it. Raises :class:`InvalidRequest` for other bytes than ``digest`` names, and
+        :class:`QuotaExceeded` before any is read where the ``sender`` has no room; without one, somebody else bounds what comes.
         """
         try:
-            with BodyReader(request, self.max_blob_bytes) as body:
-                return self.store_bytes(digest, body, body.length)
+            with BodyReader(request, self.max_blob_bytes) as body, self._expected(check_digest(digest), body.length, sender) as most_bytes:
+                body.limit(most_bytes)
+                return self.store.put(digest, body, body.length)
         except DigestMismatch as error:
             # Between a store and us this is rot; from a caller it is a wrong request.
             raise InvalidRequest("the bytes are not those that the digest names", problems=error.problems) from error
 
-    def store_bytes(self, digest: str, source: Readable, size: int | None = None) -> int:
-        """Store bytes of any source and return their size; raises what :meth:`ObjectStore.put` does."""
+    def store_bytes(self, digest: str, source: Readable, size: int | None = None, sender: Sender | None = None) -> int:
+        """Store bytes of any source and return their size; raises what :meth:`ObjectStore.put` does, and :class:`QuotaExceeded`."""
+        with self._expected(check_digest(digest), size, sender):
+            return self.store.put(digest, source, size)
+
+    @contextmanager
+    def _expected(self, digest: str, size: int | None, sender: Sender | None) -> Iterator[int]:
+        """Note that bytes come, and give how many may; where they do not come after all, they count no more."""
+        most_bytes = self.max_blob_bytes
         with writing(self.engine) as connection:
-            catalog.expect(connection, check_digest(digest), self.keep_until)
-        return self.store.put(digest, source, size)
+            catalog.expect(connection, digest, self.keep_until)
+            if sender is not None:
+                most_bytes = self.stage(connection, digest, size, sender)
+        try:
+            yield most_bytes
+        except BaseException:
+            if sender is not None:
+                with suppress(DatabaseUnavailable, StorageFull), writing(self.engine) as connection:
+                    catalog.unstage(connection, sender, digest, self.clock())
+            raise
 
     def own(self, connection: Connection, digest: str, size: int, holder: str) -> bool:
         """Note that ``holder`` has sent bytes that are stored; return False where they were collected meanwhile."""
         return catalog.arrive(connection, digest, size, holder, self.keep_until)
+
+    def own_staged(self, connection: Connection, digest: str, size: int, sender: Sender) -> bool:
+        """Note as :meth:`own` does that the sender has sent bytes, which count as staged until a version names them."""
+        is_kept = self.own(connection, digest, size, catalog.upload_of(sender.caller.token_id))
+        catalog.settle(connection, sender, digest, size, self.keep_until)
+        return is_kept
+
+    def stage(self, connection: Connection, digest: str, size: int | None, sender: Sender) -> int:
+        """Count bytes that come, or go on to come, and return how many may; raise :class:`QuotaExceeded` where there is no room."""
+        most_bytes = self.max_blob_bytes if size is None else size
+        coming = Coming(digest=digest, size=most_bytes, until=self.keep_until, may_be_fewer=size is None)
+        return catalog.stage(connection, sender, coming, self.clock())
 
 
 def check_kept(digest: str, *, is_kept: bool) -> None:

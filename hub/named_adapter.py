@@ -7,7 +7,7 @@ from fastapi import Depends
 from wegeft.contracts.adapter import AdapterName, check_segment
 
 
-def _adapter_name(namespace: str, name: str) -> AdapterName:
+async def _adapter_name(namespace: str, name: str) -> AdapterName:  # a plain function would wait for a thread
     return AdapterName(namespace=check_segment(namespace, "namespace"), name=check_segment(name))
 
 

@@ -18,6 +18,8 @@ from wegeft.contracts.errors import BlobNotFound, Broken, DigestMismatch, TooLar
 CHUNK_BYTES = 1 << 20
 VERIFIED_FIRST_BYTES = 64 << 20
 """A blob up to this size is read and verified before its first byte is given away, so that rot can still be told by a status."""
+HELD_BYTES = 2 << 20
+"""A blob up to this size is read from the store once, and held while it is verified and used."""
 _MENDING = "uploading the right bytes again mends it"
 
 
@@ -159,13 +161,19 @@ def absence_of(digest: str, *, is_set_aside: bool) -> BlobNotFound | DigestMisma
     return BlobNotFound(path=digest)
 
 
-def stream_verified(store: ObjectStore, digest: str) -> Iterator[bytes]:
+def stream_verified(store: ObjectStore, digest: str, size: int | None = None) -> Iterator[bytes]:
     """Yield a blob's bytes, holding back the last chunk until all are verified, so that a corrupt body never completes.
 
     Raises :class:`BlobNotFound` and, up to :data:`VERIFIED_FIRST_BYTES`, :class:`DigestMismatch` at the first step; the latter for
     a larger blob in place of its last chunk. Rot is set aside, so whoever asks again hears of it at once, and an upload mends it.
+    ``size``: as the store has told it, where it was asked before.
     """
-    if (store.has(digest) or 0) <= VERIFIED_FIRST_BYTES:
+    known = (store.has(digest) or 0) if size is None else size
+    if known <= HELD_BYTES:
+        with suppress(TooLarge):  # it is longer by now, so another upload has put it there
+            yield from _whole(read_verified(store, digest, HELD_BYTES))
+            return
+    if known <= VERIFIED_FIRST_BYTES:
         _refuse_rot(store, digest, _digest_in(store, digest))
     sha256, held = hashlib.sha256(), b""
     for chunk in store.get(digest):
@@ -176,6 +184,11 @@ def stream_verified(store: ObjectStore, digest: str) -> Iterator[bytes]:
     _refuse_rot(store, digest, f"sha256:{sha256.hexdigest()}")
     if held:
         yield held
+
+
+def _whole(content: bytes) -> Iterator[bytes]:
+    if content:
+        yield content
 
 
 def read_verified(store: ObjectStore, digest: str, max_bytes: int) -> bytes:

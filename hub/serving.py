@@ -12,15 +12,13 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from hub.objects import CHUNK_BYTES, ObjectStore, read_verified, stream_verified
+from hub.objects import CHUNK_BYTES, HELD_BYTES, ObjectStore, read_verified, stream_verified
 from infra.description import BINARY
 from infra.http import problem_response
 from wegeft.contracts.errors import BlobNotFound, InvalidRequest, StorageUnavailable, TooLarge
 
 VERIFIED_RANGE_BYTES = 8 << 20
 """A part of a blob up to this size is cut out of the whole, verified one; of a larger blob the reader verifies the whole itself."""
-HELD_BYTES = 2 << 20
-"""A blob up to this size is read from the store once, and held while it is verified and sent."""
 DIRECT_SECONDS = 900
 """How long an address of the store itself, that anyone may read from who has it, is good."""
 

@@ -29,6 +29,12 @@ MOST_UPLOADS = 2
 
 Keep = Callable[[Connection, str, int], bool]
 """Notes whose the whole is, by digest and size; False where it was collected meanwhile."""
+Stage = Callable[[Connection, str, int], None]
+"""Counts the whole, by digest and size, as what somebody sends; raises :class:`QuotaExceeded` where there is no room."""
+
+
+def _count_nothing(_connection: Connection, _digest: str, _size: int) -> None:
+    """For senders whose bytes are bounded elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +44,7 @@ class Uploads:
     intake: Intake
     part_bytes: int = PART_BYTES
     most: int = MOST_UPLOADS
+    stage: Stage = _count_nothing
 
     def open(self, owner: str, request: UploadRequest) -> tuple[UploadView, bool]:
         """Begin an upload, or go on with the owner's own of the same bytes; return it, and whether it is new.
@@ -56,6 +63,7 @@ class Uploads:
             parts=(),
         )
         with writing(self.intake.engine) as connection:
+            self.stage(connection, request.digest, request.size)
             upload, is_new = catalog.open_upload(connection, wanted, self.most, self.intake.clock())
         return view_of(upload), is_new
 
@@ -82,6 +90,7 @@ class Uploads:
             if not _has_part(held, offset, digest):
                 _check_offset(held, offset)
                 check_kept(digest, is_kept=catalog.add_part(connection, held, Part(digest=digest, size=size), self.intake.keep_until))
+                self.stage(connection, held.digest, held.size)  # for as long as the upload has from now on
             return view_of(catalog.find_upload(connection, owner, upload_id, self.intake.clock()))
 
     def finish(self, owner: str, upload_id: str, keep: Keep) -> tuple[str, int]:

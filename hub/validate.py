@@ -147,7 +147,7 @@ class _Inspection:
     def read_weights(self, entry: FileEntry | None) -> TensorHeader | None:
         if entry is None:
             return None
-        chunks = stream_verified(self.store, entry.digest)
+        chunks = stream_verified(self.store, entry.digest, entry.size)
         try:
             return check_stream(chunks, entry.size)
         except InvalidTensors as error:

@@ -13,6 +13,7 @@ import anyio
 import anyio.from_thread
 import anyio.to_thread
 from anyio.lowlevel import RunVar
+from fastapi import Depends
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
@@ -40,6 +41,8 @@ MAX_COMPUTATIONS = 2
 """Requests that hold whole tensors at once, some gigabytes each; the next ones hold no thread meanwhile."""
 COMPUTATIONS_A_SENDER = 1
 """Of those, how many one account's may be."""
+DOWNLOADS_A_READER = 16
+"""Answers with a file that one account may have open at once, unless the operator says otherwise."""
 SENDER = "wegeft.sender"
 """In a request's scope: who sends it, where that was found out by other means than a token."""
 
@@ -110,6 +113,20 @@ def reads_whole_files(endpoint: Callable[Parameters, Result]) -> Callable[Parame
             return await waited(*args, **kwargs)
 
     return shared
+
+
+def sends_files(reader: Callable[..., Principal], most: int) -> Callable[..., AsyncIterator[None]]:
+    """Return a FastAPI dependency of endpoints that answer with files, of which one account has ``most`` at once.
+
+    Its next ones wait, and hold no thread meanwhile. A place is free again when the answer is sent or cut, not when it begins: so a reader
+    that takes its bytes slowly has these places and no more. ``reader`` is the endpoint's own guard.
+    """
+
+    async def held(caller: Principal = Depends(reader)) -> AsyncIterator[None]:  # noqa: B008 - as FastAPI has it
+        async with _share_of(f"downloads of account {caller.account}", most):
+            yield
+
+    return held
 
 
 def _sender_of(arguments: Mapping[str, object]) -> str:
@@ -239,6 +256,10 @@ class BodyReader(io.RawIOBase):
         """Bytes to come, as declared; None where the peer sends in chunks."""
         if (self.length or 0) > max_bytes:
             raise _too_large(max_bytes)
+
+    def limit(self, max_bytes: int) -> None:
+        """Let fewer bytes come than was said before."""
+        self._max_bytes = min(self._max_bytes, max_bytes)
 
     def readable(self) -> bool:
         """Return True."""

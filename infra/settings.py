@@ -105,6 +105,12 @@ class Settings(BaseSettings):
     """Secret key of the S3 server; needed for a store in S3."""
     max_upload_bytes: Annotated[int, Field(ge=1)] = 4 << 30
     """Largest data set or file that can be uploaded, in bytes."""
+    max_staged_bytes: Annotated[int, Field(ge=1)] = 64 << 30
+    """Bytes that one account may have sent that no version names yet; the byte quota of the namespace of its name may allow less."""
+    downloads_at_once: Annotated[int, Field(ge=1, le=10_000)] = 16
+    """Downloads of files that one account may have open at once; its next ones wait."""
+    least_download_rate: Annotated[int, Field(ge=0)] = 4096
+    """Bytes a second that a reader must take, looked at every half minute; slower ones are cut off. 0 lets them be as slow as they are."""
     allow_local_models: bool = False
     """Whether a job may name a folder or file of the worker's machine as base model; always so under `wgctl up`."""
     allow_remote_code: bool = False
@@ -116,6 +122,8 @@ class Settings(BaseSettings):
     signing_key: Annotated[SecretStr, AfterValidator(_check_key)] | None = None
     """Ed25519 private key that signs versions, 64 hex digits; by default one is made and kept in the home folder."""
 
+    recent_bytes: Annotated[int, Field(ge=0, le=1 << 40)] = 64 << 20
+    """Memory for the short files that were pulled lately, up to 2 MiB each, so that they are not read from the store again; 0 is none."""
     keep_seconds: Annotated[float, Field(ge=600, le=366 * 86_400)] = 86_400
     """How long bytes stay that nothing names: uploads before a job names them, data and checkpoint of a job after its end, in seconds."""
     collect_seconds: Annotated[float, Field(ge=0, le=86_400)] = 600
@@ -192,13 +200,16 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "What the service allows": (
         "max_upload_bytes",
+        "max_staged_bytes",
+        "downloads_at_once",
+        "least_download_rate",
         "allow_local_models",
         "allow_remote_code",
         "new_adapters",
         "federation_key",
         "signing_key",
     ),
-    "What the service keeps": ("keep_seconds", "collect_seconds"),
+    "What the service keeps": ("recent_bytes", "keep_seconds", "collect_seconds"),
     "Where jobs run": ("pool", "ray_address", "max_concurrent_jobs", "lease_seconds", "heartbeat_seconds"),
     "Logs of the service": ("log_format", "log_level"),
 }

@@ -30,13 +30,20 @@ class Link:
         """Take connections until the listener is closed."""
         with suppress(OSError):
             while True:
-                threading.Thread(target=self._serve, args=(self._listener.accept()[0],), daemon=True).start()
+                threading.Thread(target=self.serve, args=(self._listener.accept()[0],), daemon=True).start()
 
     def close(self) -> None:
         """Take no more connections."""
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+
+    def serve(self, near: socket.socket) -> None:
+        """Answer the one request of a connection."""
+        near.settimeout(SECONDS)
+        with near, suppress(OSError):
+            request = _read_request(near)
+            near.sendall(self.answer(request) if request else b"")
 
     def answer(self, request: bytes) -> bytes:
         """Return what comes back for a request."""
@@ -50,12 +57,6 @@ class Link:
                 far.shutdown(socket.SHUT_WR)
             return b"".join(iter(lambda: far.recv(1 << 16), b""))
         return b""
-
-    def _serve(self, near: socket.socket) -> None:
-        near.settimeout(SECONDS)
-        with near, suppress(OSError):
-            request = _read_request(near)
-            near.sendall(self.answer(request) if request else b"")
 
 
 AnyLink = TypeVar("AnyLink", bound=Link)

@@ -17,6 +17,7 @@ from hub.catalog.format_tables import DERIVED_FORMATS
 from hub.catalog.holds import hold, let_go, note_sizes
 from hub.catalog.quotas import enforce
 from hub.catalog.signatures import find_version_id
+from hub.catalog.staged import release
 from hub.catalog.tables import ADAPTERS, HOLDS, VERSIONS, upsert
 from infra import audit
 from wegeft.contracts.adapter import AdapterName, FileEntry, VersionView
@@ -62,6 +63,7 @@ def attach_format(
     added = upsert(connection, DERIVED_FORMATS).values(row).on_conflict_do_update(index_elements=place, set_=row)
     found = connection.execute(added.returning(*DERIVED_FORMATS.c)).one()
     enforce(connection, name.namespace)
+    release(connection, stamp[0], digests)
     audit.note(connection, "format.attach", version.ref, stamp[1], format=shelf[0], dtype=shelf[1], largest_error=attachment.largest_error)
     return _view(found)
 

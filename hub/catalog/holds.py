@@ -67,6 +67,13 @@ def hold(connection: Connection, holder: str, digests: Iterable[str], until: dat
     return frozenset(asked.difference(there))
 
 
+def is_kept(connection: Connection, holder: str, digest: str, until: datetime) -> bool:
+    """Whether a holder keeps a blob at least until then."""
+    is_theirs = (HOLDS.c.holder == holder) & (HOLDS.c.digest == digest) & or_(HOLDS.c.until.is_(None), HOLDS.c.until >= until)
+    query = select(HOLDS.c.digest).join(BLOBS, BLOBS.c.digest == HOLDS.c.digest).where(is_theirs, ~BLOBS.c.is_leaving)
+    return connection.execute(query).first() is not None
+
+
 def note_sizes(connection: Connection, sizes: Mapping[str, int]) -> None:
     """Note the sizes, in bytes, of blobs that were checked and of which nobody has noted it yet: quotas count them."""
     for digest, size in sorted(sizes.items()):

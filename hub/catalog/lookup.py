@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, join, select
+from sqlalchemy import Connection, Row, Select, bindparam, join, select
 
 from hub.catalog.cursors import make_cursor, read_cursor
 from hub.catalog.search import AdapterFilter, Order, behind, cursor_at, ordering
@@ -81,17 +81,17 @@ def resolve(connection: Connection, ref: AdapterRef) -> VersionView:
 
     Raises :class:`AdapterNotFound`, :class:`VersionNotFound` for a number and :class:`AliasNotFound` for a name.
     """
-    query = _versions().where(ADAPTERS.c.key == key_of(ref.adapter))
+    named: dict[str, str | int] = {"key": key_of(ref.adapter)}
     if ref.number is not None:
-        query = query.where(VERSIONS.c.number == ref.number)
+        found = connection.execute(_NUMBERED, named | {"number": ref.number})
     elif ref.selector == LATEST:
-        query = query.where(VERSIONS.c.number == ADAPTERS.c.latest_number)
+        found = connection.execute(_NEWEST, named)
     elif (tagged := find_tagged(connection, ref.adapter, ref.selector)) is not None:
-        query = query.where(VERSIONS.c.number == tagged)  # first, so that no alias that comes later changes what a tag means
+        # First, so that no alias that comes later changes what a tag means.
+        found = connection.execute(_NUMBERED, named | {"number": tagged})
     else:
-        pointed = (ALIASES.c.adapter_id == ADAPTERS.c.id) & (ALIASES.c.number == VERSIONS.c.number) & (ALIASES.c.alias == ref.selector)
-        query = query.join(ALIASES, pointed)
-    row = connection.execute(query).one_or_none()
+        found = connection.execute(_POINTED, named | {"alias": ref.selector})
+    row = found.one_or_none()
     if row is None:
         raise _explain_missing(connection, ref)
     return _version_view(row, _aliases_of(connection, [row.adapter_id]))
@@ -133,6 +133,17 @@ def _versions() -> Select[Any]:
     return select(*VERSIONS.c, *named).join(ADAPTERS, ADAPTERS.c.id == VERSIONS.c.adapter_id)
 
 
+_NAMED = _versions().where(ADAPTERS.c.key == bindparam("key"))
+_NUMBERED = _NAMED.where(VERSIONS.c.number == bindparam("number"))
+_NEWEST = _NAMED.where(VERSIONS.c.number == ADAPTERS.c.latest_number)
+_POINTED = _NAMED.join(
+    ALIASES,
+    (ALIASES.c.adapter_id == ADAPTERS.c.id) & (ALIASES.c.number == VERSIONS.c.number) & (ALIASES.c.alias == bindparam("alias")),
+)
+_ALIASES = select(ALIASES).where(ALIASES.c.adapter_id.in_(bindparam("adapter_ids", expanding=True)))
+"""Asked again and again, as the others: made once, because making a statement takes as long as asking it."""
+
+
 def _version_view(row: Row[Any], aliases: dict[int, dict[str, int]]) -> VersionView:
     pointing = sorted(alias for alias, number in aliases[row.adapter_id].items() if number == row.number)
     return VersionView(
@@ -154,7 +165,7 @@ def _version_view(row: Row[Any], aliases: dict[int, dict[str, int]]) -> VersionV
 
 def _aliases_of(connection: Connection, adapter_ids: list[int]) -> dict[int, dict[str, int]]:
     found: dict[int, dict[str, int]] = defaultdict(dict)
-    for row in connection.execute(select(ALIASES).where(ALIASES.c.adapter_id.in_(adapter_ids))):
+    for row in connection.execute(_ALIASES, {"adapter_ids": adapter_ids}):
         found[row.adapter_id][row.alias] = row.number
     return found
 

@@ -15,6 +15,7 @@ from hub.catalog.listings import list_newest
 from hub.catalog.namespaces import starts_private
 from hub.catalog.quotas import enforce
 from hub.catalog.signatures import add_signature
+from hub.catalog.staged import release
 from hub.catalog.tables import ADAPTERS, VERSIONS, key_of, upsert
 from hub.publication import Publication
 from hub.signing import Signer
@@ -50,6 +51,7 @@ def publish(connection: Connection, publication: Publication, now: datetime, sig
     grown = {"latest_number": number, "next_number": number + 1, "updated_at": now}
     connection.execute(update(ADAPTERS).where(ADAPTERS.c.id == adapter.id).values(grown))
     enforce(connection, adapter.namespace)
+    release(connection, publication.created_by, [entry.digest for entry in publication.files])
     list_newest(connection, adapter.id, version_id, publication)
     published = PublishedVersion(adapter=name, version=number)
     measured = Measured(metrics=publication.metrics, by=publication.created_by, dataset_digest=publication.measured_on)

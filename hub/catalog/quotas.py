@@ -16,8 +16,8 @@ from wegeft.contracts.quotas import Amounts, QuotaLimits, QuotaView
 
 
 def find_quota(connection: Connection, namespace: str) -> QuotaView:
-    """Return what a namespace may hold and what it does hold."""
-    return QuotaView(namespace=namespace, limits=_limits(connection, namespace), used=measure(connection, namespace))
+    """Return what a namespace may hold and what its versions do hold."""
+    return QuotaView(namespace=namespace, limits=find_limits(connection, namespace), used=measure(connection, namespace))
 
 
 def set_quota(connection: Connection, namespace: str, limits: QuotaLimits) -> None:
@@ -34,7 +34,7 @@ def check_room(connection: Connection, adapter: AdapterName, size: int = 0) -> N
 
     Asked before bytes are accepted, which need not all be new; :func:`enforce` is sure. Raises :class:`QuotaExceeded`.
     """
-    limits = _limits(connection, adapter.namespace)
+    limits = find_limits(connection, adapter.namespace)
     if limits.is_none:
         return
     used = measure(connection, adapter.namespace)
@@ -49,13 +49,14 @@ def enforce(connection: Connection, namespace: str) -> None:
 
     So two who publish at the same moment cannot both take the last room. Raises :class:`QuotaExceeded`.
     """
-    limits = _limits(connection, namespace, is_locking=True)
+    limits = find_limits(connection, namespace, is_locking=True)
     if not limits.is_none:
         used = measure(connection, namespace)
         _refuse_excess(namespace, limits, used, used)
 
 
-def _limits(connection: Connection, namespace: str, *, is_locking: bool = False) -> QuotaLimits:
+def find_limits(connection: Connection, namespace: str, *, is_locking: bool = False) -> QuotaLimits:
+    """Return what a namespace may hold; locking, hold it until the transaction ends."""
     query = select(QUOTAS).where(QUOTAS.c.namespace == namespace.lower())
     row = connection.execute(query.with_for_update() if is_locking else query).one_or_none()
     return QuotaLimits() if row is None else QuotaLimits(bytes=row.max_bytes, adapters=row.max_adapters, versions=row.max_versions)

@@ -5,12 +5,21 @@ from __future__ import annotations
 from datetime import datetime
 from typing import get_args
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from hub.catalog.provenance_tables import SIGNATURES, SIGNING_KEYS
 from hub.catalog.tables import ADAPTERS, LISTINGS, VERSIONS, key_of, upsert
 from wegeft.contracts.adapter import AdapterName
 from wegeft.contracts.signing_keys import Algorithm, KeySet, PublicKeyView
+
+_KEYS = select(SIGNING_KEYS).order_by(SIGNING_KEYS.c.created_at, SIGNING_KEYS.c.algorithm.desc(), SIGNING_KEYS.c.id)
+_BUNDLE = (
+    select(SIGNATURES.c.bundle)
+    .join(VERSIONS, VERSIONS.c.id == SIGNATURES.c.version_id)
+    .join(ADAPTERS, ADAPTERS.c.id == VERSIONS.c.adapter_id)
+    .where(ADAPTERS.c.key == bindparam("adapter"), VERSIONS.c.number == bindparam("version"), SIGNATURES.c.kind == bindparam("of_kind"))
+)
+"""Asked by every pull, as the one above: made once, because making it takes as long as asking."""
 
 
 def register_keys(connection: Connection, keys: tuple[PublicKeyView, ...], now: datetime) -> None:
@@ -25,7 +34,7 @@ def register_keys(connection: Connection, keys: tuple[PublicKeyView, ...], now: 
 
 def list_keys(connection: Connection) -> KeySet:
     """Return every key, oldest first."""
-    rows = connection.execute(select(SIGNING_KEYS).order_by(SIGNING_KEYS.c.created_at, SIGNING_KEYS.c.algorithm.desc(), SIGNING_KEYS.c.id))
+    rows = connection.execute(_KEYS)
     return KeySet(keys=tuple(PublicKeyView.model_validate(dict(row._mapping)) for row in rows))  # noqa: SLF001 - the name is SQLAlchemy's
 
 
@@ -40,10 +49,8 @@ def add_signature(connection: Connection, version_id: int, kind: str, bundle: tu
 
 def find_signature(connection: Connection, adapter: AdapterName, number: int, kind: str) -> str | None:
     """Return a version's bundle of a kind; None where it was not signed yet."""
-    query = select(SIGNATURES.c.bundle).join(VERSIONS, VERSIONS.c.id == SIGNATURES.c.version_id)
-    query = query.join(ADAPTERS, ADAPTERS.c.id == VERSIONS.c.adapter_id)
-    is_meant = (ADAPTERS.c.key == key_of(adapter)) & (VERSIONS.c.number == number) & (SIGNATURES.c.kind == kind)
-    bundle: str | None = connection.execute(query.where(is_meant)).scalar_one_or_none()
+    meant = {"adapter": key_of(adapter), "version": number, "of_kind": kind}
+    bundle: str | None = connection.execute(_BUNDLE, meant).scalar_one_or_none()
     return bundle
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, and_, false, func, or_, select, true, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, false, func, or_, select, true, update
 
 from hub.catalog.namespaces import is_owned, namespaces_of, unowned
 from hub.catalog.tables import ADAPTERS, MEMBERS, NAMESPACES, key_of
@@ -14,6 +14,11 @@ from infra import audit
 from infra.principals import Principal, Role, weaker
 from wegeft.contracts.adapter import AdapterName, check_segment
 from wegeft.contracts.errors import AdapterNotFound, Forbidden, InvalidReference
+
+_MEMBERSHIP = (MEMBERS.c.namespace == NAMESPACES.c.key) & (MEMBERS.c.account == bindparam("account"))
+_OWNER = select(NAMESPACES.c.key, MEMBERS.c.role).outerjoin(MEMBERS, _MEMBERSHIP).where(NAMESPACES.c.key == bindparam("namespace"))
+_PRIVACY = select(ADAPTERS.c.is_private).where(ADAPTERS.c.key == bindparam("key"))
+"""Like the others, asked by every request: made once, because making it takes as long as asking."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +51,8 @@ def right_of(connection: Connection, caller: Principal, adapter: AdapterName) ->
 
 
 def _standing(connection: Connection, caller: Principal, adapter: AdapterName) -> Standing:
-    key = adapter.namespace.lower()
-    is_member = (MEMBERS.c.namespace == NAMESPACES.c.key) & (MEMBERS.c.account == caller.account)
-    owned = select(NAMESPACES.c.key, MEMBERS.c.role).outerjoin(MEMBERS, is_member).where(NAMESPACES.c.key == key)
-    owner = connection.execute(owned).one_or_none()
-    is_private = connection.execute(select(ADAPTERS.c.is_private).where(ADAPTERS.c.key == key_of(adapter))).scalar_one_or_none()
+    owner = connection.execute(_OWNER, {"namespace": adapter.namespace.lower(), "account": caller.account}).one_or_none()
+    is_private = connection.execute(_PRIVACY, {"key": key_of(adapter)}).scalar_one_or_none()
     return Standing(
         is_known=is_private is not None,
         is_private=bool(is_private),

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Depends, Path, Request, Response, params
 
 from hub.formats import shelf
 from hub.named_adapter import Name
@@ -10,7 +10,7 @@ from hub.named_version import Selector, resolve_named
 from hub.services import HubServices
 from hub.serving import FILE_ANSWERS, HEAD_ANSWERS, answer_blob, answer_head
 from infra.auth import Guard, Principal, Role
-from infra.bodies import holds_tensors, waits_for_store
+from infra.bodies import holds_tensors, sends_files, waits_for_store
 from wegeft.contracts.formats import AttachedFormat, DerivedFormat, FormatAttachment, FormatList, StoredDtype
 
 Format = Annotated[DerivedFormat, Path(alias="format", description="What reads it.")]
@@ -21,12 +21,13 @@ _FILE = "/{format}/{dtype}/files/{path:path}"
 
 def make_router(services: HubServices, guard: Guard) -> APIRouter:
     """Return the routes below a version."""
+    reader = guard.require(Role.READ)
     router = APIRouter(
         prefix="/adapters/{namespace}/{name}/versions/{selector}/formats",
         tags=["formats"],
-        dependencies=[Depends(guard.require(Role.READ))],
+        dependencies=[Depends(reader)],
     )
-    _add_files(router, services)
+    _add_files(router, services, Depends(sends_files(reader, services.downloads_at_once)))
     Writer = Annotated[Principal, Depends(guard.require(Role.WRITE))]
 
     @router.get("", summary="In which forms a version can be had, and how those are made that are not there")
@@ -48,8 +49,8 @@ def make_router(services: HubServices, guard: Guard) -> APIRouter:
     return router
 
 
-def _add_files(router: APIRouter, services: HubServices) -> None:
-    @router.get(_FILE, summary="A file of a derived format", responses=FILE_ANSWERS, response_class=Response)
+def _add_files(router: APIRouter, services: HubServices, sending: params.Depends) -> None:
+    @router.get(_FILE, dependencies=[sending], summary="A file of a derived format", responses=FILE_ANSWERS, response_class=Response)
     @waits_for_store
     def get_file(adapter: Name, selector: Selector, format_: Format, dtype: Dtype, path: str, request: Request) -> Response:
         version = resolve_named(services, adapter, selector)

@@ -14,7 +14,7 @@ from hub.objects import ObjectStore
 from hub.services import HubServices
 from hub.serving import ServedBlob, answer_blob, answer_head
 from hub.signature_files import KINDS, signature_files
-from infra.bodies import waits_for_store
+from infra.bodies import sends_files, waits_for_store
 from wegeft.contracts.adapter import FileEntry, VersionView
 from wegeft.contracts.errors import AdapterNotFound, FileNotFoundInVersion, InvalidRequest
 
@@ -27,7 +27,8 @@ def make_router(doors: Doors) -> APIRouter:
     """Return the routes that list and serve files."""
     router = APIRouter(route_class=HfRoute, dependencies=[Depends(doors.reader)])
     router.include_router(_tree_router(doors.services))
-    router.include_router(_file_router(doors.services))
+    sending = Depends(sends_files(doors.reader, doors.services.downloads_at_once))
+    router.include_router(_file_router(doors.services), dependencies=[sending])
     return router
 
 

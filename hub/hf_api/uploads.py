@@ -17,6 +17,7 @@ from hub.hf_api.ignored_files import is_ignored
 from hub.hf_api.revisions import resolve
 from hub.hf_views import EMPTY_COMMIT, MAIN, View, commit_of, git_hash
 from hub.named_adapter import Name
+from hub.provenance import with_signature
 from hub.services import HubServices
 from infra.auth import Principal
 from infra.bodies import BodyReader, streams_body, waits_for_store
@@ -144,7 +145,8 @@ def _commit_router(doors: Doors) -> APIRouter:
             made = committer.commit(committer.read(body, key))
         commit = commit_of(made)
         url = f"{address_of(request, made.adapter)}/commit/{commit}"
-        return {"success": True, "commitOid": commit, "commitUrl": url, "hookOutput": ""}
+        told = with_signature(services, made).model_dump(mode="json")
+        return {"success": True, "commitOid": commit, "commitUrl": url, "hookOutput": "", "version": told}
 
     return router
 

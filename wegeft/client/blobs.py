@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from wegeft.client.own_files import open_own
 from wegeft.client.transport import Call, Transport
+from wegeft.contracts.adapter import FileEntry
 from wegeft.contracts.errors import (
     Conflict,
     DigestMismatch,
@@ -30,7 +31,7 @@ from wegeft.contracts.errors import (
 from wegeft.contracts.training import BlobView
 
 CHUNK_BYTES = 1 << 20
-ASKED_FROM_BYTES = 64 << 10
+ASKED_FROM_BYTES = 1 << 20
 """Shorter bytes are sooner sent than it is asked whether they are there."""
 STORE_SECONDS = 300.0
 """How long a server may take to store what it has received."""
@@ -117,6 +118,13 @@ def fetch(transport: Transport, path: str, target: Path, digest: str, size: int 
     return transport.retry(once)
 
 
+def fetch_elsewhere(transport: Transport, address: str, target: Path, entry: FileEntry) -> None:
+    """Stream a file from an address that the server has given, once; else as :func:`fetch`. Raises :class:`StorageUnavailable` besides."""
+    headers = {"Accept-Encoding": "identity"}
+    with _whole_file(target) as file, transport.elsewhere(address, "GET", headers) as response:
+        _verify(response.iter_bytes(CHUNK_BYTES), file, entry.digest, entry.size)
+
+
 def fetch_resumable(transport: Transport, path: str, target: Path, digest: str, max_bytes: int, part: Path | None = None) -> None:
     """Fetch as :func:`fetch` does, going on where an earlier try ended, even that of a process that is gone.
 
@@ -181,12 +189,6 @@ def _verify(chunks: Iterator[bytes], file: BinaryIO, digest: str, size: int | No
     if f"sha256:{sha256.hexdigest()}" != digest:
         raise DigestMismatch(path=digest, value=f"sha256:{sha256.hexdigest()}")
     return seen
-
-
-def write_whole(target: Path, content: bytes) -> None:
-    """Write the new file ``target``, which appears whole or not at all."""
-    with _whole_file(target) as file:
-        file.write(content)
 
 
 @contextmanager

@@ -6,27 +6,58 @@ import fcntl
 import os
 import shutil
 import tempfile
-from binascii import a2b_base64
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote
 
-from wegeft.client.blobs import fetch, fetch_resumable, local_errors, write_whole
+from pydantic import ValidationError
+
+from wegeft.client.blobs import fetch, fetch_elsewhere, fetch_resumable, local_errors
 from wegeft.client.own_files import may_be_own, open_own
-from wegeft.client.transport import Transport
+from wegeft.client.transport import Call, Transport
 from wegeft.contracts.adapter import PUBLISHABLE_FILES, FileEntry, VersionView, digest_of
 from wegeft.contracts.bundles import SIGNATURE_FILE
-from wegeft.contracts.errors import DigestMismatch, InvalidSetting, UnexpectedAnswer
-from wegeft.contracts.pulling import PullView
+from wegeft.contracts.errors import DigestMismatch, InvalidSetting, ServiceUnreachable, StorageUnavailable, UnexpectedAnswer
+from wegeft.contracts.pulling import PULL_TYPE, PullView, read_pull
 
 RESUMED_FROM_BYTES = 8 << 20
 """A shorter file is sooner fetched anew than its rest is asked for."""
 _FORBIDDEN = frozenset("/\\:\0")
 
 
-def download(transport: Transport, pulled: PullView, folder: Path, *, overwrite: bool) -> None:
+@dataclass(frozen=True)
+class Pulled:
+    """What a server has answered to a pull; nothing of it is checked yet."""
+
+    view: PullView
+    contents: Mapping[str, bytes]
+    """Of the short files, by path."""
+
+    @property
+    def version(self) -> VersionView:
+        """The version that it is said to be."""
+        return self.view.version
+
+
+def begin(transport: Transport, path: str) -> Pulled:
+    """Ask for a version, its short files and the keys, in one; ``path`` is the version's."""
+
+    call = Call(method="GET", path=f"{path}/pull", headers={"Accept": f"{PULL_TYPE}, application/problem+json"})
+
+    def once() -> Pulled:
+        with transport.open(call) as answer:
+            try:
+                return Pulled(*read_pull(transport.read(answer)))
+            except (ValidationError, KeyError) as error:
+                raise UnexpectedAnswer("the answer is not one of this protocol", path="server") from error
+
+    return transport.retry(once)
+
+
+def download(transport: Transport, pulled: Pulled, folder: Path, *, overwrite: bool) -> None:
     """Write the files of a version to ``folder``, which must not exist, be empty, or, to overwrite, hold an adapter and no more.
 
     The version's signature, which the caller has checked, is written beside them, so that they can be verified without any server. Of a
@@ -39,15 +70,31 @@ def download(transport: Transport, pulled: PullView, folder: Path, *, overwrite:
     with local_errors(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         with _folder_beside(target) as made:
-            for entry in files:
-                if entry.path in pulled.contents:
-                    write_whole(made / entry.path, _decoded(pulled.contents[entry.path], version, entry))
-                else:
-                    _fetch(transport, version, entry, made / entry.path)
-                (made / entry.path).chmod(0o644)
+            contents = {entry.path: _checked(pulled.contents[entry.path], entry) for entry in files if entry.path in pulled.contents}
             if version.signature is not None:
-                (made / SIGNATURE_FILE).write_text(version.signature, encoding="utf-8")
+                contents[SIGNATURE_FILE] = version.signature.encode()
+            for entry in files:
+                if entry.path not in contents:
+                    _fetch(transport, pulled, entry, made / entry.path)
+                    (made / entry.path).chmod(0o644)
+            _write_synced(made, contents)
             _swap(made, target)
+
+
+def _checked(content: bytes, entry: FileEntry) -> bytes:
+    if len(content) != entry.size or digest_of(content) != entry.digest:
+        raise DigestMismatch(path=entry.digest, value=digest_of(content))
+    return content
+
+
+def _write_synced(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write new files into a folder that nobody else sees yet; all are on the disk in the end."""
+    for name, content in contents.items():
+        with (folder / name).open("xb") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def fetch_folder(transport: Transport, prefix: str, files: Iterable[FileEntry], folder: Path) -> None:
@@ -66,23 +113,19 @@ def fetch_folder(transport: Transport, prefix: str, files: Iterable[FileEntry], 
             _swap(made, target)
 
 
-def _decoded(content: str, version: VersionView, entry: FileEntry) -> bytes:
-    try:
-        found = a2b_base64(content, strict_mode=True)
-    except ValueError as error:
-        raise UnexpectedAnswer("a file is not in base64", path=version.ref, value=entry.path) from error
-    if len(found) != entry.size or digest_of(found) != entry.digest:
-        raise DigestMismatch(path=entry.digest, value=digest_of(found))
-    return found
-
-
-def _fetch(transport: Transport, version: VersionView, entry: FileEntry, target: Path) -> None:
+def _fetch(transport: Transport, pulled: Pulled, entry: FileEntry, target: Path) -> None:
+    version, address = pulled.version, pulled.view.addresses.get(entry.path)
     path = f"/adapters/{version.adapter}/versions/{version.version}/files/{quote(entry.path)}"
-    if entry.size < RESUMED_FROM_BYTES:
-        fetch(transport, path, target, entry.digest, entry.size)
+    if entry.size >= RESUMED_FROM_BYTES:
+        with _own_part(target, entry) as part:
+            fetch_resumable(transport, path, target, entry.digest, entry.size, part)
         return
-    with _own_part(target, entry) as part:
-        fetch_resumable(transport, path, target, entry.digest, entry.size, part)
+    if address is not None:
+        # Not tried again: the hub gives a new address to who asks it for the file.
+        with suppress(StorageUnavailable, ServiceUnreachable):
+            fetch_elsewhere(transport, address, target, entry)
+            return
+    fetch(transport, path, target, entry.digest, entry.size)
 
 
 @contextmanager

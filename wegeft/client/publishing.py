@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,12 +13,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from wegeft.client.blobs import Progress, upload
+from wegeft.client.blobs import STORE_SECONDS, Progress, opened, upload
 from wegeft.client.transport import Call, Transport, json_body
 from wegeft.client.uploads import ONE_REQUEST_BYTES, upload_file
-from wegeft.contracts.adapter import CONFIG_FILE, PUBLISHABLE_FILES, WEIGHTS_FILE, AdapterName
+from wegeft.contracts.adapter import CONFIG_FILE, PUBLISHABLE_FILES, WEIGHTS_FILE, AdapterName, VersionView
 from wegeft.contracts.errors import AdapterNotFound, Conflict, InvalidData, Problem
 from wegeft.contracts.training import BlobView
+
+INLINE_BYTES = 64 << 10
+"""Shorter files come in the commit itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,8 @@ class Committed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     commitOid: str  # noqa: N815 - the Hugging Face Hub's spelling
+    version: VersionView
+    """The version that it is."""
 
 
 def push(transport: Transport, wanted: Push, on_progress: Progress | None = None) -> Committed:
@@ -53,17 +59,32 @@ def push(transport: Transport, wanted: Push, on_progress: Progress | None = None
     everything that the hub's gate refuses, and :class:`StaleParent` where the parent is not the newest version.
     """
     paths = files_of(wanted.folder)
-    _create(transport, wanted.adapter)
-    blobs = {path.name: _upload(transport, wanted.adapter, path, on_progress) for path in paths}
+    if any(path.stat().st_size > ONE_REQUEST_BYTES for path in paths):
+        _create(transport, wanted.adapter)  # first, so that nobody sends much to where they may not publish
     lines = [_line("header", summary=wanted.message, **({"parentCommit": wanted.parent} if wanted.parent else {}))]
-    lines += [_line("lfsFile", path=name, algo="sha256", oid=blob.digest.removeprefix("sha256:")) for name, blob in blobs.items()]
+    lines += [_file_line(transport, wanted.adapter, path, on_progress) for path in paths]
     content = "".join(lines).encode()
-    path = f"//api/models/{wanted.adapter}/commit/main"
     headers = {"Content-Type": "application/x-ndjson", "Content-Length": str(len(content))}
     if wanted.parent is None:
         # The answer to a try may be lost while others publish: the next try must be known for the same push.
         headers["Idempotency-Key"] = secrets.token_hex(16)
-    return transport.ask(Call(method="POST", path=path, headers=headers, content=lambda: content), Committed)
+    path = f"//api/models/{wanted.adapter}/commit/main"
+    commit = Call(method="POST", path=path, headers=headers, content=lambda: content, read_seconds=STORE_SECONDS)
+    try:
+        return transport.ask(commit, Committed)
+    except AdapterNotFound:
+        _create(transport, wanted.adapter)
+        return transport.ask(commit, Committed)
+
+
+def _file_line(transport: Transport, adapter: AdapterName, path: Path, on_progress: Progress | None) -> str:
+    """Return the commit's line about a file: a short one is part of it, a longer one is sent first."""
+    with opened(path) as file:
+        content = file.read(INLINE_BYTES + 1)
+    if len(content) <= INLINE_BYTES:
+        return _line("file", path=path.name, content=b64encode(content).decode(), encoding="base64")
+    blob = _upload(transport, adapter, path, on_progress)
+    return _line("lfsFile", path=path.name, algo="sha256", oid=blob.digest.removeprefix("sha256:"))
 
 
 def files_of(folder: Path) -> tuple[Path, ...]:

@@ -38,7 +38,6 @@ from wegeft.contracts.comparison import ComparisonView
 from wegeft.contracts.engines import EngineReport
 from wegeft.contracts.errors import DigestMismatch, SignatureInvalid, UnexpectedAnswer
 from wegeft.contracts.provenance import EvaluationList, EvaluationReport, EvaluationView, LineageView
-from wegeft.contracts.pulling import PullView
 from wegeft.contracts.signing_keys import KeySet
 from wegeft.contracts.training import BlobView
 
@@ -126,9 +125,9 @@ class Client(AccessCalls, FormatCalls, JobCalls):
         is something already, :class:`SignatureInvalid`, :class:`UntrustedKey`, :class:`DigestMismatch`, and :class:`StorageFull`.
         """
         parsed = AdapterRef.parse(ref)
-        pulled = self._get(f"{_version_path(ref)}/pull", PullView)
+        pulled = downloads.begin(self._transport, _version_path(ref))
         _check_answer(pulled.version, parsed)
-        check_version(self._transport, self._trust, pulled.version, pulled.keys)
+        check_version(self._transport, self._trust, pulled.version, pulled.view.keys)
         downloads.download(self._transport, pulled, folder, overwrite=overwrite)
         return pulled.version
 
@@ -141,13 +140,10 @@ class Client(AccessCalls, FormatCalls, JobCalls):
         :class:`InvalidInput` with everything that the hub's gate refuses, and :class:`StaleParent`.
         """
         adapter = AdapterName.parse(name)
-        commit = push(self._transport, Push(folder=folder, adapter=adapter, message=message, parent=parent), on_progress).commitOid
-        newest = self.resolve(name)
-        views = (newest,) if _has_commit(newest, commit) else self.versions(name)
-        made = next((view for view in views if _has_commit(view, commit)), None)
-        if made is None:
-            raise UnexpectedAnswer("the server answers with a commit that it does not have", path=name, value=commit)
-        return made
+        made = push(self._transport, Push(folder=folder, adapter=adapter, message=message, parent=parent), on_progress)
+        if made.version.adapter.lower() != str(adapter).lower() or not _has_commit(made.version, made.commitOid):
+            raise UnexpectedAnswer("the server answers with a commit that it does not have", path=name, value=made.commitOid)
+        return made.version
 
     def resolve_signed(self, ref: str) -> tuple[VersionView, SignedVersion | None]:
         """Return the version that a reference names now, and what its signature says, once it holds; None where the hub never signs.

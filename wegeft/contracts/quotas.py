@@ -45,3 +45,5 @@ class QuotaView(BaseModel):
     namespace: str
     limits: QuotaLimits
     used: Amounts
+    staged_bytes: int = 0
+    """Sent for it, or by the account of its name, and not named by any version yet."""

@@ -10,12 +10,14 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property, lru_cache
 from typing import Literal
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 from pydantic import BaseModel, ConfigDict, Field
@@ -59,11 +61,11 @@ class SigningKey:
     seed: bytes = field(repr=False)
     """32 bytes."""
 
-    @property
+    @cached_property
     def _ed25519(self) -> Ed25519PrivateKey:
         return Ed25519PrivateKey.from_private_bytes(self.seed)
 
-    @property
+    @cached_property
     def _p256(self) -> ec.EllipticCurvePrivateKey:
         # 48 bytes make the remainder as good as even (FIPS 186-5, appendix A.2.1).
         content = HKDF(algorithm=hashes.SHA256(), length=48, salt=None, info=b"wegeft signing key p-256").derive(self.seed)
@@ -91,7 +93,7 @@ def key_id(pem: str) -> str:
 def is_signature(pem: str, content: bytes, signature: bytes) -> bool:
     """Return whether ``signature`` is that of ``content`` by the key; False too for what is no key or no signature."""
     try:
-        match load_pem_public_key(pem.encode()):
+        match _public_key(pem):
             case Ed25519PublicKey() as key:
                 key.verify(signature, content)
             case ec.EllipticCurvePublicKey() as curve_key if isinstance(curve_key.curve, ec.SECP256R1):
@@ -101,6 +103,11 @@ def is_signature(pem: str, content: bytes, signature: bytes) -> bool:
     except (InvalidSignature, UnsupportedAlgorithm, ValueError):
         return False
     return True
+
+
+@lru_cache(maxsize=16)
+def _public_key(pem: str) -> PublicKeyTypes:
+    return load_pem_public_key(pem.encode())
 
 
 def extend_trust(trusted: Mapping[str, str], offered: KeySet) -> dict[str, str]:
