@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from orchestrator.round_proof import check_round
+from tests.orchestrator.federation_world import World, serving
 from tests.orchestrator.samples import new_sqlite
 from tests.orchestrator.test_buffered_http import send, take
-from tests.orchestrator.federation_world import World, serving
 from tests.orchestrator.test_round_proof import ask, change_member, changed, failed, weights_of
 from wegeft.contracts.round_evidence import RoundEvidence
 
@@ -72,6 +72,7 @@ def of_the_late_one(evidence: RoundEvidence, **fields: Any) -> RoundEvidence:
     [
         (lambda one: of_the_late_one(one, staleness=0), {"members"}),
         (lambda one: of_the_late_one(one, staleness=2), {"members"}),
+        (lambda one: changed(one, parent=0), {"members"}),
         (lambda one: of_the_late_one(one, start=None), {"start", "result"}),
         (lambda one: of_the_late_one(one, weight=0.5), {"result"}),
         (lambda one: of_the_late_one(one, position=None), {"members"}),
