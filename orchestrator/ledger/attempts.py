@@ -261,7 +261,7 @@ def give_back(connection: Connection, lease: Lease, error: ErrorBody, now: datet
 
 
 def _over(after: JobState, now: datetime) -> dict[str, Any]:
-    cleared = dict.fromkeys(("lease_expires_at", "deadline_at", "progress_at"))
+    cleared = dict.fromkeys(("lease_expires_at", "deadline_at", "progress_at", *(["waiting_for"] if after.is_final else [])))
     return {"state": after.value, "finished_at": now if after.is_final else None, **cleared}
 
 
