@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench._digit_network import hand_for, network_simulation, rotated
+from bench._kept_rows import append_row, kept_rows
 from bench._rotated_digits import job_of, make_base
 from simulation.attacks import Attack
 from simulation.preparation import Simulation, prepare_simulation
@@ -112,10 +113,7 @@ def _prepared(run: Run, folder: Path) -> tuple[Simulation, InlineCrew[AnyOrder, 
 
 def known(results: Path) -> dict[Run, Figures]:
     """Return the runs that are done."""
-    if not results.exists():
-        return {}
-    found = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
-    return {Run(**entry["run"]): Figures(**entry["figures"]) for entry in found}
+    return {Run(**entry["run"]): Figures(**entry["figures"]) for entry in kept_rows(results)}
 
 
 def complete(runs: Sequence[Run], results: Path, needs_bounds: Callable[[Run], bool] = lambda _run: False) -> dict[Run, Figures]:
@@ -138,8 +136,7 @@ def _do(missing: Sequence[Run], results: Path, needs_bounds: Callable[[Run], boo
     for number, run in enumerate(missing, start=1):
         print(f"{number} of {len(missing)}: {run.label}, seed {run.seed}", file=sys.stderr, flush=True)
         done[run] = perform(run, results.parent, has_bounds=needs_bounds(run))
-        with results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"run": asdict(run), "figures": asdict(done[run])}) + "\n")
+        append_row(results, {"run": asdict(run), "figures": asdict(done[run])})
 
 
 def federation_of(**fields: Any) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from bench._kept_rows import append_row, kept_rows
 from bench._memory import peak_mebibytes
 from orchestrator.aggregate import Contribution, FederationState, Outcome, Plan, aggregate, new_edit
 from wegeft.algebra import from_rows, truncate, weighted_sum
@@ -155,15 +156,8 @@ def measure_apart(case: Case) -> dict[str, float]:
 
 
 def known(results: Path) -> dict[str, dict[str, float]]:
-    """Return what was measured before, by its case as JSON; a last line that is cut is not."""
-    found = {}
-    for line in results.read_text(encoding="utf-8").splitlines() if results.exists() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        found[json.dumps(row["case"], sort_keys=True)] = row["found"]
-    return found
+    """Return what was measured before, by its case as JSON."""
+    return {json.dumps(row["case"], sort_keys=True): row["found"] for row in kept_rows(results)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -187,8 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             name = json.dumps(case, sort_keys=True)
             if name not in done:
                 done[name] = measure_apart(case)
-                with options.results.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"case": case, "found": done[name]}) + "\n")
+                append_row(options.results, {"case": case, "found": done[name]})
             print(described(case, done[name]), flush=True)
     except KeyboardInterrupt:
         print(f"stopped; what is done is in {options.results}", file=sys.stderr)

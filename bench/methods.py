@@ -26,6 +26,7 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
+from bench._kept_rows import append_row, kept_rows
 from bench._memory import peak_mebibytes
 from bench._method_table import Row, describe_fronts, show_plot, show_table, write_picture
 from wegeft.contracts.adapter import WEIGHTS_FILE
@@ -147,10 +148,7 @@ def perform_apart(run: Run) -> Figures | None:
 
 def known(results: Path) -> dict[Run, Figures]:
     """Return the runs that are done."""
-    if not results.exists():
-        return {}
-    found = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
-    return {Run(**entry["run"]): Figures(**entry["figures"]) for entry in found}
+    return {Run(**entry["run"]): Figures(**entry["figures"]) for entry in kept_rows(results)}
 
 
 def wanted(arguments: argparse.Namespace) -> Iterator[Run]:
@@ -217,8 +215,7 @@ def main(given: Sequence[str] | None = None) -> int:
         figures = perform_apart(run)
         if figures is not None:
             done[run] = figures
-            with arguments.results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"run": asdict(run), "figures": asdict(figures)}) + "\n")
+            append_row(arguments.results, {"run": asdict(run), "figures": asdict(figures)})
     rows = summarise({run: done[run] for run in runs if run in done})
     tell(rows, arguments)
     return 0 if all(run in done for run in runs) else 1

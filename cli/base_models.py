@@ -12,7 +12,7 @@ from cli.output import is_terminal, note
 from wegeft.contracts.base_model_name import is_hub_id
 from wegeft.contracts.errors import BaseModelNotFound, InvalidAdapterConfig
 
-_PINNED = re.compile(r"(?P<name>.+)@(?P<pin>[0-9a-f]{40}|sha256:[0-9a-f]{64})")
+_PINNED = re.compile(r"(?P<name>.+)@(?P<pin>[0-9a-f]{40}|(?P<kind>sha256|weights1):[0-9a-f]{64})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +22,11 @@ class FoundBase:
     name: str
     """As it was asked for."""
     identity: str
-    """The name with its pin: ``id@commit``, or ``path@sha256:…``."""
+    """The name with its pin: ``id@commit``, ``folder@weights1:…`` or ``file.gguf@sha256:…``."""
     path: Path
     """A folder, or a ``.gguf`` file."""
+    former_identity: str | None = None
+    """What adapters of before may name a folder: ``folder@sha256:…`` of its configuration."""
 
 
 def find_base(name: str, revision: str | None = None) -> FoundBase:
@@ -45,12 +47,13 @@ def find_base(name: str, revision: str | None = None) -> FoundBase:
         ) from error
     path = source.folder or source.gguf
     assert path is not None  # noqa: S101 - a source has one of the two
-    return FoundBase(name=name, identity=source.identity, path=path)
+    return FoundBase(name=name, identity=source.identity, path=path, former_identity=source.former_identity)
 
 
 def check_is_base(found: FoundBase, wanted: str, *, allow_other: bool) -> None:
     """Raise ``InvalidAdapterConfig`` unless ``found`` is the model that ``wanted`` names, or say so and go on where another is allowed."""
-    if is_same_model(found.identity, wanted):
+    former = found.former_identity
+    if is_same_model(former if former is not None and _kind(former) == _kind(wanted) else found.identity, wanted):
         return
     message = f"the adapter was trained on {wanted}"
     if not allow_other:
@@ -63,10 +66,9 @@ def is_same_model(first: str, second: str) -> bool:
     """Whether two names mean one model: by their pins where both have one of a kind, else by their names."""
     from wegeft.method.stored_base import canonical_name
 
-    pins = [unpin(identity)[1] for identity in (first, second)]
-    digests = [identity.rpartition("@")[2] for identity in (first, second) if _PINNED.fullmatch(identity)]
-    if len(digests) == 2 and (pins[0] is None) == (pins[1] is None):
-        return digests[0] == digests[1]
+    pins = [identity.rpartition("@")[2] for identity in (first, second) if _PINNED.fullmatch(identity)]
+    if len(pins) == 2 and _kind(first) == _kind(second):
+        return pins[0] == pins[1]
     return canonical_name(first) == canonical_name(second)
 
 
@@ -75,5 +77,10 @@ def unpin(identity: str) -> tuple[str, str | None]:
     match = _PINNED.fullmatch(identity)
     if match is None:
         return identity, None
-    pin = match["pin"]
-    return match["name"], None if pin.startswith("sha256:") else pin
+    return match["name"], match["pin"] if match["kind"] is None else None
+
+
+def _kind(identity: str) -> str | None:
+    """Return what a pin is of: ``sha256`` or ``weights1``, ``commit``, or None without one."""
+    match = _PINNED.fullmatch(identity)
+    return None if match is None else match["kind"] or "commit"

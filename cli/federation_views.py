@@ -57,6 +57,7 @@ def state_fields(view: FederationView) -> list[tuple[str, str | None]]:
         ("state", str(view.state)),
         ("rounds", f"{view.rounds_committed} of {view.rounds_total} committed"),
         ("now", None if now is None else describe_round(now)),
+        ("waiting for", view.waiting_for),
         ("published", view.published),
         ("went back", f"{describe_rollback(view.rollbacks[-1])}, by {view.rollbacks[-1].person}" if view.rollbacks else None),
     ]
@@ -65,7 +66,8 @@ def state_fields(view: FederationView) -> list[tuple[str, str | None]]:
 def describe(view: FederationView) -> str:
     """Return where a federation is, on one line."""
     now = describe_round(view.current) if view.current else f"{len(view.sites)} sites have enrolled"
-    return f"{view.state}, {view.rounds_committed}/{view.rounds_total} rounds; {now}"
+    waits = f"; waits for {view.waiting_for}" if view.waiting_for else ""
+    return f"{view.state}, {view.rounds_committed}/{view.rounds_total} rounds; {now}{waits}"
 
 
 def describe_round(view: RoundView) -> str:

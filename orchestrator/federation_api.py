@@ -176,6 +176,7 @@ def _view(connection: Connection, job: FederatedJob) -> FederationView:
         current=newest[0] if newest else None,
         published=round_views.last_published(connection, job.id),
         rollbacks=rollbacks.list_rollbacks(connection, job.id),
+        waiting_for=job.waiting_for,
     )
 
 

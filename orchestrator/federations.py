@@ -27,7 +27,6 @@ from wegeft.contracts.errors import (
     DurationExceeded,
     JobCancelled,
     StaleLease,
-    StorageFull,
     WegeftError,
     shorten,
 )
@@ -58,7 +57,7 @@ class Federations:
     def tick(self, now: datetime) -> None:
         """Take every federated job as far as it can go now; an error of one does not stop the others.
 
-        Raises :class:`DatabaseUnavailable` where nothing can be recorded.
+        Raises :class:`DatabaseUnavailable` where nothing can be recorded, and :class:`StorageFull` where the database has no room.
         """
         with reading(self._services.engine) as connection:
             going_on = federations.list_going_on(connection)
@@ -79,7 +78,7 @@ class Federations:
         except StaleLease:
             self._held.pop(job.id, None)
             _LOG.info("another server drives the federation", job=job.id)
-        except (DatabaseUnavailable, StorageFull):
+        except DatabaseUnavailable:
             raise
         except Conflict as error:
             _LOG.debug("a step was done already", job=job.id, reason=error.message)

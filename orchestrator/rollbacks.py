@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from hub import catalog
 from orchestrator.federation_round import closing_of, record_failure
-from orchestrator.ledger import federations, rollbacks, round_views, rounds, sites, troubles
+from orchestrator.ledger import buffers, federations, rollbacks, round_views, rounds, sites, troubles
 from orchestrator.ledger.federations import FederatedJob
 from orchestrator.ledger.rounds import RoundKey
 from orchestrator.round_steps import federation_of
@@ -117,6 +117,7 @@ def _open_from(connection: Connection, job: FederatedJob, goal: _Goal, now: date
         record = record_failure(federation, kept.round, key.attempt, kept.start_digest, FailureCode.ROLLED_BACK, now)
         rounds.fail_round(connection, key, kept.round.state, record)
         cancelled = CancelledTry(round=key.number, attempt=key.attempt)
+    buffers.leave_waiting_out(connection, job.id)
     rounds.open_round(connection, RoundKey(job_id=job.id, number=key.number + 1), goal.start, now)
     federations.note_wait(connection, job.id, None)
     return key.number + 1, cancelled

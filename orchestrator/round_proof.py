@@ -120,7 +120,10 @@ class _Proof:
             return
         if None in places or len(set(places)) != section.mode.buffer_size or len(places) != section.mode.buffer_size:
             raise _Wrong(f"a version is made from {section.mode.buffer_size} updates, each with a place of its own in the buffer")
+        has_gone_back = self._evidence.parent != self._record.round - 1
         for member in self._record.members:
+            if has_gone_back and member.staleness:
+                raise _Wrong(f"{member.site} began before the federation went back to round {self._evidence.parent}")
             if member.staleness not in range(section.mode.max_staleness + 1):
                 raise _Wrong(f"{member.site} began {member.staleness} versions ago, and {section.mode.max_staleness} are allowed")
 

@@ -121,6 +121,8 @@ class UpdateIntake:
                 _check_open(connection, key)
             elif job.state.is_final:
                 raise FederationOver(f"job {job.id} has {job.state}", path="job", value=str(job.state))
+            else:
+                _check_not_undone(connection, key)
             offer = rounds.find_offer(connection, key, caller.site.pseudonym)
         if offer is None:
             raise NotFound("the site was not asked in this round", path="round", value=str(key.number), hint="ask for an offer")
@@ -196,6 +198,13 @@ def _check_open(connection: Connection, key: RoundKey) -> None:
         known = (newest[0].number, newest[0].attempt)
         if (key.number, key.attempt) <= known:
             raise _stale(connection, key)
+
+
+def _check_not_undone(connection: Connection, key: RoundKey) -> None:
+    try:
+        buffers.check_not_undone(connection, key)
+    except StaleRound as error:
+        raise _stale(connection, key) from error
 
 
 def _stale(connection: Connection, key: RoundKey) -> StaleRound:

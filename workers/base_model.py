@@ -48,6 +48,8 @@ class BaseModel:
     """What was loaded, exactly; see ``ModelSource.identity``."""
     commit: str | None
     license: str | None
+    former_identity: str | None = None
+    """What checkpoints of before may name it; see ``ModelSource.former_identity``."""
     processor: Any = None
     """Makes what the model reads from images; None for a model that reads text."""
     head: Head | None = None
@@ -110,6 +112,7 @@ def load_base_model(request: ModelRequest) -> BaseModel:
         identity=source.identity,
         commit=source.commit,
         license=source.license,
+        former_identity=source.former_identity,
         config_digest=source.config_digest,
         processor=processor,
         head=request.head,

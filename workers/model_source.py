@@ -15,6 +15,7 @@ from typing import Any
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.base_model_name import is_hub_id
 from wegeft.contracts.errors import BaseModelNotFound, BaseModelUnusable, shorten
+from workers.weights_digest import digest_weights
 
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _LICENSE = re.compile(r"^license:\s*['\"]?([\w.-]+)['\"]?\s*$", re.MULTILINE)
@@ -33,7 +34,9 @@ class ModelSource:
     """With ``config.json`` and safetensors; None for a GGUF file."""
     gguf: Path | None = None
     identity: str
-    """What was used, exactly: ``id@commit``, ``folder@sha256:…`` of its configuration, or ``file.gguf@sha256:…`` of the file."""
+    """What was used, exactly: ``id@commit``, ``folder@weights1:…`` (:func:`digest_weights`), or ``file.gguf@sha256:…`` of the file."""
+    former_identity: str | None = None
+    """As a folder was named before its weights counted: ``folder@sha256:…`` of its configuration alone. Adapters and checkpoints say so."""
     commit: str | None = None
     """Of a Hugging Face id."""
     license: str | None = None
@@ -85,8 +88,8 @@ def _gguf_source(path: Path, base_model: str) -> ModelSource:
 
 def _folder_source(folder: Path) -> ModelSource:
     _check_folder(folder)
-    digest = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
-    return ModelSource(folder=folder, identity=f"{folder}@sha256:{digest}", license=_license_of(folder))
+    former = f"{folder}@{digest_of((folder / 'config.json').read_bytes())}"
+    return ModelSource(folder=folder, identity=f"{folder}@{digest_weights(folder)}", former_identity=former, license=_license_of(folder))
 
 
 def _check_folder(folder: Path) -> None:

@@ -142,6 +142,7 @@ class _Run:
         if inputs.start is not None and inputs.control_shift is not None:
             self._correction = Correction(learning_parameters(self._model, inputs.start), inputs.control_shift)
         self._optimizer = _optimizer(spec, self._parameters, is_plain=self._correction is not None)
+        self._base_names = (base.identity, base.former_identity)
         self._state = RunState(plan=task.fingerprint, base_model=base.identity, commit=base.commit)
         self._best = BestAdapter(spec, self._parameters)
         self._saved_at = callbacks.now()
@@ -168,7 +169,7 @@ class _Run:
 
     def _resume(self, checkpoint: Mapping[str, bytes]) -> None:
         state = read_state(checkpoint)
-        if state.plan != self._state.plan or state.base_model != self._state.base_model:
+        if state.plan != self._state.plan or state.base_model not in self._base_names:
             hint = f"it was made on {state.base_model}, and this is {self._state.base_model}"
             raise InvalidTensors("the checkpoint is of other data, settings or base model", path="resume_from", hint=hint)
         memory = unpack(checkpoint, self._parameters, self._optimizer)

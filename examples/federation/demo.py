@@ -1,6 +1,7 @@
 """The story that ``make demo-federation`` tells: three sites train one adapter, and neither a killed site nor a killed server stops them.
 
-Every step is a command that you can run by hand; the demo prints it before it runs it.
+Every step is a command that you can run by hand; the demo prints it before it runs it. Stopped with Ctrl-C and started again, it goes on
+with what is not told yet; ``--fresh`` begins anew.
 """
 
 from __future__ import annotations
@@ -14,10 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,16 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.arithmetic.demo import MODEL_FILE, fetch_model
+from examples.federation.chapters import Chapters
+from examples.federation.measure import BASE, measure
 from examples.federation.split import FOLDER, split
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB_FILE = Path(__file__).with_name("federated.yaml")
 CENTRAL_FILE = ROOT / "examples" / "arithmetic" / "job.yaml"
-HELD_OUT = ROOT / "examples" / "arithmetic" / "heldout.jsonl"
 ADAPTER = "demo/arithmetic-federated"
 WGCTL = (sys.executable, "-m", "cli.main")
+SITES = 3
 
 os.environ["TQDM_DISABLE"] = "1"  # read when the libraries that load the model are imported
 console = Console()
@@ -46,13 +47,14 @@ class Demo:
     model: Path
     rounds: int
     steps: int
+    """Of each site in each round."""
+    chapters: Chapters
     sites: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the commands see: a home of their own, and a pool that needs no Ray."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("WEGEFT_")}
-        return {**kept, "WEGEFT_HOME": str(self.folder / "home"), "WEGEFT_POOL": "inline", "HF_HUB_OFFLINE": "1"}
+        """What the commands see."""
+        return environment_of(self.folder)
 
     def run(self, *arguments: str) -> None:
         """Print a wgctl command and run it before the reader's eyes."""
@@ -72,24 +74,29 @@ class Demo:
             console.print(f"{name}: {sum(1 for _ in file.open()):>3} rows, such as {_first_question(file)}", highlight=False)
         heading("Start the service and submit the federated job: it has no data sets")
         self.run("up", "--detach")
-        size = ("-o", f"federation.rounds={self.rounds}", "-o", f"max_steps={self.steps}", "-o", f"base_model={self.model}")
-        job_id = str(self.read("submit", str(JOB_FILE), *size)["id"])
+        job_id = str(self.chapters.once("job", self.submit))
         console.print(f"job {job_id}", highlight=False)
-        self.enrol(job_id, files)
-        self.federate(job_id, files)
+        heading("Invite the sites; each makes its own key, which never leaves it")
+        for name in files:
+            self.chapters.once(f"{name} is enrolled", partial(self.enrol, job_id, name))
+        self.chapters.once("trained together", partial(self.federate, job_id, files))
         self.show_rounds(job_id)
         self.show_bytes(list(files))
-        self.compare(files)
+        adapters = self.train_apart(files)
+        self.show_figures(self.chapters.once("figures", partial(self.measure, adapters)))
+        self.chapters.end()
 
-    def enrol(self, job_id: str, files: dict[str, Path]) -> None:
-        """Invite each site, and let it take up its invitation with a key of its own."""
-        heading("Invite the sites; each makes its own key, which never leaves it")
+    def submit(self) -> str:
+        """Submit the federated job and return its id."""
+        size = ("-o", f"federation.rounds={self.rounds}", "-o", f"max_steps={self.steps}", "-o", f"base_model={self.model}")
+        return str(self.read("submit", str(JOB_FILE), *size, "--idempotency-key", "federated")["id"])
+
+    def enrol(self, job_id: str, name: str) -> None:
+        """Invite a site, and let it take up its invitation with a key of its own."""
         server = json.loads((self.folder / "home" / "service.json").read_text())["server"]
-        for name in files:
-            token = self.read("federation", "invite", job_id, "--name", name, "--approve")["token"]
-            self.run(
-                "site", "enrol", "--server", server, "--token", token, "--home", str(self.home_of(name)), "--max-examples", "1000", "-y"
-            )
+        token = self.read("federation", "invite", job_id, "--name", name, "--approve")["token"]
+        home = str(self.home_of(name))
+        self.run("site", "enrol", "--server", server, "--token", token, "--home", home, "--max-examples", "1000", "-y")
 
     def home_of(self, name: str) -> Path:
         """Return a site's own folder."""
@@ -107,21 +114,29 @@ class Demo:
         for name, file in files.items():
             self.start(name, file)
         victim = list(files)[1]
-        self.wait_for(lambda: self.has_begun(victim, 2), f"{victim} trains in round 2")
-        self.sites[victim].send_signal(signal.SIGKILL)
-        self.sites[victim].wait()
-        console.print(f"[yellow]{victim} was killed in round 2, and is started again[/yellow]")
-        time.sleep(3)
-        self.start(victim, files[victim])
-        if self.rounds > 2:
-            self.wait_for(lambda: self.has_begun("site-a", 3), "site-a trains in round 3")
-            os.kill(json.loads((self.folder / "home" / "service.json").read_text())["pid"], signal.SIGKILL)
-            console.print("[yellow]the service was killed in round 3, and is started again[/yellow]")
-            time.sleep(3)
-            self.run("up", "--detach")
+        self.chapters.once("a site was killed", partial(self.kill_site, victim, files[victim]))
+        self.chapters.once("the service was killed", self.kill_service)
         self.run("federation", "status", job_id, "--watch")
         for process in self.sites.values():
             process.wait(timeout=300)
+
+    def kill_site(self, name: str, file: Path) -> None:
+        """Kill a site in the middle of the second round, and start it again."""
+        number = min(2, self.rounds)
+        self.wait_for(name, number)
+        self.sites[name].send_signal(signal.SIGKILL)
+        self.sites[name].wait()
+        console.print(f"[yellow]{name} was killed in round {number}, and is started again[/yellow]")
+        time.sleep(3)
+        self.start(name, file)
+
+    def kill_service(self) -> None:
+        """Kill the service in the middle of the last round, and start it again."""
+        self.wait_for(next(iter(self.sites)), self.rounds)
+        os.kill(json.loads((self.folder / "home" / "service.json").read_text())["pid"], signal.SIGKILL)
+        console.print(f"[yellow]the service was killed in round {self.rounds}, and is started again[/yellow]")
+        time.sleep(3)
+        self.run("up", "--detach")
 
     def has_begun(self, name: str, number: int) -> bool:
         """Return whether a site has begun to train in a round."""
@@ -129,13 +144,13 @@ class Demo:
         _, _, rest = log.partition(f"round {number}: training from")
         return "step 1/" in rest
 
-    def wait_for(self, is_so: Callable[[], bool], what: str) -> None:
-        """Wait until something is so; a site that ended before is a failure."""
-        while not is_so():
-            for name, process in self.sites.items():
-                if process.poll() not in (None, 0):
-                    console.print((self.folder / f"{name}.log").read_text(), markup=False)
-                    raise SystemExit(f"{name} ended while waiting until {what}; its log is above")
+    def wait_for(self, name: str, number: int) -> None:
+        """Wait until a site trains in a round; a site that ends before is a failure."""
+        while not self.has_begun(name, number):
+            for other, process in self.sites.items():
+                if process.poll() is not None:
+                    console.print((self.folder / f"{other}.log").read_text(), markup=False)
+                    raise SystemExit(f"{other} ended before {name} trained in round {number}; its log is above")
             time.sleep(0.2)
 
     def show_rounds(self, job_id: str) -> None:
@@ -156,37 +171,54 @@ class Demo:
             table.add_row(name, str(len(sent)), f"{sum(sent) / 1e6:.2f} MB", f"{received / 1e6:.2f} MB", "0")
         console.print(table)
 
-    def compare(self, files: dict[str, Path]) -> None:
-        """Train each part alone and all of it together for as many steps, and measure all adapters on the same held-out rows."""
-        heading(f"The same {self.rounds * self.steps} steps alone, and on all rows in one place")
+    def train_apart(self, files: dict[str, Path]) -> dict[str, str]:
+        """Train on each part alone and on all of it, as many steps as each site has made; return every adapter by what it is."""
+        heading(f"{self.rounds * self.steps} steps, as many as each site has made: each alone, and on all rows in one place")
         adapters = {"federated": ADAPTER}
-        for name, file in [*files.items(), ("all rows", CENTRAL_FILE.with_name("train.jsonl"))]:
-            adapter = f"demo/{name.replace(' ', '-')}"
-            console.print(f"[dim]$ wgctl {shlex.join(self.job(file, adapter))}[/dim]", soft_wrap=True)
-            self.read(*self.job(file, adapter))
-            adapters["centralised" if name == "all rows" else f"{name} alone"] = adapter
-        folders = {}
-        for what, adapter in adapters.items():
-            folders[what] = self.folder / "adapters" / adapter.rpartition("/")[2]
-            self.read("adapters", "download", adapter, "-o", str(folders[what]))
-        heading("Held-out questions of all kinds")
-        table = Table("trained", "loss", "exact match")
-        for what, loss, share in measure(self.model, folders):
-            table.add_row(what, f"{loss:.3f}", f"{share:.0%}")
-        console.print(table)
+        parts = {f"{name} alone": file for name, file in files.items()} | {"centralised": CENTRAL_FILE.with_name("train.jsonl")}
+        for what, file in parts.items():
+            adapters[what] = f"demo/{what.replace(' ', '-')}"
+            self.chapters.once(what, partial(self.run, *self.job(file, adapters[what])))
+        return adapters
 
     def job(self, file: Path, adapter: str) -> list[str]:
-        """Return the command that trains one adapter on one file."""
+        """Return the command that trains one adapter on one file, as sites train; started again, it goes on with the same job."""
+        name = adapter.rpartition("/")[2]
         changes = {
             "datasets.0.path": file,
             "base_model": self.model,
             "max_steps": self.rounds * self.steps,
-            "name": adapter.rpartition("/")[2],
+            "lr_scheduler": "constant",
+            "name": name,
             "output.adapter": adapter,
             "evaluation.exact_match": "false",
             "test_datasets": "[]",  # all adapters are measured together at the end
         }
-        return ["submit", str(CENTRAL_FILE), "--wait", *[part for key, value in changes.items() for part in ("-o", f"{key}={value}")]]
+        given = [part for key, value in changes.items() for part in ("-o", f"{key}={value}")]
+        return ["submit", str(CENTRAL_FILE), "--wait", "--idempotency-key", name, *given]
+
+    def measure(self, adapters: dict[str, str]) -> list[tuple[str, float, float]]:
+        """Download every adapter, and measure the base model and all of them on the same held-out rows."""
+        heading("Measure them on held-out questions of all kinds")
+        folders = {what: self.folder / "adapters" / adapter.rpartition("/")[2] for what, adapter in adapters.items()}
+        for what, folder in folders.items():
+            shutil.rmtree(folder, ignore_errors=True)
+            self.read("adapters", "download", adapters[what], "-o", str(folder))
+        figures = []
+        for what, loss, share in measure(self.model, folders):
+            console.print(f"{what}: loss {loss:.3f}, exact match {share:.1%}", highlight=False)
+            figures.append((what, loss, share))
+        return figures
+
+    def show_figures(self, figures: list[tuple[str, float, float]]) -> None:
+        """Print what each adapter has learnt, beside what it was trained for."""
+        heading("Loss and exact answers on held-out questions of all kinds")
+        alone = self.rounds * self.steps
+        table = Table("trained", "steps", "loss", "exact match")
+        for what, loss, share in figures:
+            steps = {BASE: "0", "federated": f"{self.rounds} rounds of {self.steps} at each of {SITES} sites"}.get(what, str(alone))
+            table.add_row(what, steps, f"{loss:.3f}", f"{share:.1%}")
+        console.print(table)
 
     def close(self) -> None:
         """End everything that was started."""
@@ -194,41 +226,6 @@ class Demo:
             if process.poll() is None:
                 process.terminate()
         subprocess.run([*WGCTL, "down"], env=self.environment, check=False, stdout=subprocess.DEVNULL)
-
-
-def measure(model: Path, folders: dict[str, Path]) -> Iterator[tuple[str, float, float]]:
-    """Yield the held-out loss of the base model and of each adapter, and the share of questions that they answer exactly."""
-    from peft import PeftModel
-
-    import wegeft.method  # noqa: F401 - importing it teaches PEFT the method
-    from wegeft.contracts.job import DatasetSpec, EvaluationSpec
-    from workers.answer_loss import AnswerLoss
-    from workers.base_model import ModelRequest, default_cache, load_base_model
-    from workers.data import read_rows
-    from workers.evaluate import Answerer, held_out_score
-    from workers.layout import find_layout
-    from workers.matching import Matcher
-    from workers.rendering import Renderer
-    from workers.tokenization import Rules, encode, questions_of
-
-    warnings.simplefilter("ignore", FutureWarning)  # PEFT 0.21 still asks transformers under an old name
-    base = load_base_model(ModelRequest(base_model=str(model), cache=default_cache()))
-    rows, renderer = read_rows(HELD_OUT, DatasetSpec(path=str(HELD_OUT))), Renderer(base.tokenizer, None)
-    questions = questions_of(rows, renderer, len(rows))
-    examples = encode(rows, renderer, Rules(sequence_len=128, excess="error", learns_inputs=False), "held-out rows").examples
-
-    def figures(answering: Any) -> tuple[float, float]:
-        loss = AnswerLoss(answering)
-        layout = find_layout(answering, loss, examples)
-        answers = Answerer(answering, base.tokenizer, 8, layout.can_pack).answer(questions, lambda: None)
-        share = Matcher(EvaluationSpec()).share(answers, [question.expected for question in questions])
-        return held_out_score(answering, loss, layout, examples, lambda: None).loss, share
-
-    yield "not at all (base model)", *figures(base.model)
-    for what, folder in folders.items():
-        adapted = PeftModel.from_pretrained(base.model, folder)
-        yield what, *figures(adapted)
-        adapted.unload()
 
 
 def _first_question(file: Path) -> str:
@@ -242,14 +239,26 @@ def heading(text: str) -> None:
     console.rule(f"[bold]{text}[/bold]", align="left")
 
 
-@contextmanager
-def telling(demo: Demo) -> Iterator[None]:
-    """Clear what an earlier run left, and end what this one starts."""
-    shutil.rmtree(demo.folder, ignore_errors=True)
-    try:
-        yield
-    finally:
-        demo.close()
+def environment_of(folder: Path) -> dict[str, str]:
+    """Return what the commands of the demo see: a home of their own, and a pool that needs no Ray."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WEGEFT_")}
+    return {**kept, "WEGEFT_HOME": str(folder / "home"), "WEGEFT_POOL": "inline", "HF_HUB_OFFLINE": "1"}
+
+
+def begin(given: argparse.Namespace) -> Demo:
+    """Return a story that goes on where the last run of the same one was stopped, or from the beginning."""
+    folder, model = given.folder.absolute(), given.model.absolute()
+    if folder != FOLDER and not (folder / "chapters.json").exists() and folder.exists() and any(folder.iterdir()):
+        raise SystemExit(f"{folder} holds something else, which the demo would remove")
+    if (folder / "home").exists():
+        # A run that was killed outright has left its service behind.
+        subprocess.run([*WGCTL, "down"], env=environment_of(folder), check=False, stdout=subprocess.DEVNULL)
+    if given.fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    chapters = Chapters(folder, {"model": str(model), "rounds": given.rounds, "steps": given.steps})
+    if chapters.is_going_on:
+        console.print("Going on where the last run was stopped; --fresh begins anew.")
+    return Demo(folder=folder, model=model, rounds=given.rounds, steps=given.steps, chapters=chapters)
 
 
 def main() -> int:
@@ -257,18 +266,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=MODEL_FILE, help="base model: a .gguf file or a folder")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=12, help="of each site in each round")
+    parser.add_argument("--steps", type=int, default=8, help="of each site in each round")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where it keeps everything")
+    parser.add_argument("--fresh", action="store_true", help="begin anew, even where the last run was stopped in the middle")
     given = parser.parse_args()
     began = time.monotonic()
     if given.model == MODEL_FILE:
         fetch_model()
-    demo = Demo(folder=FOLDER, model=given.model.absolute(), rounds=given.rounds, steps=given.steps)
+    demo = begin(given)
     try:
-        with telling(demo):
-            demo.tell_story()
+        demo.tell_story()
+    except KeyboardInterrupt:
+        console.print("\nStopped; the same command goes on from here.")
+        return 130
     except subprocess.CalledProcessError as error:
         console.print(f"[red]The step above ended with exit status {error.returncode}.[/red]")
         return int(error.returncode)
+    finally:
+        demo.close()
     console.print(f"\nDone in {time.monotonic() - began:.0f} s. The sites' journals and logs are in {os.path.relpath(demo.folder)}.")
     return 0
 

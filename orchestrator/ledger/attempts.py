@@ -159,7 +159,8 @@ def save_checkpoint(connection: Connection, lease: Lease, checkpoint: Checkpoint
 
     Raises :class:`InvalidRequest` where a blob was collected since it was delivered.
     """
-    before = hold(connection, lease).resume_from
+    row = hold(connection, lease)
+    before = row.resume_from
     digests = [entry.digest for entry in checkpoint.files]
     missing = catalog.hold(connection, checkpoint_of(lease.job_id), digests, None)
     if missing:
@@ -170,8 +171,9 @@ def save_checkpoint(connection: Connection, lease: Lease, checkpoint: Checkpoint
         old = {entry.digest for entry in Checkpoint.model_validate(before).files}.difference(digests)
         catalog.let_go(connection, delivery_of(lease.job_id), superseded_at, only=old)
     values = {"resume_from": checkpoint.model_dump(mode="json"), "progress_at": now}
-    if checkpoint.step > (Checkpoint.model_validate(before).step if before else 0):
-        values["lost_in_a_row"] = 0
+    if checkpoint.step > row.checkpoint_step:
+        # An attempt that has begun anew is no further than those before it until it has passed them.
+        values |= {"checkpoint_step": checkpoint.step, "lost_in_a_row": 0}
     _write(connection, lease, values)
 
 
@@ -259,7 +261,7 @@ def give_back(connection: Connection, lease: Lease, error: ErrorBody, now: datet
 
 
 def _over(after: JobState, now: datetime) -> dict[str, Any]:
-    cleared = dict.fromkeys(("lease_expires_at", "deadline_at", "progress_at"))
+    cleared = dict.fromkeys(("lease_expires_at", "deadline_at", "progress_at", *(["waiting_for"] if after.is_final else [])))
     return {"state": after.value, "finished_at": now if after.is_final else None, **cleared}
 
 

@@ -10,15 +10,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, ScalarSelect, func, insert, or_, select, update
 
 from orchestrator.buffer import Waiting, leave_out, staleness_at_most
 from orchestrator.ledger import rounds
-from orchestrator.ledger.federation_tables import ARRIVALS, BLOBS, OFFERS, ROUNDS
+from orchestrator.ledger.federation_tables import ARRIVALS, BLOBS, OFFERS, ROLLBACKS, ROUNDS
 from orchestrator.ledger.rounds import KEPT_REFUSALS, KeptRound, RoundKey, arrival_of, arrival_row, describe_answer
 from orchestrator.ledger.tables import JOBS
 from orchestrator.rounds import Aggregate, Arrival
-from wegeft.contracts.errors import Conflict, NotFound, Problem
+from wegeft.contracts.errors import Conflict, NotFound, Problem, StaleRound
 from wegeft.contracts.federation import Decline, Exclusion, Offer, ReasonCode, RoundState, SignedUpdate, Update
 from wegeft.contracts.federation_rules import Buffered
 
@@ -48,8 +48,9 @@ def receive(
 ) -> Arrival:
     """Keep what a site sent in answer to an offer of any round; the same message again gives the same arrival.
 
-    An update without ``problems`` is accepted, or kept as ``too_stale``. Raises :class:`NotFound` where the site was not asked, and
-    :class:`Conflict` where another answer to that offer was taken, or another update of the site waits.
+    An update without ``problems`` is accepted, or kept as ``too_stale``. Raises :class:`NotFound` where the site was not asked,
+    :class:`StaleRound` where the federation has gone back since, and :class:`Conflict` where another answer to that offer was taken, or
+    another update of the site waits.
     """
     digest, site, reason = describe_answer(message, problems)
     connection.execute(select(JOBS.c.id).where(JOBS.c.id == key.job_id).with_for_update()).one()
@@ -59,6 +60,7 @@ def receive(
     for arrival in sent:
         if arrival.digest == digest:
             return arrival
+    check_not_undone(connection, key)
     if any(arrival.reason is not ReasonCode.REFUSED for arrival in sent):
         raise Conflict("another answer of this site was taken before", path="site", value=site)
     position = None
@@ -83,11 +85,36 @@ def _place(connection: Connection, key: RoundKey, site: str, mode: Buffered) -> 
     return (last or 0) + 1, None
 
 
+def check_not_undone(connection: Connection, key: RoundKey) -> None:
+    """Raise :class:`StaleRound` where the federation has gone back since a round asked: what was in flight then comes to nothing."""
+    first = connection.execute(select(_first_round(key.job_id))).scalar_one()
+    if key.number < first:
+        raise StaleRound("the federation has gone back since", path="round", value=str(first), hint="ask for the next one")
+
+
+def _first_round(job_id: str) -> ScalarSelect[int]:
+    """The first round since the federation last went back; 0 where it never did."""
+    return select(func.coalesce(func.max(ROLLBACKS.c.opened_round), 0)).where(ROLLBACKS.c.job_id == job_id).scalar_subquery()
+
+
 def list_waiting(connection: Connection, job_id: str) -> tuple[Waiting, ...]:
     """Return the accepted updates that no version has used up, in their order."""
-    used = select(func.coalesce(func.max(ROUNDS.c.consumed), 0)).where(ROUNDS.c.job_id == job_id).scalar_subquery()
-    query = select(ARRIVALS).where(ARRIVALS.c.job_id == job_id, ARRIVALS.c.position > used).order_by(ARRIVALS.c.position)
-    return tuple(Waiting(position=row.position, started=row.number, arrival=arrival_of(row)) for row in connection.execute(query))
+    rows = connection.execute(select(ARRIVALS).where(*_waits(job_id)).order_by(ARRIVALS.c.position))
+    return tuple(Waiting(position=row.position, started=row.number, arrival=arrival_of(row)) for row in rows)
+
+
+def leave_waiting_out(connection: Connection, job_id: str) -> None:
+    """Let no version count what waits now, as the federation goes back; receipts for it stay, and the next record names its sites."""
+    connection.execute(update(ARRIVALS).where(*_waits(job_id)).values(reason=ReasonCode.ROLLED_BACK.value))
+
+
+def _waits(job_id: str) -> tuple[ColumnElement[bool], ...]:
+    return ARRIVALS.c.job_id == job_id, ARRIVALS.c.reason.is_(None), ARRIVALS.c.position > _used(job_id)
+
+
+def _used(job_id: str, *which: ColumnElement[bool]) -> ScalarSelect[int]:
+    """The last position that the versions of a federation, or ``which`` of its rounds, have used up."""
+    return select(func.coalesce(func.max(ROUNDS.c.consumed), 0)).where(ROUNDS.c.job_id == job_id, *which).scalar_subquery()
 
 
 def close_buffer(connection: Connection, key: RoundKey, decision: Aggregate) -> None:
@@ -116,10 +143,15 @@ def _member(connection: Connection, row: Row[tuple[object, ...]]) -> BufferedUpd
 
 
 def list_left_out(connection: Connection, job_id: str, kept: KeptRound, revoked: Collection[str]) -> tuple[Exclusion, ...]:
-    """Return who is not in a closed round's version, and why: of whom it asked, who waits, and who sent what did not count meanwhile."""
+    """Return who is not in a closed round's version, and why.
+
+    Of whom it asked, who waits, who sent what did not count meanwhile, and whose update had waited when the federation went back.
+    """
     members = {row.update.site for row in load_members(connection, job_id, kept)}
     waiting = {one.arrival.site for one in list_waiting(connection, job_id)}
-    did_not_count = ARRIVALS.c.reason.is_not(None), ARRIVALS.c.received_at >= kept.round.since
+    used = _used(job_id, ROUNDS.c.number < kept.round.number)
+    was_left_out = (ARRIVALS.c.reason == ReasonCode.ROLLED_BACK.value) & (ARRIVALS.c.position > used)
+    did_not_count = ARRIVALS.c.reason.is_not(None), or_(ARRIVALS.c.received_at >= kept.round.since, was_left_out)
     query = select(ARRIVALS).where(ARRIVALS.c.job_id == job_id, *did_not_count).order_by(ARRIVALS.c.received_at, ARRIVALS.c.digest)
     others = [arrival_of(row) for row in connection.execute(query)]
     return leave_out(kept.round.asked, members, waiting, others, revoked)
@@ -133,7 +165,7 @@ def find_open_offer(connection: Connection, job_id: str, site: str) -> Offer | N
 
 
 def find_unanswered_offer(connection: Connection, job_id: str, site: str) -> Offer | None:
-    """Return the newest offer that a site has not answered, of whatever round: what it may be sending an update for."""
+    """Return the newest offer that a site has not answered, of whatever round since the federation went back: what it may be sending."""
     answered = select(ARRIVALS.c.digest).where(
         ARRIVALS.c.job_id == OFFERS.c.job_id,
         ARRIVALS.c.number == OFFERS.c.number,
@@ -141,7 +173,8 @@ def find_unanswered_offer(connection: Connection, job_id: str, site: str) -> Off
         ARRIVALS.c.pseudonym == OFFERS.c.pseudonym,
         _IS_FINAL,
     )
-    query = select(OFFERS.c.offer).where(OFFERS.c.job_id == job_id, OFFERS.c.pseudonym == site, ~answered.exists())
+    is_theirs = OFFERS.c.job_id == job_id, OFFERS.c.pseudonym == site, OFFERS.c.number >= _first_round(job_id)
+    query = select(OFFERS.c.offer).where(*is_theirs, ~answered.exists())
     newest = query.order_by(OFFERS.c.number.desc(), OFFERS.c.attempt.desc()).limit(1)
     text = connection.execute(newest).scalar_one_or_none()
     return None if text is None else Offer.model_validate_json(text)

@@ -52,6 +52,7 @@ JOBS = Table(
     Column("total_steps", Integer, nullable=True),
     Column("last_sequence", Integer, nullable=False),
     Column("resume_from", JSON(none_as_null=True), nullable=True),
+    Column("checkpoint_step", Integer, nullable=False, server_default="0"),  # the furthest of all; what is gone on from may be behind it
     Column("error", JSON(none_as_null=True), nullable=True),
     Column("result_adapter", String(193), nullable=True),
     Column("result_version", Integer, nullable=True),

@@ -13,10 +13,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from cli.base_models import is_same_model
+from cli.base_models import check_is_base, find_base, is_same_model
 from cli.main import main
 from tests.method.models import adapted, error, llama, logits
 from tests.method.test_authors_checkpoints import MODULES, PUBLISHED, fork_reference, write_fork
+from wegeft.contracts.errors import InvalidAdapterConfig
 
 Call = Callable[..., tuple[int, Any]]
 
@@ -68,7 +69,7 @@ def test_a_folder_is_exported_and_measured(
     assert (status, answer["format"], answer["dtype"], answer["layers"]) == (0, layout, dtype or "float32", 14)
     assert set(answer["files"]) == files == {path.name for path in out.iterdir()}
     assert answer["size"] == sum(path.stat().st_size for path in out.iterdir())
-    assert answer["base_model"].startswith(f"{work}/model@sha256:")
+    assert answer["base_model"].startswith(f"{work}/model@weights1:")
     assert 0 < answer["largest_error"] < limit
     assert (answer["largest_weight_error"] is not None) == (layout == "merged")
 
@@ -156,6 +157,20 @@ def test_another_base_model_is_taken_where_one_insists(call: Call, tmp_path: Pat
     assert (status, answer["largest_error"] < 1e-5) == (0, True)
 
 
+def test_a_folder_is_known_by_what_adapters_of_before_name_it(work: Path) -> None:
+    """Their pin is of the configuration alone; one of the weights says more, and counts where an adapter has it."""
+    found, other = find_base(str(work / "model")), find_base(str(work / "other"))
+    assert found.former_identity is not None
+    assert found.former_identity.startswith(f"{work}/model@sha256:")
+    for wanted in (found.identity, found.former_identity, str(work / "model")):
+        check_is_base(found, wanted, allow_other=False)
+        with pytest.raises(InvalidAdapterConfig):
+            check_is_base(other, wanted, allow_other=False)
+    for wanted in (f"{work}/model@sha256:{'0' * 64}", f"{work}/model@weights1:{'0' * 64}"):
+        with pytest.raises(InvalidAdapterConfig):
+            check_is_base(found, wanted, allow_other=False)
+
+
 @pytest.mark.parametrize(
     ("first", "second", "is_same"),
     [
@@ -165,6 +180,10 @@ def test_another_base_model_is_taken_where_one_insists(call: Call, tmp_path: Pat
         (f"org/base@{'a' * 40}", "org/chat", False),
         (f"/here/model@sha256:{'a' * 64}", f"/there/copy@sha256:{'a' * 64}", True),
         (f"/here/model@sha256:{'a' * 64}", f"/here/model@sha256:{'b' * 64}", False),
+        (f"/here/model@weights1:{'a' * 64}", f"/there/copy@weights1:{'a' * 64}", True),
+        (f"/here/model@weights1:{'a' * 64}", f"/here/model@weights1:{'b' * 64}", False),
+        (f"/here/model@weights1:{'a' * 64}", f"/here/model@sha256:{'a' * 64}", True),
+        (f"/here/model@weights1:{'a' * 64}", "org/base", False),
         (f"/cache/models--org--base/snapshots/{'a' * 40}@sha256:{'a' * 64}", f"org/base@{'a' * 40}", True),
     ],
 )

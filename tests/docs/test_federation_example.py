@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from examples.federation.demo import JOB_FILE, measure
+from examples.federation.chapters import Chapters
+from examples.federation.demo import JOB_FILE
+from examples.federation.measure import measure
 from examples.federation.split import ROWS, split
 from tests.tiny_models import make_model_folder
 from wegeft.contracts.job import load_spec
@@ -31,3 +33,30 @@ def test_models_are_measured_on_the_held_out_rows(tmp_path: Path) -> None:
     assert 1 < loss < 20
     assert share == 0
     assert others == []
+
+
+def test_a_story_goes_on_behind_what_was_told(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def tell(name: str) -> object:
+        told.append(name)
+        return {"name": name}
+
+    def telling(rounds: int) -> Chapters:
+        chapters = Chapters(tmp_path / "story", {"rounds": rounds})
+        assert chapters.once("first", lambda: tell("first")) == {"name": "first"}
+        return chapters
+
+    telling(3)
+    (tmp_path / "story" / "adapter").write_text("kept")
+    again = telling(3)
+    assert again.is_going_on
+    again.once("second", lambda: tell("second"))
+    assert told == ["first", "second"]
+    assert (tmp_path / "story" / "adapter").exists()
+    assert not telling(4).is_going_on, "another story"
+    assert not (tmp_path / "story" / "adapter").exists()
+    ended = telling(4)
+    ended.end()
+    assert not telling(4).is_going_on, "it was told to its end"
+    assert told == ["first", "second", "first", "first"]

@@ -90,11 +90,11 @@ def test_what_was_stored_before_is_held_as_it_is_named(database_url: str) -> Non
     with engine.connect() as connection:
         held = {(digest[7:8], holder) for digest, holder in connection.execute(select(catalog.HOLDS.c.digest, catalog.HOLDS.c.holder))}
         sizes = {digest[7:8]: size for digest, size in connection.execute(select(catalog.BLOBS.c.digest, catalog.BLOBS.c.size))}
-        opened = connection.execute(select(tables.JOBS.c.adapter_key, tables.JOBS.c.namespace_key)).one()
+        opened = connection.execute(select(tables.JOBS.c.adapter_key, tables.JOBS.c.namespace_key, tables.JOBS.c.checkpoint_step)).one()
         is_private = connection.execute(select(catalog.ADAPTERS.c.is_private)).scalar_one()
     assert held == {("a", "version:job:1"), ("b", "job:1"), ("c", "checkpoint:1"), ("c", "delivery:1"), ("d", "delivery:1")}
     assert sizes == {"a": 3, "b": None, "c": 5, "d": None}
-    assert (is_private, *opened) == (False, "local/n", "local")
+    assert (is_private, *opened) == (False, "local/n", "local", 4)
     engine.dispose()
 
 
@@ -109,7 +109,7 @@ def _insert_old_rows(connection: Connection) -> None:
         f"INSERT INTO versions VALUES (1, 1, 1, 'job:1', '{manifest}', '{a}', 'm', 'wegeft', 1, 3, '{{}}', {moment}, 'ada')",
         "INSERT INTO jobs (id, name, owner, token_id, state, priority, queue_rank, spec, request_digest, created_at, run_after, attempt,"
         " restarts, preemptions, lease_token, step, last_sequence, resume_from) VALUES ('1', 'n', 'o', 't', 'running', 1, -1,"
-        f" '{spec}', 'd', {moment}, {moment}, 1, 0, 0, 1, 0, 0, '{json.dumps({'step': 1, 'files': [{'digest': c, 'size': 5}]})}')",
+        f" '{spec}', 'd', {moment}, {moment}, 1, 0, 0, 1, 0, 0, '{json.dumps({'step': 4, 'files': [{'digest': c, 'size': 5}]})}')",
         *(f"INSERT INTO job_blobs VALUES ('1', '{digest}')" for digest in (c, d)),
     ]
     for statement in statements:

@@ -16,13 +16,15 @@ from orchestrator.federation_files import read_state
 from orchestrator.federation_round import closing_of, recompute
 from orchestrator.ledger import buffers, federations, rounds, sites
 from orchestrator.ledger.rounds import RoundKey
+from orchestrator.rollbacks import roll_back
 from orchestrator.round_steps import federation_of, sent_from_buffer
 from orchestrator.update_intake import Caller
 from tests.orchestrator.federating import train
 from tests.orchestrator.test_federation_crashes import Story
 from wegeft.contracts.adapter import digest_of
-from wegeft.contracts.errors import Conflict, FederationOver, NotFound, TooStale
+from wegeft.contracts.errors import Conflict, FederationOver, NotFound, StaleRound, TooStale
 from wegeft.contracts.federation import Decline, Offer, ReasonCode, RoundRecord, SignedReceipt, SiteState
+from wegeft.contracts.rollback import RollbackRequest
 from wegeft.contracts.training import JobState
 
 MODE = {"name": "buffered", "buffer_size": 2, "max_staleness": 2}
@@ -246,3 +248,33 @@ def test_decline_is_an_answer_to_its_offer_alone(sqlite: Engine) -> None:
     story.advance(2)
     assert [(one.site, one.reason) for one in story.record(1).left_out] == [("s-2", ReasonCode.DECLINED)]
     assert story.must_take(2).round == 2
+
+
+def test_what_waits_when_the_federation_goes_back_counts_no_more(engines: Iterator[Engine]) -> None:
+    """Sites are asked anew, what they are still working on is late, and the next version's record names who had waited."""
+    story = BufferedStory(next(engines))
+    story.join(0, 1, 2)
+    story.advance(1)
+    slow = story.must_take(2)
+    for index in (0, 1):
+        story.send(index, story.must_take(index))
+    story.advance(2)
+    asked = story.must_take(0)
+    receipt = story.send(0, asked)
+    with writing(story.server.engine) as connection:
+        roll_back(connection, story.job_id, RollbackRequest(to=0, reason="it got worse"), "ada", story.clock())
+    assert story.send(0, asked) == receipt, "what has a receipt keeps it"
+    story.advance(3)
+    with pytest.raises(StaleRound) as told:
+        story.send(2, slow)
+    assert told.value.problems[0].value == "3"
+    for index in (1, 2):
+        story.send(index, story.must_take(index))
+    story.advance(4)
+    record = story.record(3)
+    assert {one.site: (one.staleness, one.position) for one in record.members} == {"s-1": (0, 4), "s-2": (0, 5)}
+    assert [(one.site, one.reason) for one in record.left_out] == [("s-0", ReasonCode.ROLLED_BACK)]
+    for index in (1, 2):
+        story.send(index, story.must_take(index))
+    story.advance(5)
+    assert [(one.site, one.reason) for one in story.record(4).left_out] == [("s-0", ReasonCode.NO_ANSWER)]

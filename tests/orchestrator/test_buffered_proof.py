@@ -72,6 +72,7 @@ def of_the_late_one(evidence: RoundEvidence, **fields: Any) -> RoundEvidence:
     [
         (lambda one: of_the_late_one(one, staleness=0), {"members"}),
         (lambda one: of_the_late_one(one, staleness=2), {"members"}),
+        (lambda one: changed(one, parent=0), {"members"}),
         (lambda one: of_the_late_one(one, start=None), {"start", "result"}),
         (lambda one: of_the_late_one(one, weight=0.5), {"result"}),
         (lambda one: of_the_late_one(one, position=None), {"members"}),

@@ -68,10 +68,10 @@ class MortalStore(MemoryStore):
 class Story:
     """A federation of scripted sites on a clock of its own, driven by servers that may die."""
 
-    def __init__(self, engine: Engine, **section: Any) -> None:
+    def __init__(self, engine: Engine, store: type[MortalStore] = MortalStore, **section: Any) -> None:
         self.fate, self.time = Fate(), 0.0
         event.listen(engine, "commit", self._on_commit)
-        self.server = Server(engine, store=MortalStore(self.fate), limits=Limits(lease_seconds=5), clock=self.clock)
+        self.server = Server(engine, store=store(self.fate), limits=Limits(lease_seconds=5), clock=self.clock)
         self.job_id = self.server.add(**section)
         self.driver: Federations = self.server.driver()
         self.intake = UpdateIntake(self.server.services, SERVER_KEY)

@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from cli.federation_views import describe
+from hub.objects import Readable
 from infra.database import reading, writing
+from orchestrator import federation_api
 from orchestrator.federations import LONGEST_OUTAGE, is_hopeless
-from orchestrator.ledger import sites, troubles
+from orchestrator.ledger import federations, sites, troubles
 from orchestrator.ledger.troubles import Trouble
 from orchestrator.update_intake import Caller, kept_problems
 from tests.orchestrator.samples import at, new_sqlite
-from tests.orchestrator.test_federation_crashes import Story
-from wegeft.contracts.errors import InvalidRequest, Problem, StorageUnavailable
+from tests.orchestrator.test_federation_crashes import MortalStore, Story
+from wegeft.contracts.errors import InvalidRequest, Problem, StorageFull, StorageUnavailable
 from wegeft.contracts.federation import Decline, ReasonCode
 from wegeft.contracts.training import JobState
 
@@ -28,6 +31,9 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
     engine = new_sqlite(tmp_path / "a.db")
     yield engine
     engine.dispose()
+
+
+WAIT = "storage_full: the object store's disk is full (1 times at round 1, try 1: aggregating)"
 
 
 def begin(engine: Engine, **section: Any) -> Story:
@@ -60,10 +66,51 @@ def test_a_federation_whose_step_always_fails_ends_with_that_error(engine: Engin
         assert story.time < 300, "it would go on for ever"
     view = story.server.view(story.job_id)
     assert (view.state, view.error.code if view.error else None, tries) == (JobState.FAILED, "digest_mismatch", 3)
+    assert view.waiting_for is None
     assert story.time > 15, "it was not waited between the tries"
     record = story.server.rounds(story.job_id)[0].record
     assert record is not None
     assert record.failure == "cancelled"
+
+
+class SmallStore(MortalStore):
+    """A store that can have no room left."""
+
+    is_full = False
+
+    def put(self, digest: str, source: Readable, size: int | None = None) -> int:
+        if self.is_full:
+            raise StorageFull("the object store's disk is full")
+        return super().put(digest, source, size)
+
+
+def test_a_federation_waits_for_room_in_the_store_until_its_time_is_over(engine: Engine) -> None:
+    """It says so, and goes on when there is room, or ends with its ``max_duration``."""
+    story = begin(engine, store=SmallStore, rounds=2, job={"max_duration": "10m"})
+    story.tick()
+    for index in (0, 1):
+        story.answer(index)
+    store = story.server.store
+    assert isinstance(store, SmallStore)
+    store.is_full = True
+    story.tick()
+    view = story.server.view(story.job_id)
+    assert (view.state, str(view.waiting_for)) == (JobState.RUNNING, WAIT)
+    with reading(engine) as connection:
+        assert "waits for storage_full" in describe(federation_api._view(connection, federations.find_federated(connection, story.job_id)))
+    store.is_full = False
+    story.time += 6
+    story.tick()
+    assert [one.state for one in story.server.rounds(story.job_id)] == ["committed", "collecting"]
+    assert story.server.view(story.job_id).waiting_for is None
+    for index in (0, 1):
+        story.answer(index)
+    store.is_full = True
+    while story.time < 600:
+        story.time += 60
+        story.tick()
+    view = story.server.view(story.job_id)
+    assert (view.state, view.error.code if view.error else None, view.waiting_for) == (JobState.FAILED, "duration_exceeded", None)
 
 
 def test_a_step_that_works_again_is_forgotten(engine: Engine) -> None:

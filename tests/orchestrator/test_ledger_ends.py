@@ -5,6 +5,7 @@ from sqlalchemy import Engine
 
 from infra.database import reading, writing
 from orchestrator import ledger
+from orchestrator.jobs import MAX_LOST_IN_A_ROW
 from tests.orchestrator.samples import (
     LEASE_SECONDS,
     add_job,
@@ -92,6 +93,19 @@ def test_losses_without_a_newer_checkpoint_end_the_job(engine: Engine) -> None:
     assert error is not None
     assert (view(engine, job_id).state, error.code) == ("failed", "no_progress")
     assert "lost without a newer checkpoint, the last by worker_lost" in error.detail
+
+
+def test_a_checkpoint_that_has_gone_back_is_no_progress(engine: Engine) -> None:
+    """Attempts that begin anew, and are lost before they are as far as one before them, do not go on for ever."""
+    job_id = add_job(engine)
+    now, steps = 0.0, [9, *[3, 6] * 10]
+    while view(engine, job_id).state == "queued":
+        lease = claim_one(engine, now)
+        save(engine, lease, Checkpoint(step=steps[view(engine, job_id).attempt - 1], files=CHECKPOINT.files), now)
+        end(engine, lease, WorkerLost(), now)
+        now += 100
+    seen = view(engine, job_id)
+    assert (seen.state, seen.error.code if seen.error else None, seen.attempt) == ("failed", "no_progress", MAX_LOST_IN_A_ROW)
 
 
 def test_a_worker_may_report_its_failure_twice(engine: Engine) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ from wegeft.contracts.training import (
 )
 from workers.attempt import _Attempt
 from workers.watch import Reason, Watch
+from workers.weights_digest import digest_weights
 
 
 @dataclass
@@ -153,8 +153,7 @@ def test_a_result_is_delivered_whole_after_all_its_events(
     assert all(orchestrator.blobs[entry.digest] for entry in result.files)
     assert [kind for kind in kinds(orchestrator.events) if kind is not CheckpointSaved] == [Evaluation, *[Progress] * 3, Evaluation]
     assert result.metrics["steps"] == watch.step == 3
-    digest = hashlib.sha256((model_folder / "config.json").read_bytes()).hexdigest()
-    assert result.base_model == f"{model_folder}@sha256:{digest}"
+    assert result.base_model == f"{model_folder}@{digest_weights(model_folder)}"
     content = tmp_path / "weights.safetensors"
     content.write_bytes(orchestrator.blobs[weights_of(orchestrator)])
     assert sum(tensor.numel() for tensor in load_file(content).values()) == result.trainable_parameters

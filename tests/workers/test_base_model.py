@@ -15,6 +15,8 @@ import torch
 from tests.tiny_models import make_model, make_model_folder, make_tokenizer
 from wegeft.contracts.errors import BaseModelNotFound, BaseModelUnusable, NoCapacity, WegeftError
 from workers.base_model import BaseModel, ModelRequest, load_base_model
+from workers.model_source import find_model
+from workers.weights_digest import digest_weights
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def test_a_folder_loads_without_the_network_frozen_and_exact(folder: Path) -> No
     assert not base.model.training
     assert base.tokenizer.decode(base.tokenizer("hi<|im_end|>")["input_ids"]) == "hi<|im_end|>"
     digest = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
-    assert base.identity == f"{folder}@sha256:{digest}"
+    assert (base.identity, base.former_identity) == (f"{folder}@{digest_weights(folder)}", f"{folder}@sha256:{digest}")
     assert (base.commit, base.license, base.device.type) == (None, None, "cpu")
 
 

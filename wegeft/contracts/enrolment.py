@@ -147,3 +147,5 @@ class FederationView(Message):
     """The last version that a round published, ``namespace/name@version``."""
     rollbacks: tuple[Rollback, ...] = ()
     """Each time that the federation went back to an earlier round, oldest first."""
+    waiting_for: str | None = None
+    """What it cannot go on without, in words; None where it goes on."""

@@ -93,6 +93,8 @@ class ReasonCode(StrEnum):
     """More than max_staleness versions had come out since the one that its update started from."""
     BUFFERED = "buffered"
     """Its update waits in the buffer for the next version."""
+    ROLLED_BACK = "rolled_back"
+    """Its update waited in the buffer when the federation went back to an earlier round."""
 
 
 class FailureCode(StrEnum):

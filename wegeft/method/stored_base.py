@@ -15,7 +15,7 @@ from wegeft.contracts.errors import BaseModelNotFound, BaseModelUnusable, Invali
 from wegeft.method.config import WeGeFTConfig
 
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
-_PIN = re.compile(r"@(?:[0-9a-f]{40}|sha256:[0-9a-f]{64})\Z")
+_PIN = re.compile(r"@(?:[0-9a-f]{40}|(?:sha256|weights1):[0-9a-f]{64})\Z")
 _SNAPSHOT = re.compile(r"models--(?P<id>[^/\\]+)[/\\]snapshots[/\\](?P<commit>[0-9a-f]{40})")
 _INPUT_FILES = (
     "preprocessor_config.json",
