@@ -50,7 +50,7 @@ def publish(connection: Connection, publication: Publication, now: datetime, sig
     grown = {"latest_number": number, "next_number": number + 1, "updated_at": now}
     connection.execute(update(ADAPTERS).where(ADAPTERS.c.id == adapter.id).values(grown))
     enforce(connection, adapter.namespace)
-    list_newest(connection, adapter.id, version_id, publication)
+    list_newest(connection, adapter, version_id, publication)
     published = PublishedVersion(adapter=name, version=number)
     measured = Measured(metrics=publication.metrics, by=publication.created_by, dataset_digest=publication.measured_on)
     record_measured(connection, version_id, measured, now)
