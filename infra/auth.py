@@ -14,7 +14,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from sqlalchemy import Column, Connection, Engine, Row, String, Table, Text, func, insert, or_, select, update
+from sqlalchemy import Column, Connection, Engine, Row, String, Table, Text, bindparam, func, insert, or_, select, update
 
 from infra import audit
 from infra.calling import current_call
@@ -65,6 +65,8 @@ TOKENS = Table(
 
 BEARER = HTTPBearer(auto_error=False, description="A token made by `wgctl token create` or by `wgctl up`.")
 """The security scheme that the API's description names; it never answers by itself."""
+
+_TOKEN = select(TOKENS).where(TOKENS.c.id == bindparam("token_id"))
 
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
 """What a request's ``Authorization`` header holds, as a FastAPI parameter."""
@@ -206,7 +208,7 @@ def authenticate(connection: Connection, token: str, now: datetime) -> Principal
     match = _USER_TOKEN.match(token)
     if match is None:
         raise _refuse()
-    row = connection.execute(select(TOKENS).where(TOKENS.c.id == match.group(1))).first()
+    row = connection.execute(_TOKEN, {"token_id": match.group(1)}).first()
     # An unknown id is compared too, so that an answer's time does not tell which ids exist.
     is_right = is_same_secret(match.group(2), row.secret_hash if row else _NO_HASH)
     if row is None or not is_right or row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now):
