@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-from sqlalchemy import ClauseElement, Connection, Executable, Select, func, select, union_all
+from sqlalchemy import ClauseElement, Connection, Executable, Select, cast, func, select, union_all
+from sqlalchemy.dialects.postgresql import TSQUERY
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.visitors import InternalTraversal
@@ -19,9 +20,10 @@ COUNTED = 10_000
 _OF_MANY = 0.05
 """The share of all listings that a condition is taken to leave where it leaves more than are counted."""
 
-_UNKNOWN_BEGINNING = 0.005
-"""The share that PostgreSQL gives for the beginning of a word where none of the words that it has counted begins so."""
+_NO_WORD = "'=':*"
+"""No word begins so. PostgreSQL takes as much for the beginning of any that it has not counted, which many may share nevertheless."""
 _NEWEST = 1000
+"""Listings that are counted for those."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +55,11 @@ class _Plan(Executable, ClauseElement):
     """PostgreSQL's plan for a query that is not run."""
 
     # By this SQLAlchemy knows when the text is the same as before.
-    _traverse_internals: ClassVar = [("query", InternalTraversal.dp_clauseelement)]
+    _traverse_internals = [("query", InternalTraversal.dp_clauseelement)]  # noqa: RUF012 - SQLAlchemy's own way
 
-    _all_selected_columns: ClassVar = ()
+    @property
+    def _all_selected_columns(self) -> Any:
+        return ()
 
     def __init__(self, query: ClauseElement) -> None:
         self.query = query
@@ -69,10 +73,11 @@ def _compile_plan(plan: _Plan, compiler: SQLCompiler, **given: Any) -> str:
 def _explained(connection: Connection, parts: Sequence[Part]) -> Estimate:
     # Each with a limit: its number is that of the whole, however many processes would share in the work.
     everything: Select[Any] = select(LISTINGS.c.version_id)
-    asked = [query.limit(2**40).subquery() for query in (everything, *(part.ids for part in parts))]
+    nothing = everything.where(LISTINGS.c.words.op("@@")(cast(_NO_WORD, TSQUERY)))
+    asked = [query.limit(2**40).subquery() for query in (everything, nothing, *(part.ids for part in parts))]
     told = connection.execute(_Plan(union_all(*(select(one) for one in asked)))).scalar_one()
-    [listings, *left] = [float(plan["Plan Rows"]) for plan in told[0]["Plan"]["Plans"]]
-    unknown = [at for at, part in enumerate(parts) if part.is_begun and abs(left[at] / listings / _UNKNOWN_BEGINNING - 1) < 0.02]
+    [listings, least, *left] = [float(plan["Plan Rows"]) for plan in told[0]["Plan"]["Plans"]]
+    unknown = [at for at, part in enumerate(parts) if part.is_begun and left[at] <= least]
     for at, share in zip(unknown, _shares_of_newest(connection, [parts[at] for at in unknown]), strict=True):
         left[at] = listings * share
     return Estimate(listings=listings, left=tuple(left))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, column, false, func, select, table
+from sqlalchemy import ColumnElement, Connection, FromClause, Select, column, false, func, select, table, true
 
 from hub.catalog.conditions import Part, parts_of
 from hub.catalog.estimates import Estimate, estimate
@@ -28,7 +28,9 @@ LOOKED_AT = 3000
 """Adapters that counting by property looks at, where there are more and they must be looked at one by one."""
 _STEP: dict[Order, float] = {"updated": 0.2, "created": 0.4, "name": 0.8, "size": 0.8}
 """What a step of a walk costs, of a look at a listing somewhere: those published one after the other lie beside one another."""
-_READ = 0.02
+_APART = 0.6
+"""What it costs at least where only some of the listings are walked, which seldom lie beside one another."""
+_READ = 0.15
 """What it costs to read one entry of an index, of a look at a listing."""
 _SHOWN = tuple(one for one in LISTINGS.c if one.name != "words")
 _LOOKED = table("looked", *(column(one.name, one.type) for one in _SHOWN))
@@ -56,14 +58,14 @@ def select_listings(connection: Connection, wanted: AdapterFilter, wish: Wish | 
     is_sqlite = connection.dialect.name == "sqlite"
     parts = tuple(parts_of(wanted, wording, is_sqlite=is_sqlite))
     if not parts or (len(parts) == 1 and parts[0].is_in_order(wish.order)):
-        return _walk(parts, 0 if parts else None)
+        return _walk(parts, 0 if parts else None, is_sqlite=is_sqlite)
     guess = estimate(connection, parts)
     rarest = min(range(len(parts)), key=lambda position: guess.left[position])
     costs = {position: _walking(parts, guess, position, wish) for position in _ways(parts, wish.order)}
     cheapest = min(costs, key=lambda position: costs[position])
     if guess.left[rarest] <= min(wish.few, costs[cheapest]):
         return _look(_ranked(parts, guess), is_sqlite=is_sqlite)
-    return _walk(parts, cheapest)
+    return _walk(parts, cheapest, is_sqlite=is_sqlite)
 
 
 def _ways(parts: Sequence[Part], order: Order) -> list[int | None]:
@@ -75,7 +77,8 @@ def _walking(parts: Sequence[Part], guess: Estimate, first: int | None, wish: Wi
     """Return what a walk costs, in looks: to the end of what its index gives, or until the page is full."""
     others = prod(guess.share(position) for position in range(len(parts)) if position != first)
     most = guess.listings if first is None else guess.left[first]
-    return min(most, wish.page / others) * _STEP[wish.order] * wish.dearness
+    step = _STEP[wish.order] if first is None else max(_STEP[wish.order], _APART)
+    return min(most, wish.page / others) * step * wish.dearness
 
 
 def _ranked(parts: Sequence[Part], guess: Estimate) -> list[tuple[Part, float]]:
@@ -111,7 +114,7 @@ def _joined(rarest: Part, others: Sequence[tuple[Part, float]]) -> ColumnElement
     return LISTINGS.c.version_id.in_(ids)
 
 
-def _walk(parts: Sequence[Part], position: int | None) -> Selected:
+def _walk(parts: Sequence[Part], position: int | None, *, is_sqlite: bool) -> Selected:
     """Return what an index gives in the order of the list, each of which is checked for the rest."""
     first = None if position is None else parts[position]
     others = tuple(part.value for at, part in enumerate(parts) if at != position)
@@ -119,10 +122,7 @@ def _walk(parts: Sequence[Part], position: int | None) -> Selected:
     if first is None:
         return _plain(others, floor)
     if first.kind == "tag":
-        source = LISTING_TAGS.join(LISTINGS, LISTINGS.c.version_id == LISTING_TAGS.c.version_id)
-        conditions = (LISTING_TAGS.c.tag == first.tag, *others)
-        newness, key = LISTING_TAGS.c.version_id, LISTING_TAGS.c.key
-        return Selected(source=source, listed=LISTINGS.c, conditions=conditions, newness=newness, key=key, floor=floor)
+        return _walk_tag(first.tag, others, floor, is_sqlite=is_sqlite)
     if first.fts5:
         source = LISTING_WORDS.join(LISTINGS, LISTINGS.c.version_id == LISTING_WORDS.c.rowid)
         is_found = LISTING_WORDS.c.listing_words.op("MATCH")(first.fts5)
@@ -130,6 +130,19 @@ def _walk(parts: Sequence[Part], position: int | None) -> Selected:
         rowid = LISTING_WORDS.c.rowid
         return Selected(source=source, listed=LISTINGS.c, conditions=found, newness=rowid, key=LISTINGS.c.key, floor=floor)
     return _plain((first.found, *(() if first.is_exact else (first.value,)), *others), floor)
+
+
+def _walk_tag(tag: str, others: tuple[ColumnElement[bool], ...], floor: ColumnElement[int] | None, *, is_sqlite: bool) -> Selected:
+    listings: FromClause = LISTINGS
+    is_its = LISTINGS.c.version_id == LISTING_TAGS.c.version_id
+    if others and not is_sqlite:
+        # One after the other: PostgreSQL would rather check all listings that lie between those of the tag.
+        listings = select(*_SHOWN).where(is_its, *others).offset(0).correlate(LISTING_TAGS).lateral("looked")
+        source, others = LISTING_TAGS.join(listings, true()), ()
+    else:
+        source = LISTING_TAGS.join(listings, is_its)
+    newness, key = LISTING_TAGS.c.version_id, LISTING_TAGS.c.key
+    return Selected(source=source, listed=listings.c, conditions=(LISTING_TAGS.c.tag == tag, *others), newness=newness, key=key, floor=floor)
 
 
 def _floor(first: Part | None) -> ColumnElement[int]:
