@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Select, column, false, func, select, table, true
+from sqlalchemy import ColumnElement, Connection, FromClause, column, false, func, select, table, true
 
 from hub.catalog.conditions import Part, parts_of
 from hub.catalog.estimates import Estimate, estimate
@@ -60,11 +59,11 @@ def select_listings(connection: Connection, wanted: AdapterFilter, wish: Wish | 
     if not parts or (len(parts) == 1 and parts[0].is_in_order(wish.order)):
         return _walk(parts, 0 if parts else None, is_sqlite=is_sqlite)
     guess = estimate(connection, parts)
-    rarest = min(range(len(parts)), key=lambda position: guess.left[position])
+    ranked = _ranked(parts, guess)
     costs = {position: _walking(parts, guess, position, wish) for position in _ways(parts, wish.order)}
     cheapest = min(costs, key=lambda position: costs[position])
-    if guess.left[rarest] <= min(wish.few, costs[cheapest]):
-        return _look(_ranked(parts, guess), is_sqlite=is_sqlite)
+    if ranked[0][1] <= wish.few and _looking(ranked, guess) <= costs[cheapest]:
+        return _look(ranked, is_sqlite=is_sqlite)
     return _walk(parts, cheapest, is_sqlite=is_sqlite)
 
 
@@ -78,7 +77,17 @@ def _walking(parts: Sequence[Part], guess: Estimate, first: int | None, wish: Wi
     others = prod(guess.share(position) for position in range(len(parts)) if position != first)
     most = guess.listings if first is None else guess.left[first]
     step = _STEP[wish.order] if first is None else max(_STEP[wish.order], _APART)
+    step += sum(part.kind == "elsewhere" for position, part in enumerate(parts) if position != first)
     return min(most, wish.page / others) * step * wish.dearness
+
+
+def _looking(ranked: Sequence[tuple[Part, float]], guess: Estimate) -> float:
+    """Return what it costs to look at what the rarest condition leaves."""
+    fewest = ranked[0][1]
+    beside = _beside(ranked)
+    if beside is None:
+        return fewest * (1 + sum(part.kind == "elsewhere" for part, _ in ranked[1:]))
+    return (fewest + beside[1]) * _READ + fewest * beside[1] / max(guess.listings, 1)
 
 
 def _ranked(parts: Sequence[Part], guess: Estimate) -> list[tuple[Part, float]]:
@@ -94,7 +103,7 @@ def _plain(conditions: tuple[ColumnElement[bool], ...], floor: ColumnElement[int
 def _look(ranked: Sequence[tuple[Part, float]], *, is_sqlite: bool) -> Selected:
     """Return those that the rarest condition leaves, as far as they pass the others, before anything is sorted."""
     (rarest, fewest), *others = ranked
-    conditions = [_joined(rarest, others) if rarest.sieve is None else rarest.sieve]
+    conditions = [_joined(ranked)]
     conditions += [] if rarest.is_exact else [rarest.value]
     for part, left in others:
         # PostgreSQL puts what several indexes find together before it looks at a listing, where reading them costs less than looking.
@@ -105,13 +114,20 @@ def _look(ranked: Sequence[tuple[Part, float]], *, is_sqlite: bool) -> Selected:
     return Selected(source=_LOOKED, listed=_LOOKED.c, conditions=(), newness=_LOOKED.c.version_id, key=_LOOKED.c.key, found=found)
 
 
-def _joined(rarest: Part, others: Sequence[tuple[Part, float]]) -> ColumnElement[bool]:
+def _beside(ranked: Sequence[tuple[Part, float]]) -> tuple[Part, float] | None:
+    """Return what is put together with the rarest condition before any listing is looked at, where both are of other tables."""
+    rarest, *others = ranked
+    return None if rarest[0].sieve is not None else next((one for one in others if one[0].sieve is None and one[1] <= FEW), None)
+
+
+def _joined(ranked: Sequence[tuple[Part, float]]) -> ColumnElement[bool]:
     """Return what holds for those that the rarest condition leaves; with the next one, where that is of other tables too."""
-    ids: Select[Any] = rarest.ids
-    beside = next((part for part, left in others if part.sieve is None and left <= FEW), None)
-    if beside is not None:
-        ids = ids.where(ids.selected_columns[0].in_(beside.ids))
-    return LISTINGS.c.version_id.in_(ids)
+    rarest, beside = ranked[0][0], _beside(ranked)
+    if beside is None:
+        return rarest.found
+    # SQLite's full-text index gives all that it finds at once, and is slow to be asked of one after the other.
+    outer, inner = sorted((rarest, beside[0]), key=lambda part: part.kind == "words")
+    return LISTINGS.c.version_id.in_(outer.ids.where(outer.ids.selected_columns[0].in_(inner.ids)))
 
 
 def _walk(parts: Sequence[Part], position: int | None, *, is_sqlite: bool) -> Selected:
