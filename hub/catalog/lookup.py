@@ -30,10 +30,8 @@ _ALIASES = (
 """Of one adapter, in one text."""
 _PAGE = table("page", *(column(name, LISTINGS.c[name].type) for name in _PAGED))
 _ORDERED = Selected(source=_PAGE, listed=_PAGE.c, conditions=(), newness=_PAGE.c.version_id, key=_PAGE.c.key)
-_SHOWN: dict[Order, Select[Any]] = {
-    order: select(*_PAGE.c, *_NAMED, _ALIASES).join_from(_PAGE, ADAPTERS, ADAPTERS.c.id == _PAGE.c.adapter_id).order_by(*ordering(order, _ORDERED))
-    for order in get_args(Order)
-}
+_WHOLE = select(*_PAGE.c, *_NAMED, _ALIASES).join_from(_PAGE, ADAPTERS, ADAPTERS.c.id == _PAGE.c.adapter_id)
+_SHOWN: dict[Order, Select[Any]] = {order: _WHOLE.order_by(*ordering(order, _ORDERED)) for order in get_args(Order)}
 """What is shown of a page, by the order of the list."""
 
 

@@ -25,7 +25,7 @@ PAGE = 51
 """Adapters that a list is read for, where nobody says how many."""
 LOOKED_AT = 3000
 """Adapters that counting by property looks at, where there are more and they must be looked at one by one."""
-_STEP: dict[Order, float] = {"updated": 0.2, "created": 0.4, "name": 0.8, "size": 0.8}
+_STEP: dict[Order, float] = {"updated": 0.2, "created": 0.4, "name": 0.6, "size": 0.6}
 """What a step of a walk costs, of a look at a listing somewhere: those published one after the other lie beside one another."""
 _APART = 0.6
 """What it costs at least where only some of the listings are walked, which seldom lie beside one another."""
@@ -57,14 +57,15 @@ def select_listings(connection: Connection, wanted: AdapterFilter, wish: Wish | 
     is_sqlite = connection.dialect.name == "sqlite"
     parts = tuple(parts_of(wanted, wording, is_sqlite=is_sqlite))
     if not parts or (len(parts) == 1 and parts[0].is_in_order(wish.order)):
-        return _walk(parts, 0 if parts else None, is_sqlite=is_sqlite)
+        return _walk(parts[0] if parts else None, (), is_sqlite=is_sqlite)
     guess = estimate(connection, parts)
-    ranked = _ranked(parts, guess)
+    ranked = sorted(zip(parts, guess.left, strict=True), key=lambda one: one[1])
     costs = {position: _walking(parts, guess, position, wish) for position in _ways(parts, wish.order)}
     cheapest = min(costs, key=lambda position: costs[position])
     if ranked[0][1] <= wish.few and _looking(ranked, guess) <= costs[cheapest]:
         return _look(ranked, is_sqlite=is_sqlite)
-    return _walk(parts, cheapest, is_sqlite=is_sqlite)
+    first = None if cheapest is None else parts[cheapest]
+    return _walk(first, [part for part, _ in ranked if part is not first], is_sqlite=is_sqlite)
 
 
 def _ways(parts: Sequence[Part], order: Order) -> list[int | None]:
@@ -88,10 +89,6 @@ def _looking(ranked: Sequence[tuple[Part, float]], guess: Estimate) -> float:
     if beside is None:
         return fewest * (1 + sum(part.kind == "elsewhere" for part, _ in ranked[1:]))
     return (fewest + beside[1]) * _READ + fewest * beside[1] / max(guess.listings, 1)
-
-
-def _ranked(parts: Sequence[Part], guess: Estimate) -> list[tuple[Part, float]]:
-    return sorted(zip(parts, guess.left, strict=True), key=lambda one: one[1])
 
 
 def _plain(conditions: tuple[ColumnElement[bool], ...], floor: ColumnElement[int] | None = None) -> Selected:
@@ -130,10 +127,9 @@ def _joined(ranked: Sequence[tuple[Part, float]]) -> ColumnElement[bool]:
     return LISTINGS.c.version_id.in_(outer.ids.where(outer.ids.selected_columns[0].in_(inner.ids)))
 
 
-def _walk(parts: Sequence[Part], position: int | None, *, is_sqlite: bool) -> Selected:
-    """Return what an index gives in the order of the list, each of which is checked for the rest."""
-    first = None if position is None else parts[position]
-    others = tuple(part.value for at, part in enumerate(parts) if at != position)
+def _walk(first: Part | None, rest: Sequence[Part], *, is_sqlite: bool) -> Selected:
+    """Return what an index gives in the order of the list, each of which is checked for the rest, in their order."""
+    others = tuple(part.value for part in rest)
     floor = _floor(first) if others else None
     if first is None:
         return _plain(others, floor)
@@ -157,8 +153,9 @@ def _walk_tag(tag: str, others: tuple[ColumnElement[bool], ...], floor: ColumnEl
         source, others = LISTING_TAGS.join(listings, true()), ()
     else:
         source = LISTING_TAGS.join(listings, is_its)
+    conditions = (LISTING_TAGS.c.tag == tag, *others)
     newness, key = LISTING_TAGS.c.version_id, LISTING_TAGS.c.key
-    return Selected(source=source, listed=listings.c, conditions=(LISTING_TAGS.c.tag == tag, *others), newness=newness, key=key, floor=floor)
+    return Selected(source=source, listed=listings.c, conditions=conditions, newness=newness, key=key, floor=floor)
 
 
 def _floor(first: Part | None) -> ColumnElement[int]:
