@@ -164,7 +164,7 @@ def _version_row(one: Drawn, at: str) -> Iterator[Row]:
 def _listing_row(one: Drawn, _at: str) -> Iterator[Row]:
     named = (one.number, one.number, f"{one.namespace}/{one.name}", one.namespace, one.base_name, base_model_of(one))
     described = (one.method, one.rank, one.size + _CONFIG.size, one.task, one.licence)
-    yield *named, *described, native_format(one.method), one.is_signed, words_of(one)
+    yield *named, *described, native_format(one.method), one.is_signed, False, "\n".join(sorted(one.tags)), words_of(one)
 
 
 def _tag_rows(one: Drawn, _at: str) -> Iterator[Row]:
@@ -188,7 +188,8 @@ _TABLES: dict[str, tuple[str, Callable[[Drawn, str], Iterator[Row]]]] = {
         _version_row,
     ),
     "listings": (
-        "version_id, adapter_id, key, namespace, base_name, base_model, method, rank, size, task, licence, format, is_signed, words",
+        "version_id, adapter_id, key, namespace, base_name, base_model, method, rank, size, task, licence, format, is_signed,"
+        " is_private, tags, words",
         _listing_row,
     ),
     "listing_tags": ("tag, version_id, key", _tag_rows),

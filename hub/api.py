@@ -109,15 +109,22 @@ def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
     router = APIRouter(prefix="/adapters", tags=["adapters"], dependencies=[Depends(reads)])
     Reader = Annotated[Principal, Depends(reads)]
 
-    @router.get("", summary="Adapters that a filter selects, page by page")
-    def list_adapters(caller: Reader, query: Annotated[AdapterQuery, Query()]) -> AdapterPage:
+    # Lists are written out here, because FastAPI would check our own answers once more.
+    @router.get("", summary="Adapters that a filter selects, page by page", response_model=AdapterPage)
+    def list_adapters(caller: Reader, query: Annotated[AdapterQuery, Query()]) -> Response:
         with reading(services.engine) as connection:
-            return catalog.list_adapters(connection, query.limit, query.after, wanted=query.wanted, order=query.order, reader=caller)
+            page = catalog.list_adapters(connection, query.limit, query.after, wanted=query.wanted, order=query.order, reader=caller)
+        return Response(page.model_dump_json(), media_type="application/json")
 
-    @router.get("/facets", summary="What the adapters that a filter selects are, counted; of very many the last published")
-    def get_facets(caller: Reader, query: Annotated[FilterQuery, Query()]) -> AdapterFacets:
+    @router.get(
+        "/facets",
+        summary="What the adapters that a filter selects are, counted; of very many the last published",
+        response_model=AdapterFacets,
+    )
+    def get_facets(caller: Reader, query: Annotated[FilterQuery, Query()]) -> Response:
         with reading(services.engine) as connection:
-            return catalog.count_facets(connection, query.wanted, reader=caller)
+            facets = catalog.count_facets(connection, query.wanted, reader=caller)
+        return Response(facets.model_dump_json(), media_type="application/json")
 
     @router.get("/{namespace}/{name}", summary="An adapter")
     def get_adapter(adapter: Name) -> AdapterView:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from select import POLLIN, poll
 from typing import Any
 
 import structlog
@@ -13,7 +14,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, TypeDecorator, create_engine, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DatabaseError, DataError, DBAPIError, OperationalError
+from sqlalchemy.exc import DatabaseError, DataError, DBAPIError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -78,7 +79,41 @@ def make_engine(url: str) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    return create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=_POSTGRES_ARGUMENTS)
+    engine = create_engine(url, pool_size=10, max_overflow=20, connect_args=_POSTGRES_ARGUMENTS)
+    event.listen(engine, "connect", _prepare_postgres)
+    event.listen(engine, "checkout", _check_postgres)
+    return engine
+
+
+def _prepare_postgres(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+    # A plan for whatever value may come suits neither a tag that everybody has nor one that nobody has.
+    with _at_once(connection), closing(connection.cursor()) as cursor:
+        cursor.execute("SET plan_cache_mode = force_custom_plan")
+
+
+def _check_postgres(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _proxy: object) -> None:
+    """Let the pool forget its connections where this one's server is gone.
+
+    A server that ends, or dies, closes its sockets, so that one with nothing to read needs not be asked.
+    """
+    try:
+        waiting = poll()
+        waiting.register(connection.fileno(), POLLIN)
+        if waiting.poll(0):
+            with _at_once(connection), closing(connection.cursor()) as cursor:
+                cursor.execute("SELECT 1")
+    except Exception as error:
+        raise InvalidatePoolError from error
+
+
+@contextmanager
+def _at_once(connection: DBAPIConnection) -> Iterator[None]:
+    """Leave no transaction behind."""
+    connection.autocommit = True
+    try:
+        yield
+    finally:
+        connection.autocommit = False
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
@@ -118,8 +153,13 @@ def before_commit(connection: Connection, act: Act) -> None:
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """Open one read-only view of the database; raise :class:`DatabaseUnavailable` where it does not answer."""
-    with _named_errors(), engine.connect() as connection, connection.begin():
+    """Open the database to read from it; raise :class:`DatabaseUnavailable` where it does not answer.
+
+    On SQLite all that is read is of one moment; on PostgreSQL each statement is of its own, as it is in a transaction of :func:`writing`.
+    """
+    # Without a transaction, PostgreSQL is spared its beginning and its end, which would be half of what most readers ask.
+    options = {"isolation_level": "AUTOCOMMIT"} if engine.dialect.name == "postgresql" else {}
+    with _named_errors(), engine.connect().execution_options(**options) as connection, connection.begin():
         yield connection
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, ColumnElement, Connection, Select, String, case, cast, func, join, literal, select, union_all
+from collections import Counter
+from itertools import chain
+
+from sqlalchemy import Connection, select
 
 from hub.catalog.search import AdapterFilter
-from hub.catalog.search_plan import select_listings
-from hub.catalog.tables import ADAPTERS, LISTING_TAGS, LISTINGS
+from hub.catalog.search_plan import Wish, select_listings
+from hub.catalog.tables import split_tags
 from hub.catalog.visibility import seen_by
 from infra.principals import Principal
 from wegeft.contracts.adapter import AdapterFacets, FacetValue
@@ -15,6 +18,8 @@ COUNTED_AT_MOST = 1000
 """Adapters, so that a page of a large hub costs no more than one of a small one."""
 MAX_VALUES = 20
 """Of each facet."""
+_FEW = 10_000
+"""Adapters that are looked at one by one before they are sorted; of more, the last published are."""
 _COLUMNS = {
     "base_model": "base_name",
     "method": "method",
@@ -34,38 +39,25 @@ def count_facets(
 
     None sees what is public.
     """
-    selected = select_listings(connection, wanted)
-    listed = join(selected.source, ADAPTERS, ADAPTERS.c.id == LISTINGS.c.adapter_id)
-    columns = [LISTINGS.c[name] for name in ("version_id", *_COLUMNS.values())]
-    seen = (seen_by(connection, reader), *selected.conditions)
+    selected = select_listings(connection, wanted, Wish(page=at_most + 1, few=_FEW))
+    query = selected.query((*_COLUMNS.values(), "tags")).where(seen_by(reader, selected.listed))
     floor = 0 if selected.floor is None else connection.execute(select(selected.floor)).scalar_one()
     if floor:
-        seen = (*seen, selected.newness > floor)
-    query = select(*columns).select_from(listed).where(*seen).order_by(selected.newness.desc()).limit(at_most + 1)
-    found = query.cte("found")
-    counted = select(found).order_by(found.c.version_id.desc()).limit(at_most).cte("counted")
-    parts: list[Select[str, str, int]] = [_counts(name, counted.c[column]) for name, column in _COLUMNS.items()]
-    tagged = select(literal("tag").label("facet"), LISTING_TAGS.c.tag.label("value"), func.count().label("number"))
-    # The outer join lets SQLite begin with what was counted, not with every tag that there is.
-    of_counted = counted.outerjoin(LISTING_TAGS, counted.c.version_id == LISTING_TAGS.c.version_id)
-    parts.append(tagged.select_from(of_counted).group_by(LISTING_TAGS.c.tag))
-    parts.append(select(literal("").label("facet"), literal("").label("value"), func.count().label("number")).select_from(found))
-    facets: dict[str, list[FacetValue]] = {name: [] for name in (*_COLUMNS, "tag")}
-    total = 0
-    for facet, value, number in connection.execute(union_all(*parts)):
-        if not facet:
-            total = number
-        elif value not in (None, "", "0"):
-            facets[facet].append(FacetValue(value=value, count=number))
-    ranked = {name: tuple(sorted(values, key=_rank)[:MAX_VALUES]) for name, values in facets.items()}
-    return AdapterFacets(counted=min(total, at_most), is_complete=total <= at_most and not floor, facets=ranked)
+        query = query.where(selected.newness > floor)
+    rows = connection.execute(query.order_by(selected.newness.desc()).limit(at_most + 1)).all()
+    counted = rows[:at_most]
+    *values, tags = zip(*counted, strict=True) if counted else ((),) * (len(_COLUMNS) + 1)
+    facets = {name: _ranked(Counter(of_each)) for name, of_each in zip(_COLUMNS, values, strict=True)}
+    facets["tag"] = _ranked(Counter(chain.from_iterable(map(split_tags, tags))))
+    return AdapterFacets(counted=len(counted), is_complete=len(rows) <= at_most and not floor, facets=facets)
 
 
-def _counts(name: str, column: ColumnElement[object]) -> Select[str, str, int]:
-    told = case((column, "true"), else_="false") if isinstance(column.type, Boolean) else cast(column, String)
-    value = told.label("value")
-    return select(literal(name).label("facet"), value, func.count().label("number")).group_by(column)
+def _ranked(counts: Counter[object]) -> tuple[FacetValue, ...]:
+    """Return the most frequent values; what says nothing, as no task or the rank 0, is none."""
+    told = ((_text(value), count) for value, count in counts.items() if value not in ("", 0) or value is False)
+    ranked = sorted(told, key=lambda one: (-one[1], one[0]))
+    return tuple(FacetValue(value=value, count=count) for value, count in ranked[:MAX_VALUES])
 
 
-def _rank(value: FacetValue) -> tuple[int, str]:
-    return -value.count, value.value
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -109,7 +109,7 @@ def find_had(connection: Connection, holder: str, digests: Iterable[str], reader
     published = (
         theirs.join(VERSIONS, HOLDS.c.holder == literal(_VERSION) + VERSIONS.c.source)
         .join(ADAPTERS, ADAPTERS.c.id == VERSIONS.c.adapter_id)
-        .where(seen_by(connection, reader))
+        .where(seen_by(reader))
     )
     return frozenset(connection.execute(union(theirs.where(HOLDS.c.holder == holder), published)).scalars())
 

@@ -54,7 +54,7 @@ def find_relatives(
     level, is_cut = [version_id], False
     seen = {version_id}
     own = select(VERSIONS.c.adapter_id).where(VERSIONS.c.id == version_id).scalar_subquery()
-    is_shown = or_(ADAPTERS.c.id == own, seen_by(connection, reader))
+    is_shown = or_(ADAPTERS.c.id == own, seen_by(reader))
     for _ in range(MAX_GENERATIONS):
         found = _next_of_kin(connection, level, direction, is_shown, MAX_RELATIVES - len(seen) + 2)
         level = []

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from hub.catalog.provenance_tables import EVALUATIONS
-from hub.catalog.tables import LISTING_METRICS, LISTING_TAGS, LISTINGS, MAX_BASE_NAME, VERSIONS, key_of
+from hub.catalog.tables import LISTING_METRICS, LISTING_TAGS, LISTINGS, MAX_BASE_NAME, VERSIONS, joined_tags, key_of
 from hub.catalog.words import stored_words
 from hub.publication import Publication
+from wegeft.contracts.adapter import AdapterName
 from wegeft.contracts.base_model_name import unpinned_name
 from wegeft.contracts.native_formats import native_format
 
 
-def list_newest(connection: Connection, adapter_id: int, version_id: int, publication: Publication) -> None:
-    """Let lists show this version of the adapter, in the place of the one before; the caller holds the adapter's row."""
-    unlist(connection, adapter_id)
+def list_newest(connection: Connection, adapter: Row[Any], version_id: int, publication: Publication) -> None:
+    """Let lists show this version, in the place of the one before, to those who may see the adapter, whose row the caller holds."""
+    unlist(connection, adapter.id)
     key, described = key_of(publication.adapter), publication.description
     row = {
         "version_id": version_id,
-        "adapter_id": adapter_id,
+        "adapter_id": adapter.id,
         "key": key,
         "namespace": publication.adapter.namespace.lower(),
         "base_name": unpinned_name(publication.base_model)[:MAX_BASE_NAME],
@@ -32,6 +34,8 @@ def list_newest(connection: Connection, adapter_id: int, version_id: int, public
         "licence": described.licence,
         "format": native_format(publication.method),
         "is_signed": False,
+        "is_private": adapter.is_private,
+        "tags": joined_tags(described.tags),
         "words": stored_words(_texts(publication)),
     }
     connection.execute(insert(LISTINGS).values(row))
@@ -40,6 +44,11 @@ def list_newest(connection: Connection, adapter_id: int, version_id: int, public
     for table, rows in ((LISTING_TAGS, tags), (LISTING_METRICS, metrics)):
         if rows:
             connection.execute(insert(table), rows)
+
+
+def list_privacy(connection: Connection, adapter: AdapterName, *, is_private: bool) -> None:
+    """Let lists know who may see the adapter from now on; the caller has changed the adapter's row in this transaction."""
+    connection.execute(update(LISTINGS).where(LISTINGS.c.key == key_of(adapter)).values(is_private=is_private))
 
 
 def list_values(connection: Connection, version_id: int, metric: str) -> None:

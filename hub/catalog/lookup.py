@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from typing import Any, get_args
 
-from sqlalchemy import Connection, Row, Select, bindparam, join, select
+from sqlalchemy import Connection, Row, Select, String, bindparam, cast, column, func, select, table
 
 from hub.catalog.cursors import make_cursor, read_cursor
-from hub.catalog.search import AdapterFilter, Order, behind, cursor_at, ordering
-from hub.catalog.search_plan import select_listings
-from hub.catalog.tables import ADAPTERS, ALIASES, LISTING_TAGS, LISTINGS, VERSIONS, key_of
+from hub.catalog.search import AdapterFilter, Order, Selected, behind, cursor_at, ordering
+from hub.catalog.search_plan import Wish, select_listings
+from hub.catalog.tables import ADAPTERS, ALIASES, LISTINGS, VERSIONS, key_of, split_tags
 from hub.catalog.tags import find_tagged
 from hub.catalog.visibility import seen_by
 from infra.principals import Principal
@@ -18,16 +18,30 @@ from wegeft.contracts.adapter import LATEST, AdapterName, AdapterPage, AdapterRe
 from wegeft.contracts.errors import AdapterNotFound, AliasNotFound, VersionNotFound
 
 _VERSIONS_LIST = "versions"
-_LISTED = tuple(LISTINGS.c[name] for name in ("version_id", "base_model", "method", "rank", "task", "licence", "size"))
+_LISTED = ("base_model", "method", "rank", "task", "licence", "size", "tags")
+_PAGED = ("version_id", "adapter_id", "key", *_LISTED)
+_NAMED = tuple(ADAPTERS.c[name] for name in ("id", "namespace", "name", "latest_number", "created_at", "updated_at", "is_private"))
+_ALIASES = (
+    select(func.aggregate_strings(ALIASES.c.alias + "=" + cast(ALIASES.c.number, String), "\n"))
+    .where(ALIASES.c.adapter_id == ADAPTERS.c.id)
+    .scalar_subquery()
+    .label("aliases")
+)
+"""Of one adapter, in one text."""
+_PAGE = table("page", *(column(name, LISTINGS.c[name].type) for name in _PAGED))
+_ORDERED = Selected(source=_PAGE, listed=_PAGE.c, conditions=(), newness=_PAGE.c.version_id, key=_PAGE.c.key)
+_WHOLE = select(*_PAGE.c, *_NAMED, _ALIASES).join_from(_PAGE, ADAPTERS, ADAPTERS.c.id == _PAGE.c.adapter_id)
+_SHOWN: dict[Order, Select[Any]] = {order: _WHOLE.order_by(*ordering(order, _ORDERED)) for order in get_args(Order)}
+"""What is shown of a page, by the order of the list."""
 
 
 def find_adapter(connection: Connection, adapter: AdapterName) -> AdapterView:
     """Return the adapter, whatever the case of its name; raise :class:`AdapterNotFound`."""
-    listed = select(*ADAPTERS.c, *_LISTED).join(LISTINGS, LISTINGS.c.adapter_id == ADAPTERS.c.id)
+    listed = select(*ADAPTERS.c, *(LISTINGS.c[name] for name in _LISTED)).join(LISTINGS, LISTINGS.c.adapter_id == ADAPTERS.c.id)
     row = connection.execute(listed.where(ADAPTERS.c.key == key_of(adapter))).one_or_none()
     if row is None:
         raise AdapterNotFound(path="adapter", value=str(adapter))
-    view = _adapter_view(row, _aliases_of(connection, [row.id]), _tags_of(connection, [row.version_id]))
+    view = _adapter_view(row, _aliases_of(connection, [row.id])[row.id])
     protected = select(ALIASES.c.alias).where(ALIASES.c.adapter_id == row.id, ALIASES.c.is_protected).order_by(ALIASES.c.alias)
     return view.model_copy(update={"protected_aliases": tuple(connection.execute(protected).scalars())})
 
@@ -45,30 +59,35 @@ def list_adapters(
 
     Raises :class:`InvalidRequest` for a foreign cursor.
     """
-    selected = select_listings(connection, wanted or AdapterFilter(), order)
-    listed = join(selected.source, ADAPTERS, ADAPTERS.c.id == LISTINGS.c.adapter_id)
-    query = select(*ADAPTERS.c, *_LISTED).select_from(listed).where(seen_by(connection, reader), *selected.conditions)
+    selected = select_listings(connection, wanted or AdapterFilter(), Wish(order=order, page=limit + 1))
+    query = selected.query(_PAGED).where(seen_by(reader, selected.listed))
     if after is not None:
         query = query.where(behind(order, after, selected))
-    query = query.order_by(*ordering(order, selected)).limit(limit + 1)
-    rows = connection.execute(query).all()
-    page = rows[:limit]
-    aliases, tags = _aliases_of(connection, [row.id for row in page]), _tags_of(connection, [row.version_id for row in page])
-    views = tuple(_adapter_view(row, aliases, tags) for row in page)
-    return AdapterPage(adapters=views, next_cursor=cursor_at(order, page[-1]) if len(rows) > limit else None)
+    page = query.order_by(*ordering(order, selected)).limit(limit + 1)
+    # What the list does not sort by is fetched for the page alone.
+    rows = connection.execute(_SHOWN[order].add_cte(page.cte(_PAGE.name))).all()
+    views = tuple(_listed_view(row) for row in rows[:limit])
+    return AdapterPage(adapters=views, next_cursor=cursor_at(order, rows[limit - 1]) if len(rows) > limit else None)
 
 
-def _adapter_view(row: Row[Any], aliases: dict[int, dict[str, int]], tags: dict[int, list[str]]) -> AdapterView:
-    return AdapterView(
+def _listed_view(row: Row[Any]) -> AdapterView:
+    pointed = (line.rpartition("=") for line in row.aliases.split("\n")) if row.aliases else ()
+    return _adapter_view(row, {alias: int(number) for alias, _, number in pointed})
+
+
+def _adapter_view(row: Row[Any], aliases: dict[str, int]) -> AdapterView:
+    # Not checked once more: the rows are ours, and were checked where they came in.
+    return AdapterView.model_construct(
         adapter=f"{row.namespace}/{row.name}",
         latest_version=row.latest_number,
-        aliases={**aliases[row.id], LATEST: row.latest_number},
+        aliases={**aliases, LATEST: row.latest_number},
+        protected_aliases=(),
         base_model=row.base_model,
         method=row.method,
         rank=row.rank,
         task=row.task or None,
         licence=row.licence or None,
-        tags=tuple(sorted(tags[row.version_id])),
+        tags=split_tags(row.tags),
         created_at=row.created_at,
         updated_at=row.updated_at,
         size=row.size,
@@ -133,14 +152,14 @@ def _versions() -> Select[Any]:
     return select(*VERSIONS.c, *named).join(ADAPTERS, ADAPTERS.c.id == VERSIONS.c.adapter_id)
 
 
-_NAMED = _versions().where(ADAPTERS.c.key == bindparam("key"))
-_NUMBERED = _NAMED.where(VERSIONS.c.number == bindparam("number"))
-_NEWEST = _NAMED.where(VERSIONS.c.number == ADAPTERS.c.latest_number)
-_POINTED = _NAMED.join(
+_VERSIONS_OF = _versions().where(ADAPTERS.c.key == bindparam("key"))
+_NUMBERED = _VERSIONS_OF.where(VERSIONS.c.number == bindparam("number"))
+_NEWEST = _VERSIONS_OF.where(VERSIONS.c.number == ADAPTERS.c.latest_number)
+_POINTED = _VERSIONS_OF.join(
     ALIASES,
     (ALIASES.c.adapter_id == ADAPTERS.c.id) & (ALIASES.c.number == VERSIONS.c.number) & (ALIASES.c.alias == bindparam("alias")),
 )
-_ALIASES = select(ALIASES).where(ALIASES.c.adapter_id.in_(bindparam("adapter_ids", expanding=True)))
+_ALIASES_OF = select(ALIASES).where(ALIASES.c.adapter_id.in_(bindparam("adapter_ids", expanding=True)))
 """Asked again and again, as the others: made once, because making a statement takes as long as asking it."""
 
 
@@ -165,14 +184,6 @@ def _version_view(row: Row[Any], aliases: dict[int, dict[str, int]]) -> VersionV
 
 def _aliases_of(connection: Connection, adapter_ids: list[int]) -> dict[int, dict[str, int]]:
     found: dict[int, dict[str, int]] = defaultdict(dict)
-    for row in connection.execute(_ALIASES, {"adapter_ids": adapter_ids}):
+    for row in connection.execute(_ALIASES_OF, {"adapter_ids": adapter_ids}):
         found[row.adapter_id][row.alias] = row.number
-    return found
-
-
-def _tags_of(connection: Connection, version_ids: list[int]) -> dict[int, list[str]]:
-    found: dict[int, list[str]] = defaultdict(list)
-    query = select(LISTING_TAGS.c.version_id, LISTING_TAGS.c.tag).where(LISTING_TAGS.c.version_id.in_(version_ids))
-    for row in connection.execute(query):
-        found[row.version_id].append(row.tag)
     return found

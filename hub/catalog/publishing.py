@@ -52,7 +52,7 @@ def publish(connection: Connection, publication: Publication, now: datetime, sig
     connection.execute(update(ADAPTERS).where(ADAPTERS.c.id == adapter.id).values(grown))
     enforce(connection, adapter.namespace)
     release(connection, publication.created_by, [entry.digest for entry in publication.files])
-    list_newest(connection, adapter.id, version_id, publication)
+    list_newest(connection, adapter, version_id, publication)
     published = PublishedVersion(adapter=name, version=number)
     measured = Measured(metrics=publication.metrics, by=publication.created_by, dataset_digest=publication.measured_on)
     record_measured(connection, version_id, measured, now)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import operator
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, assert_never
 
-from sqlalchemy import ColumnElement, FromClause, Row, and_, or_
+from sqlalchemy import CTE, ColumnElement, FromClause, Row, Select, and_, or_, select
 
 from hub.catalog.cursors import Position, make_cursor, read_cursor
-from hub.catalog.tables import LISTINGS
+from hub.catalog.tables import Columns
 from hub.catalog.words import read_search
 from wegeft.contracts.errors import InvalidRequest, Problem, shorten
 from wegeft.contracts.formats import DerivedFormat
@@ -115,12 +116,21 @@ class Selected:
     """The listings that a filter selects, as a query is made of them."""
 
     source: FromClause
+    listed: Columns
+    """The listings' columns in it."""
     conditions: tuple[ColumnElement[bool], ...]
     newness: ColumnElement[int]
     """Grows with the moment of publishing; read from the index that finds the listings, where it has it."""
     key: ColumnElement[str]
     floor: ColumnElement[int] | None = None
     """The least ``newness`` that counting by property looks at; None where it can look at all that are selected."""
+    found: CTE | None = None
+    """What ``source`` names, where it is no table."""
+
+    def query(self, names: Sequence[str]) -> Select[Any]:
+        """Return a query of some of the listings' columns."""
+        query = select(*(self.listed[name] for name in names)).select_from(self.source).where(*self.conditions)
+        return query if self.found is None else query.add_cte(self.found)
 
 
 def ordering(order: Order, selected: Selected) -> tuple[ColumnElement[Any], ...]:
@@ -131,9 +141,9 @@ def ordering(order: Order, selected: Selected) -> tuple[ColumnElement[Any], ...]
         case "updated":
             return (selected.newness.desc(),)
         case "created":
-            return (LISTINGS.c.adapter_id.desc(),)
+            return (selected.listed.adapter_id.desc(),)
         case "size":
-            return (LISTINGS.c.size.desc(), selected.newness.desc())
+            return (selected.listed.size.desc(), selected.newness.desc())
         case _:
             assert_never(order)
 
@@ -174,8 +184,9 @@ def behind(order: Order, cursor: str, selected: Selected) -> ColumnElement[bool]
         case "updated":
             return selected.newness < first
         case "created":
-            return LISTINGS.c.adapter_id < first
+            return selected.listed.adapter_id < first
         case "size":
-            return or_(LISTINGS.c.size < first, and_(LISTINGS.c.size == first, selected.newness < rest[0]))
+            size = selected.listed.size
+            return or_(size < first, and_(size == first, selected.newness < rest[0]))
         case _:
             assert_never(order)

@@ -1,200 +1,164 @@
 """How a list finds what a filter selects: among the few that one of its conditions leaves, or by walking in the order of the list.
 
 Databases choose by averages, and adapters are nowhere near even: a base model that half the hub edits and one that nobody has heard of
-look alike to them. So conditions are counted first, up to a bound. Where one leaves no more than :data:`FEW`, those are looked at one by
-one; where two leave a few times as many, those that both leave; where all leave more, a walk in the order of the list meets enough of
-them soon, unless they never come together.
+look alike to them. So it is estimated first what each condition leaves. Looking costs as many listings as the rarest condition leaves;
+walking costs as many as are met before a page is full, which are few where what is asked for is frequent. The cheaper of the two is done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, assert_never
+from math import prod
 
-from sqlalchemy import ColumnElement, Connection, Select, case, cast, exists, false, func, or_, select, true
-from sqlalchemy import literal as sql_literal
-from sqlalchemy.dialects.postgresql import TSQUERY, TSVECTOR
+from sqlalchemy import ColumnElement, Connection, FromClause, column, false, func, select, table, true
 
-from hub.catalog.format_tables import DERIVED_FORMATS
-from hub.catalog.search import SIGNS, AdapterFilter, MetricBound, Order, Selected
-from hub.catalog.tables import LISTING_METRICS, LISTING_TAGS, LISTING_WORDS, LISTINGS, MAX_BASE_NAME
-from hub.catalog.words import Wording, read_search
+from hub.catalog.conditions import Part, parts_of
+from hub.catalog.estimates import Estimate, estimate
+from hub.catalog.search import AdapterFilter, Order, Selected
+from hub.catalog.tables import LISTING_TAGS, LISTING_WORDS, LISTINGS
+from hub.catalog.words import read_search
 
-FEW = 4000
-"""Adapters that are looked at one by one."""
-_WIDER = 5
-"""Times :data:`FEW`: what each of two conditions may leave to be put together before anything is looked at."""
+FEW = 20_000
+"""Adapters that are looked at one by one, at the most."""
+PAGE = 51
+"""Adapters that a list is read for, where nobody says how many."""
 LOOKED_AT = 3000
 """Adapters that counting by property looks at, where there are more and they must be looked at one by one."""
-_SAMPLE, _FREQUENT = 1000, 10
-"""PostgreSQL's full-text index counts nothing without reading all of it, so that words are frequent which so many of the newest have."""
-_COLUMNS = ("rank", "licence", "task", "method", "format", "is_signed")
-
-Kind = Literal["column", "tag", "elsewhere", "search"]
-"""Where a condition looks; ``elsewhere`` is a table that knows no order of the list, as of metrics."""
+_STEP: dict[Order, float] = {"updated": 0.2, "created": 0.4, "name": 0.6, "size": 0.6}
+"""What a step of a walk costs, of a look at a listing somewhere: those published one after the other lie beside one another."""
+_APART = 0.6
+"""What it costs at least where only some of the listings are walked, which seldom lie beside one another."""
+_READ = 0.15
+"""What it costs to read one entry of an index, of a look at a listing."""
+_SHOWN = tuple(one for one in LISTINGS.c if one.name != "words")
+_LOOKED = table("looked", *(column(one.name, one.type) for one in _SHOWN))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """One condition of a filter."""
+class Wish:
+    """What a plan is made for."""
 
-    kind: Kind
-    check: ColumnElement[bool]
-    """Asked of one listing, without the full-text index."""
-    ids: Select[Any]
-    """``version_id`` of those that it leaves, and perhaps of others, by an index."""
-    tag: str = ""
+    order: Order = "updated"
+    page: float = PAGE
+    """Listings that are wanted of those that are selected."""
+    few: int = FEW
+    """How many may be looked at."""
+    dearness: float = 1.0
+    """How dear a walk is taken to be; all but the order change how listings are found, never which they are."""
 
 
-def select_listings(connection: Connection, wanted: AdapterFilter, order: Order = "updated", few: int = FEW) -> Selected:
-    """Return the listings that a filter selects, for a list in an order; ``few`` changes how they are found, never which they are."""
+def select_listings(connection: Connection, wanted: AdapterFilter, wish: Wish | None = None) -> Selected:
+    """Return the listings that a filter selects, for a list in an order."""
+    wish = wish or Wish()
     wording = read_search(wanted.search or "")
     if wording is None:
         return _plain((false(),))
     is_sqlite = connection.dialect.name == "sqlite"
-    parts = tuple(_parts(wanted, wording, is_sqlite=is_sqlite))
-    is_in_order = len(parts) < 2 and all(_is_in_order(part, order, is_sqlite=is_sqlite) for part in parts)
-    ids, ranked = (None, list(parts)) if is_in_order else _plan(connection, parts, few, is_sqlite=is_sqlite)
-    if ids is not None:
-        return _plain((LISTINGS.c.version_id.in_(ids), *(part.check for part in ranked)))
-    return _walk(sorted(ranked, key=lambda part: part.kind not in ("tag", "column")), order, wording if is_sqlite else None)
+    parts = tuple(parts_of(wanted, wording, is_sqlite=is_sqlite))
+    if not parts or (len(parts) == 1 and parts[0].is_in_order(wish.order)):
+        return _walk(parts[0] if parts else None, (), is_sqlite=is_sqlite)
+    guess = estimate(connection, parts)
+    ranked = sorted(zip(parts, guess.left, strict=True), key=lambda one: one[1])
+    costs = {position: _walking(parts, guess, position, wish) for position in _ways(parts, wish.order)}
+    cheapest = min(costs, key=lambda position: costs[position])
+    if ranked[0][1] <= wish.few and _looking(ranked, guess) <= costs[cheapest]:
+        return _look(ranked, is_sqlite=is_sqlite)
+    first = None if cheapest is None else parts[cheapest]
+    return _walk(first, [part for part, _ in ranked if part is not first], is_sqlite=is_sqlite)
+
+
+def _ways(parts: Sequence[Part], order: Order) -> list[int | None]:
+    """Return the conditions in whose index one can walk; None is the order of all listings."""
+    return [None, *(position for position, part in enumerate(parts) if part.is_in_order(order))]
+
+
+def _walking(parts: Sequence[Part], guess: Estimate, first: int | None, wish: Wish) -> float:
+    """Return what a walk costs, in looks: to the end of what its index gives, or until the page is full."""
+    others = prod(guess.share(position) for position in range(len(parts)) if position != first)
+    most = guess.listings if first is None else guess.left[first]
+    step = _STEP[wish.order] if first is None else max(_STEP[wish.order], _APART)
+    step += sum(part.kind == "elsewhere" for position, part in enumerate(parts) if position != first)
+    return min(most, wish.page / others) * step * wish.dearness
+
+
+def _looking(ranked: Sequence[tuple[Part, float]], guess: Estimate) -> float:
+    """Return what it costs to look at what the rarest condition leaves."""
+    fewest = ranked[0][1]
+    beside = _beside(ranked)
+    if beside is None:
+        return fewest * (1 + sum(part.kind == "elsewhere" for part, _ in ranked[1:]))
+    return (fewest + beside[1]) * _READ + fewest * beside[1] / max(guess.listings, 1)
 
 
 def _plain(conditions: tuple[ColumnElement[bool], ...], floor: ColumnElement[int] | None = None) -> Selected:
-    return Selected(source=LISTINGS, conditions=conditions, newness=LISTINGS.c.version_id, key=LISTINGS.c.key, floor=floor)
-
-
-def _is_in_order(part: Part, order: Order, *, is_sqlite: bool) -> bool:
-    """Whether an index gives what a condition leaves in the order of the list."""
-    match part.kind:
-        case "column" | "tag":
-            return order in ("updated", "name")
-        case "search":
-            return is_sqlite and order == "updated"
-        case "elsewhere":
-            return False
-        case _:
-            assert_never(part.kind)
-
-
-def _parts(wanted: AdapterFilter, wording: Wording, *, is_sqlite: bool) -> Iterator[Part]:
-    yield from (_tag_part(tag.lower()) for tag in wanted.tags)
-    if wanted.base_model is not None:
-        yield _base_part(wanted.base_model)
-    if wanted.namespace is not None:
-        yield _column_part("namespace", wanted.namespace.lower())
-    yield from (_column_part(name, getattr(wanted, name)) for name in _COLUMNS if getattr(wanted, name) is not None)
-    yield from (_metric_part(bound) for bound in wanted.metrics)
-    if wanted.attached is not None:
-        yield _attached_part(wanted.attached)
-    if len(wording):
-        yield _sqlite_search(wording) if is_sqlite else _postgres_search(wording)
-
-
-def _tag_part(tag: str) -> Part:
-    has, one = LISTING_TAGS.alias(), LISTING_TAGS.alias()
-    check = exists().where(has.c.version_id == LISTINGS.c.version_id, has.c.tag == tag)
-    return Part(kind="tag", tag=tag, check=check, ids=select(one.c.version_id).where(one.c.tag == tag))
-
-
-def _column_part(name: str, value: object, and_also: Callable[[], ColumnElement[bool]] = true) -> Part:
-    one = LISTINGS.alias()
-    return Part(kind="column", check=(LISTINGS.c[name] == value) & and_also(), ids=select(one.c.version_id).where(one.c[name] == value))
-
-
-def _base_part(base_model: str) -> Part:
-    name, at, _ = base_model.partition("@")
-    exact, whole = LISTINGS.c.base_model, base_model if at else name
-
-    def is_exact() -> ColumnElement[bool]:
-        return or_(exact == whole, exact.startswith(f"{whole}@", autoescape=True))
-
-    return _column_part("base_name", name[:MAX_BASE_NAME], is_exact if at or len(name) >= MAX_BASE_NAME else true)
-
-
-def _metric_part(bound: MetricBound) -> Part:
-    has, one = LISTING_METRICS.alias(), LISTING_METRICS.alias()
-    within = SIGNS[bound.sign]
-    check = exists().where(has.c.version_id == LISTINGS.c.version_id, has.c.name == bound.name, within(has.c.value, bound.value))
-    return Part(
-        kind="elsewhere", check=check, ids=select(one.c.version_id).where(one.c.name == bound.name, within(one.c.value, bound.value))
+    return Selected(
+        source=LISTINGS, listed=LISTINGS.c, conditions=conditions, newness=LISTINGS.c.version_id, key=LISTINGS.c.key, floor=floor
     )
 
 
-def _attached_part(derived: str) -> Part:
-    has, one = DERIVED_FORMATS.alias(), DERIVED_FORMATS.alias()
-    check = exists().where(has.c.version_id == LISTINGS.c.version_id, has.c.format == derived)
-    # Once a version, however many types of numbers it is attached in.
-    return Part(kind="elsewhere", check=check, ids=select(one.c.version_id).where(one.c.format == derived).distinct())
+def _look(ranked: Sequence[tuple[Part, float]], *, is_sqlite: bool) -> Selected:
+    """Return those that the rarest condition leaves, as far as they pass the others, before anything is sorted."""
+    (rarest, fewest), *others = ranked
+    conditions = [_joined(ranked)]
+    conditions += [] if rarest.is_exact else [rarest.value]
+    for part, left in others:
+        # PostgreSQL puts what several indexes find together before it looks at a listing, where reading them costs less than looking.
+        is_worth_reading = not is_sqlite and part.sieve is not None and left * _READ < fewest
+        conditions += [part.check if is_worth_reading else part.value]
+    # Named and not derived from the query, because deriving its columns takes longer than all the rest.
+    found = select(*_SHOWN).where(*conditions).cte(_LOOKED.name).prefix_with("MATERIALIZED")
+    return Selected(source=_LOOKED, listed=_LOOKED.c, conditions=(), newness=_LOOKED.c.version_id, key=_LOOKED.c.key, found=found)
 
 
-def _sqlite_search(wording: Wording) -> Part:
-    words = " " + LISTINGS.c.words.concat(" ")
-    asked = (*(f" {word} " for word in wording.whole), *(f" {word}" for word in wording.begun))
-    check = sql_literal(1) == 1
-    for text in asked:
-        check &= func.instr(words, text) > 0
-    ids = select(LISTING_WORDS.c.rowid.label("version_id")).where(LISTING_WORDS.c.listing_words.op("MATCH")(wording.fts5))
-    return Part(kind="search", check=check, ids=ids)
+def _beside(ranked: Sequence[tuple[Part, float]]) -> tuple[Part, float] | None:
+    """Return what is put together with the rarest condition before any listing is looked at, where both are of other tables."""
+    rarest, *others = ranked
+    return None if rarest[0].sieve is not None else next((one for one in others if one[0].sieve is None and one[1] <= FEW), None)
 
 
-def _postgres_search(wording: Wording) -> Part:
-    asked, one = cast(wording.tsquery, TSQUERY), LISTINGS.alias()
-    unindexed = LISTINGS.c.words.op("||")(cast("", TSVECTOR))
-    return Part(kind="search", check=unindexed.op("@@")(asked), ids=select(one.c.version_id).where(one.c.words.op("@@")(asked)))
+def _joined(ranked: Sequence[tuple[Part, float]]) -> ColumnElement[bool]:
+    """Return what holds for those that the rarest condition leaves; with the next one, where that is of other tables too."""
+    rarest, beside = ranked[0][0], _beside(ranked)
+    if beside is None:
+        return rarest.found
+    # SQLite's full-text index gives all that it finds at once, and is slow to be asked of one after the other.
+    outer, inner = sorted((rarest, beside[0]), key=lambda part: part.kind == "words")
+    return LISTINGS.c.version_id.in_(outer.ids.where(outer.ids.selected_columns[0].in_(inner.ids)))
 
 
-def _plan(connection: Connection, parts: Sequence[Part], few: int, *, is_sqlite: bool) -> tuple[Select[Any] | None, list[Part]]:
-    """Return what gives the few that are looked at, where they are few, and the conditions, those that leave the fewest first."""
-    counted = [part for part in parts if is_sqlite or part.kind != "search"]
-    words = [part for part in parts if part not in counted]
-    most = few * _WIDER if len(counted) > 1 else few
-    numbers = dict(zip(map(id, counted), _count_each(connection, counted, most), strict=True))
-    ranked = sorted(counted, key=lambda part: numbers[id(part)])
-    narrow = [part for part in ranked if numbers[id(part)] <= most]
-    if narrow and numbers[id(narrow[0])] <= few:
-        return narrow[0].ids, [*ranked, *words]
-    if len(narrow) > 1:
-        # A full-text index gives all that it finds at once, and is slow to be asked of one after the other.
-        inner, outer = sorted(narrow[:2], key=lambda part: part.kind != "search")
-        return outer.ids.where(outer.ids.selected_columns[0].in_(inner.ids)), [*ranked, *words]
-    is_rare = bool(words and few) and not _is_frequent(connection, words[0])
-    return words[0].ids if is_rare else None, [*ranked, *words]
-
-
-def _count_each(connection: Connection, parts: Sequence[Part], most: int) -> list[int]:
-    """Return how many each condition leaves, or one more than ``most``."""
-    if not parts:
-        return []
-    limited = [part.ids.limit(most + 1).subquery() for part in parts]
-    return list(connection.execute(select(*(select(func.count()).select_from(one).scalar_subquery() for one in limited))).one())
-
-
-def _is_frequent(connection: Connection, words: Part) -> bool:
-    newest = select(LISTINGS.c.version_id, words.check.label("has")).order_by(LISTINGS.c.version_id.desc()).limit(_SAMPLE).subquery()
-    return connection.execute(select(func.count()).where(newest.c.has)).scalar_one() >= _FREQUENT
-
-
-def _walk(parts: Sequence[Part], order: Order, fts5: Wording | None) -> Selected:
-    """Return what an index gives in the order of the list, each of which is checked for the rest."""
-    floor = _floor(parts[0]) if len(parts) > 1 or (parts and parts[0].kind in ("elsewhere", "search")) else None
-    first, *others = parts or (None,)
-    if first is None or order not in ("updated", "name"):
-        # As values, so that no index on what is asked for leads away from the order.
-        return _plain(tuple(case((part.check, 1), else_=0) == 1 for part in parts), floor)
+def _walk(first: Part | None, rest: Sequence[Part], *, is_sqlite: bool) -> Selected:
+    """Return what an index gives in the order of the list, each of which is checked for the rest, in their order."""
+    others = tuple(part.value for part in rest)
+    floor = _floor(first) if others else None
+    if first is None:
+        return _plain(others, floor)
     if first.kind == "tag":
-        source = LISTING_TAGS.join(LISTINGS, LISTINGS.c.version_id == LISTING_TAGS.c.version_id)
-        conditions = (LISTING_TAGS.c.tag == first.tag, *(part.check for part in others))
-        return Selected(source=source, conditions=conditions, newness=LISTING_TAGS.c.version_id, key=LISTING_TAGS.c.key, floor=floor)
-    if first.kind == "search" and fts5 is not None and order == "updated":
+        return _walk_tag(first.tag, others, floor, is_sqlite=is_sqlite)
+    if first.fts5:
         source = LISTING_WORDS.join(LISTINGS, LISTINGS.c.version_id == LISTING_WORDS.c.rowid)
-        is_found = LISTING_WORDS.c.listing_words.op("MATCH")(fts5.fts5)
-        return Selected(source=source, conditions=(is_found,), newness=LISTING_WORDS.c.rowid, key=LISTINGS.c.key)
-    return _plain(tuple(part.check for part in parts), floor)
+        is_found = LISTING_WORDS.c.listing_words.op("MATCH")(first.fts5)
+        found = (is_found, *others)
+        rowid = LISTING_WORDS.c.rowid
+        return Selected(source=source, listed=LISTINGS.c, conditions=found, newness=rowid, key=LISTINGS.c.key, floor=floor)
+    return _plain((first.found, *(() if first.is_exact else (first.value,)), *others), floor)
 
 
-def _floor(first: Part) -> ColumnElement[int]:
-    walked = first.ids if first.kind in ("tag", "column") else select(LISTINGS.alias().c.version_id)
+def _walk_tag(tag: str, others: tuple[ColumnElement[bool], ...], floor: ColumnElement[int] | None, *, is_sqlite: bool) -> Selected:
+    listings: FromClause = LISTINGS
+    is_its = LISTINGS.c.version_id == LISTING_TAGS.c.version_id
+    if others and not is_sqlite:
+        # One after the other: PostgreSQL would rather check all listings that lie between those of the tag.
+        listings = select(*_SHOWN).where(is_its, *others).offset(0).correlate(LISTING_TAGS).lateral("looked")
+        source, others = LISTING_TAGS.join(listings, true()), ()
+    else:
+        source = LISTING_TAGS.join(listings, is_its)
+    conditions = (LISTING_TAGS.c.tag == tag, *others)
+    newness, key = LISTING_TAGS.c.version_id, LISTING_TAGS.c.key
+    return Selected(source=source, listed=listings.c, conditions=conditions, newness=newness, key=key, floor=floor)
+
+
+def _floor(first: Part | None) -> ColumnElement[int]:
+    walked = select(LISTINGS.alias().c.version_id) if first is None else first.ids
     last = walked.order_by(walked.selected_columns[0].desc()).offset(LOOKED_AT).limit(1)
     return func.coalesce(last.scalar_subquery(), 0)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Connection,
     Float,
     ForeignKey,
@@ -22,9 +26,13 @@ from sqlalchemy import (
     table,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from infra.database import METADATA, UtcTime
 from wegeft.contracts.adapter import AdapterName
+
+Columns = ReadOnlyColumnCollection[str, ColumnElement[Any]]
+"""Columns of a table, or of a query of it."""
 
 _BYTEWISE = String(193).with_variant(String(193, collation="C"), "postgresql")
 """Sorted alike by every database, whatever the locale of its cluster."""
@@ -85,6 +93,8 @@ LISTINGS = Table(
     Column("licence", String(64), nullable=False),
     Column("format", String(16), nullable=False, server_default=""),  # what the weights are stored as
     Column("is_signed", Boolean, nullable=False, server_default=false()),
+    Column("is_private", Boolean, nullable=False, server_default=false()),  # as the adapter's own, and written with it
+    Column("tags", Text, nullable=False, server_default=""),  # sorted, on a line each
     Column("words", Text().with_variant(postgresql.TSVECTOR(), "postgresql"), nullable=False),
     Index(None, "size", "version_id"),
     *(Index(None, name, order) for name in LISTED_BY for order in ("version_id", "key")),
@@ -195,6 +205,16 @@ QUOTAS = Table(
     Column("max_adapters", Integer, nullable=True),
     Column("max_versions", Integer, nullable=True),
 )
+
+
+def joined_tags(tags: Iterable[str]) -> str:
+    """Return tags as a listing keeps them: sorted, on a line each; :func:`split_tags` takes them apart."""
+    return "\n".join(sorted(tags))
+
+
+def split_tags(joined: str) -> tuple[str, ...]:
+    """Return the tags that a listing keeps."""
+    return tuple(joined.split("\n")) if joined else ()
 
 
 def key_of(adapter: AdapterName) -> str:

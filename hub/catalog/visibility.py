@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, false, func, or_, select, true, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, func, or_, select, true, update
 
-from hub.catalog.namespaces import is_owned, namespaces_of, unowned
-from hub.catalog.tables import ADAPTERS, MEMBERS, NAMESPACES, key_of
+from hub.catalog.listings import list_privacy
+from hub.catalog.namespaces import is_owned, unowned
+from hub.catalog.tables import ADAPTERS, MEMBERS, NAMESPACES, Columns, key_of
 from infra import audit
 from infra.principals import Principal, Role, weaker
 from wegeft.contracts.adapter import AdapterName, check_segment
@@ -91,25 +92,25 @@ def check_path(connection: Connection, caller: Principal, path: Mapping[str, str
     require_right(connection, caller, adapter, needed)
 
 
-def seen_by(connection: Connection, reader: Principal | None) -> ColumnElement[bool]:
-    """Return what holds for the adapters that a reader may see; None is somebody of whom nothing is known."""
-    is_public = ADAPTERS.c.is_private.is_(False)
+def seen_by(reader: Principal | None, shown: Columns = ADAPTERS.c) -> ColumnElement[bool]:
+    """Return what holds for the adapters that a reader may see; None is somebody of whom nothing is known.
+
+    ``shown`` are the columns of adapters, or of their listings.
+    """
+    is_public = shown.is_private.is_(False)
     if reader is None:
         return is_public
-    return true() if reader.is_operator else or_(is_public, belongs_to(connection, reader))
+    return true() if reader.is_operator else or_(is_public, belongs_to(reader, shown))
 
 
-def belongs_to(connection: Connection, reader: Principal) -> ColumnElement[bool]:
+def belongs_to(reader: Principal, shown: Columns = ADAPTERS.c) -> ColumnElement[bool]:
     """Return what holds for the adapters of the reader's own namespaces, as far as the token reaches."""
-    keys = namespaces_of(connection, reader.account)
-    if not keys:
-        return false()
-    namespace = func.lower(ADAPTERS.c.namespace)
-    is_theirs = namespace.in_(keys)
+    namespace = func.lower(shown.namespace)
+    is_theirs = namespace.in_(select(MEMBERS.c.namespace).where(MEMBERS.c.account == reader.account))
     if not reader.scopes:
         return is_theirs
     reached = [
-        namespace == scope.namespace if scope.name is None else ADAPTERS.c.key == f"{scope.namespace}/{scope.name}"
+        namespace == scope.namespace if scope.name is None else shown.key == f"{scope.namespace}/{scope.name}"
         for scope in reader.scopes
     ]
     return and_(is_theirs, or_(*reached))
@@ -126,4 +127,5 @@ def set_visibility(connection: Connection, adapter: AdapterName, now: datetime, 
     changed = update(ADAPTERS).where(ADAPTERS.c.key == key_of(adapter)).values(is_private=is_private, updated_at=now)
     if not connection.execute(changed).rowcount:
         raise AdapterNotFound(path="adapter", value=str(adapter))
+    list_privacy(connection, adapter, is_private=is_private)
     audit.note(connection, "adapter.visibility", str(adapter), now, is_private=is_private)

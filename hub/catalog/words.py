@@ -49,6 +49,11 @@ class Wording:
         return len(self.whole) + len(self.begun)
 
     @property
+    def each(self) -> tuple[Wording, ...]:
+        """What it asks for, word by word."""
+        return (*(Wording(whole=(word,), begun=()) for word in self.whole), *(Wording(whole=(), begun=(word,)) for word in self.begun))
+
+    @property
     def fts5(self) -> str:
         """The query in the language of SQLite's FTS5."""
         return " ".join([*(f'"{word}"' for word in self.whole), *(f'"{word}"*' for word in self.begun)])

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import pytest
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine
 
 from hub import catalog
 from hub.catalog.search import ordering
-from hub.catalog.search_plan import FEW, select_listings
+from hub.catalog.search_plan import Wish, select_listings
 from hub.catalog.words import read_search, split_words
 from hub.description import Description, describe
 from hub.objects import MemoryStore
@@ -177,11 +177,10 @@ def test_pages_put_together_are_the_whole_list_in_its_order(shelf: Shelf, order:
 def test_walking_and_looking_at_few_find_the_same(shelf: Shelf, order: Any) -> None:
     for wanted in filters(random.Random(f"plan {order}")):
         found = []
-        for few in (0, 3, FEW):
+        for wish in (Wish(order=order, few=-1), Wish(order=order), Wish(order=order, dearness=1e9)):
             with reading(shelf.engine) as connection:
-                selected = select_listings(connection, wanted, order, few)
-                query = select(catalog.LISTINGS.c.key).select_from(selected.source).where(*selected.conditions)
-                found.append(list(connection.execute(query.order_by(*ordering(order, selected))).scalars()))
+                selected = select_listings(connection, wanted, wish)
+                found.append(list(connection.execute(selected.query(["key"]).order_by(*ordering(order, selected))).scalars()))
         assert found == [[name.lower() for name in shelf.sort(shelf.brute(wanted), order)]] * 3, wanted
 
 

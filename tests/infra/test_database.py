@@ -123,7 +123,7 @@ def test_a_server_that_ends_our_sessions(engine: Engine) -> None:
     """In the middle of a transaction that is an outage, and nothing of it is kept; the next one has a new session."""
     if engine.dialect.name == "sqlite":
         pytest.skip("SQLite has no server")
-    end_all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    end_all = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     with pytest.raises(DatabaseUnavailable), writing(engine) as connection:  # noqa: PT012 - the second statement is the one that fails
         connection.execute(insert(THINGS).values(id=1, name="a"))
         with reading(engine) as other:
@@ -135,6 +135,19 @@ def test_a_server_that_ends_our_sessions(engine: Engine) -> None:
     with writing(engine) as connection:
         connection.execute(insert(THINGS).values(id=3, name="c"))
     assert names(engine) == ["c"]
+
+
+def test_a_reader_holds_no_transaction_open_in_a_server(engine: Engine) -> None:
+    """So that each statement is one message; a writer's are one transaction."""
+    if engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has no server")
+    own, state = "SELECT pg_backend_pid()", "SELECT state FROM pg_stat_activity WHERE pid = {}"
+    with reading(engine) as reader, writing(engine) as writer, reading(engine) as witness:
+        pids = [one.exec_driver_sql(own).scalar_one() for one in (reader, writer)]
+        states = [witness.exec_driver_sql(state.format(pid)).scalar_one() for pid in pids]
+    assert states == ["idle", "idle in transaction"]
+    with writing(engine) as again:
+        assert not again.connection.driver_connection.autocommit  # type: ignore[union-attr]
 
 
 def test_too_many_at_once_is_an_outage_and_not_a_crash(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ import torch
 from tests.tiny_models import make_model, make_model_folder, make_tokenizer
 from wegeft.contracts.errors import BaseModelNotFound, BaseModelUnusable, NoCapacity, WegeftError
 from workers.base_model import BaseModel, ModelRequest, load_base_model
-from workers.model_source import find_model
 from workers.weights_digest import digest_weights
 
 

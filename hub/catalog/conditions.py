@@ -1,0 +1,142 @@
+"""The conditions that a filter is made of, each as it is asked of one listing and as an index finds what it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, assert_never
+
+from sqlalchemy import ColumnElement, Select, case, cast, exists, false, func, or_, select, true
+from sqlalchemy import literal as sql_literal
+from sqlalchemy.dialects.postgresql import TSQUERY
+
+from hub.catalog.format_tables import DERIVED_FORMATS
+from hub.catalog.search import SIGNS, AdapterFilter, MetricBound, Order
+from hub.catalog.tables import LISTING_METRICS, LISTING_TAGS, LISTING_WORDS, LISTINGS, MAX_BASE_NAME
+from hub.catalog.words import Wording
+
+_COLUMNS = ("rank", "licence", "task", "method", "format", "is_signed")
+
+Kind = Literal["column", "tag", "elsewhere", "words"]
+"""Where a condition looks; ``elsewhere`` is a table that knows no order of the list, as of metrics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One condition of a filter."""
+
+    kind: Kind
+    check: ColumnElement[bool]
+    """Asked of one listing."""
+    ids: Select[Any]
+    """``version_id`` of those that it leaves, and perhaps of others, by an index."""
+    sieve: ColumnElement[bool] | None = None
+    """Asked of listings, in a form that an index of theirs answers; it holds for those of ``ids``."""
+    is_exact: bool = True
+    """Whether ``ids`` and ``sieve`` have no others than it leaves."""
+    tag: str = ""
+    is_begun: bool = False
+    """Whether it is the beginning of a word, for PostgreSQL."""
+    fts5: str = ""
+    """What is asked of SQLite's full-text index, whose order is that of publishing."""
+
+    @property
+    def value(self) -> ColumnElement[bool]:
+        """The check as a value, so that no index on what it asks leads a database elsewhere."""
+        return case((self.check, true()), else_=false())
+
+    @property
+    def found(self) -> ColumnElement[bool]:
+        """What holds for the listings that it leaves, and perhaps for others, found by an index."""
+        return LISTINGS.c.version_id.in_(self.ids) if self.sieve is None else self.sieve
+
+    def is_in_order(self, order: Order) -> bool:
+        """Whether an index gives what it leaves in the order of the list."""
+        match self.kind:
+            case "column" | "tag":
+                return order in ("updated", "name")
+            case "words":
+                return bool(self.fts5) and order == "updated"
+            case "elsewhere":
+                return False
+            case _:
+                assert_never(self.kind)
+
+
+def parts_of(wanted: AdapterFilter, wording: Wording, *, is_sqlite: bool) -> Iterator[Part]:
+    """Yield the conditions of a filter, whose search is ``wording``."""
+    yield from (_tag_part(tag.lower(), is_sqlite=is_sqlite) for tag in dict.fromkeys(wanted.tags))
+    if wanted.base_model is not None:
+        yield _base_part(wanted.base_model)
+    if wanted.namespace is not None:
+        yield _column_part("namespace", wanted.namespace.lower())
+    yield from (_column_part(name, getattr(wanted, name)) for name in _COLUMNS if getattr(wanted, name) is not None)
+    yield from (_metric_part(bound) for bound in wanted.metrics)
+    if wanted.attached is not None:
+        yield _attached_part(wanted.attached)
+    if len(wording) and is_sqlite:
+        yield _sqlite_words(wording)
+    elif len(wording):
+        yield from map(_postgres_word, wording.each)
+
+
+def _tag_part(tag: str, *, is_sqlite: bool) -> Part:
+    one = LISTING_TAGS.alias()
+    place = func.instr if is_sqlite else func.strpos
+    # No tag is empty, and none has an end of line in it.
+    check = place("\n" + LISTINGS.c.tags.concat("\n"), f"\n{tag}\n") > 0 if tag else false()
+    return Part(kind="tag", tag=tag, check=check, ids=select(one.c.version_id).where(one.c.tag == tag))
+
+
+def _column_part(name: str, value: object, and_also: Callable[[], ColumnElement[bool]] | None = None) -> Part:
+    one, sieve = LISTINGS.alias(), LISTINGS.c[name] == value
+    return Part(
+        kind="column",
+        check=sieve if and_also is None else sieve & and_also(),
+        ids=select(one.c.version_id).where(one.c[name] == value),
+        sieve=sieve,
+        is_exact=and_also is None,
+    )
+
+
+def _base_part(base_model: str) -> Part:
+    name, at, _ = base_model.partition("@")
+    exact, whole = LISTINGS.c.base_model, base_model if at else name
+
+    def is_exact() -> ColumnElement[bool]:
+        return or_(exact == whole, exact.startswith(f"{whole}@", autoescape=True))
+
+    return _column_part("base_name", name[:MAX_BASE_NAME], is_exact if at or len(name) >= MAX_BASE_NAME else None)
+
+
+def _metric_part(bound: MetricBound) -> Part:
+    has, one = LISTING_METRICS.alias(), LISTING_METRICS.alias()
+    within = SIGNS[bound.sign]
+    check = exists().where(has.c.version_id == LISTINGS.c.version_id, has.c.name == bound.name, within(has.c.value, bound.value))
+    return Part(
+        kind="elsewhere", check=check, ids=select(one.c.version_id).where(one.c.name == bound.name, within(one.c.value, bound.value))
+    )
+
+
+def _attached_part(derived: str) -> Part:
+    has, one = DERIVED_FORMATS.alias(), DERIVED_FORMATS.alias()
+    check = exists().where(has.c.version_id == LISTINGS.c.version_id, has.c.format == derived)
+    # Once a version, however many types of numbers it is attached in.
+    return Part(kind="elsewhere", check=check, ids=select(one.c.version_id).where(one.c.format == derived).distinct())
+
+
+def _sqlite_words(wording: Wording) -> Part:
+    words = " " + LISTINGS.c.words.concat(" ")
+    asked = (*(f" {word} " for word in wording.whole), *(f" {word}" for word in wording.begun))
+    check = sql_literal(1) == 1
+    for text in asked:
+        check &= func.instr(words, text) > 0
+    ids = select(LISTING_WORDS.c.rowid.label("version_id")).where(LISTING_WORDS.c.listing_words.op("MATCH")(wording.fts5))
+    return Part(kind="words", check=check, ids=ids, fts5=wording.fts5)
+
+
+def _postgres_word(wording: Wording) -> Part:
+    one, asked = LISTINGS.alias(), cast(wording.tsquery, TSQUERY)
+    sieve = LISTINGS.c.words.op("@@", is_comparison=True)(asked)
+    ids = select(one.c.version_id).where(one.c.words.op("@@")(asked))
+    return Part(kind="words", check=sieve, sieve=sieve, ids=ids, is_begun=bool(wording.begun))
