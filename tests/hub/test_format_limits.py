@@ -14,7 +14,14 @@ import pytest
 from starlette.testclient import TestClient
 
 from hub.formats.factors import Known, Layer, factor_problems
-from hub.formats.limits import MAX_FACTOR_BYTES, MAX_GENERATOR_BYTES, generator_problems, gguf_sizes_of, size_problems, sizes_of
+from hub.formats.limits import (
+    MAX_FACTOR_BYTES,
+    MAX_GENERATOR_BYTES,
+    generator_problems,
+    gguf_sizes_of,
+    size_problems,
+    sizes_of,
+)
 from hub.objects import MemoryStore
 from infra.auth import create_token
 from infra.database import writing
@@ -54,6 +61,36 @@ def test_versions_of_a_rank_that_would_fill_the_memory_are_not_compared(hub: Hub
     answer = client.get("/api/v1/adapters/demo/huge-1/versions/1/diff", params={"other": "demo/huge-2@1"})
     assert answer.status_code == 200, answer.text
     assert answer.json()["incomparable"] == f"the rank is too large to compare: {HUGE_RANK}, and at most 4096"
+
+
+@pytest.mark.parametrize("method", ["lora", "wegeft"])
+def test_versions_of_very_many_groups_are_not_compared(hub: Hub, client: TestClient, method: str) -> None:
+    """Each of them is small, and none of a rank that is refused: it is all of them together that take long."""
+    publish_many(hub, f"many/{method}", method, 160)
+    publish_many(hub, f"few/{method}", method, 10)
+    found = {
+        second: client.get(f"/api/v1/adapters/few/{method}/versions/1/diff", params={"other": f"{second}/{method}@1"}).json()
+        for second in ("many", "few")
+    }
+    assert found["many"]["incomparable"].startswith("comparing them takes too long: width times the square of both ranks")
+    assert found["many"]["groups"] == []
+    assert (found["few"]["incomparable"], len(found["few"]["groups"])) == (None, 10)
+
+
+def publish_many(hub: Hub, name: str, method: str, count: int) -> None:
+    rank = 4096 if count > 10 else 2
+    up, down = np.ones((4, rank), "f4"), np.ones((rank, 4), "f4")
+    groups = [f"layers.{number}.up_proj" for number in range(count)]
+    if method == "wegeft":
+        pairs = {f"base_model.wegeft_generators.{group}": ("phi", "psi") for group in groups}
+        config: dict[str, Any] = {"peft_type": "WEGEFT", "wegeft_alpha": 1.0}
+    else:
+        pairs = {f"base_model.model.{group}": ("lora_B.weight", "lora_A.weight") for group in groups}
+        config = {"peft_type": "LORA", "lora_alpha": 1.0}
+    tensors = {f"{at}.{end}": array for at, ends in pairs.items() for end, array in zip(ends, (up, down), strict=True)}
+    told = json.dumps(config | {"r": rank, "task_type": "CAUSAL_LM", "base_model_name_or_path": "org/base"}).encode()
+    files = {CONFIG_FILE: told, WEIGHTS_FILE: write_tensors(tensors, "F32", {"format": "pt"})}
+    hub.publish_files(f"job:{name}", name, files, method=method, base_model=made.BASE, rank=rank)
 
 
 @pytest.mark.parametrize("at", ["lora/float32", "mlx/float32", "gguf/float32"])
