@@ -17,17 +17,19 @@ from hub.formats.factors import Known, Layer, factor_problems
 from hub.formats.limits import (
     MAX_FACTOR_BYTES,
     MAX_GENERATOR_BYTES,
+    FactorSize,
     generator_problems,
     gguf_sizes_of,
     size_problems,
     sizes_of,
 )
+from hub.formats.widths import width_problems
 from hub.objects import MemoryStore
 from infra.auth import create_token
 from infra.database import writing
 from tests.hub import format_files as made
 from tests.hub.serving import NOW, Hub, made_hub
-from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE
+from wegeft.contracts.adapter import CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE
 from wegeft.contracts.gguf_file import GgufAdapter, GgufTensor
 from wegeft.contracts.tensor_writer import write_tensors
 from wegeft.contracts.tensors import TensorHeader, TensorSpec
@@ -241,3 +243,33 @@ def test_widths_and_ranks_that_no_generator_has_are_refused() -> None:
     wrong = [Layer(name="q_proj", read=lambda shape=shape: np.ones(shape)) for shape in ((2, 9), (1, 8), (2, 1))]  # type: ignore[misc]
     found = [problem.value for problem in factor_problems(wrong, known)]
     assert found == ["[2, 9]", "[1, 8]", "[2, 1]", None]
+
+
+@pytest.mark.parametrize("at", ["lora/float32", "mlx/float32", "gguf/float32"])
+def test_layers_that_are_not_as_wide_as_the_base_models_are_refused(hub: Hub, client: TestClient, tmp_path: Path, at: str) -> None:
+    """A job has told how large a LoRA of its base model is; a factor of another width, the other one right, shows."""
+    known = made.generators()
+    found = made.factors(known)
+    wider = {name: (np.pad(up, ((0, 8), (0, 0))), down) for name, (up, down) in found.items()}
+    size = 4 * sum(up.size + down.size for up, down in found.values())
+    files = made.native(known) | {METRICS_FILE: json.dumps({"lora_equivalent_bytes": size}).encode()}
+    hub.publish_files("job:1", "demo/x", files, base_model=made.BASE, rank=made.RANK)
+    for factors, status in ((wider, 422), (found, 200)):
+        sent = {"lora": made.lora, "mlx": made.mlx, "gguf": lambda one: made.gguf_files(one, tmp_path)}[at.partition("/")[0]](factors)
+        made.send(client, sent)
+        answer = client.put(f"{FORMATS}/{at}", json=made.attachment(sent))
+        assert answer.status_code == status, answer.text
+        if status == 422:
+            assert [problem["path"] for problem in answer.json()["problems"]] == ["layers"]
+            assert answer.json()["problems"][0]["hint"].startswith("52, as the version's job has measured")
+
+
+@pytest.mark.parametrize(
+    ("figures", "ranks", "is_told"),
+    [({}, [2, 2], False), ({"lora_equivalent_bytes": "x"}, [2], False), ({"lora_equivalent_bytes": 8}, [2, 3], False),
+     ({"lora_equivalent_bytes": True}, [2], False), ({"lora_equivalent_bytes": 8}, [2], True), ({"lora_equivalent_bytes": 80}, [2], False)],
+)  # fmt: skip
+def test_widths_are_told_only_where_they_are_known(figures: dict[str, Any], ranks: list[int], is_told: bool) -> None:
+    generators = [FactorSize(name=str(rank), rank=rank, count=8) for rank in ranks]
+    written = [FactorSize(name="x.lora_A.weight", rank=2, count=8), FactorSize(name="x.lora_B.weight", rank=2, count=12)]
+    assert bool(list(width_problems(figures, generators, written))) is is_told
