@@ -11,7 +11,7 @@ from hub.catalog.commits import COMMIT_MESSAGES, Commit, add_message, find_made,
 from hub.catalog.evaluations import list_evaluations, report_evaluation
 from hub.catalog.facets import count_facets
 from hub.catalog.format_tables import DERIVED_FORMATS
-from hub.catalog.formats import Shelf, attach_format, count_formats, detach_format, drop_formats, keep_format, list_formats
+from hub.catalog.formats import Shelf, attach_format, count_formats, detach_format, drop_formats, keep_format, list_formats, sign_format
 from hub.catalog.holds import (
     Stock,
     arrive,
@@ -173,6 +173,7 @@ __all__ = [
     "seize",
     "set_alias",
     "set_visibility",
+    "sign_format",
     "starts_private",
     "take_stock",
     "unlist",

@@ -8,6 +8,7 @@ from urllib.parse import quote
 from wegeft.client.blobs import upload
 from wegeft.client.downloads import fetch_folder
 from wegeft.client.transport import Call, Transport, json_body
+from wegeft.client.trust import TrustStore, check_format
 from wegeft.contracts.adapter import AdapterRef, FileEntry
 from wegeft.contracts.errors import NotFound, UnexpectedAnswer
 from wegeft.contracts.formats import (
@@ -27,6 +28,7 @@ class FormatCalls:
     """What :class:`wegeft.client.Client` can ask about derived formats."""
 
     _transport: Transport
+    _trust: TrustStore
 
     def formats(self, ref: str) -> FormatList:
         """Return in which forms a version can be had, and how those are made that are not there."""
@@ -54,17 +56,20 @@ class FormatCalls:
     def download_format(self, ref: str, format_: DerivedFormat, folder: Path, dtype: StoredDtype | None = None) -> AttachedFormat:
         """Write a derived format that is attached to a version into a new folder, every byte verified; return what it is.
 
-        ``dtype``: how its numbers shall be stored; None takes the most exact that there is. Raises :class:`NotFound`, which says how
-        to make one, and :class:`InvalidSetting` where there is something already.
+        ``dtype``: how its numbers shall be stored; None takes the most exact that there is. Its signature, which is checked as a
+        version's is, is written beside the files. Raises :class:`NotFound`, which says how to make one, :class:`SignatureInvalid`,
+        :class:`UntrustedKey`, and :class:`InvalidSetting` where there is something already.
         """
-        [view] = [view for view in self.formats(ref).formats if view.format == format_]
+        listed = self.formats(ref)
+        [view] = [view for view in listed.formats if view.format == format_]
         found = [one for one in view.attached if dtype in (None, one.dtype)]
         if not found:
             raise NotFound(f"no {format_}{f' of {dtype}' if dtype else ''} is attached to this version", path=ref, hint=view.how)
         chosen = min(found, key=lambda one: one.largest_error)
         if {entry.path for entry in chosen.files} != FORMAT_FILES[format_]:
             raise UnexpectedAnswer("the server lists other files than the format has", path=ref, value=format_)
-        fetch_folder(self._transport, f"{_path(ref, format_, chosen.dtype)}/files", chosen.files, folder)
+        check_format(self._transport, self._trust, listed.ref, chosen)
+        fetch_folder(self._transport, f"{_path(listed.ref, format_, chosen.dtype)}/files", chosen.files, folder, chosen.signature)
         return chosen
 
 
