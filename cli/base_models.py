@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,7 @@ from pathlib import Path
 from cli.output import is_terminal, note
 from wegeft.contracts.base_model_name import is_hub_id
 from wegeft.contracts.errors import BaseModelNotFound, InvalidAdapterConfig
-
-_PINNED = re.compile(r"(?P<name>.+)@(?P<pin>[0-9a-f]{40}|sha256:[0-9a-f]{64})")
+from workers.base_identity import is_same_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,23 +53,3 @@ def check_is_base(found: FoundBase, wanted: str, *, allow_other: bool) -> None:
         hint = "--allow-other-base converts for this one all the same"
         raise InvalidAdapterConfig(message, path="--base", value=found.identity, hint=hint)
     note(f"{message}, and this is {found.identity}: what is written is exact for this one")
-
-
-def is_same_model(first: str, second: str) -> bool:
-    """Whether two names mean one model: by their pins where both have one of a kind, else by their names."""
-    from wegeft.method.stored_base import canonical_name
-
-    pins = [unpin(identity)[1] for identity in (first, second)]
-    digests = [identity.rpartition("@")[2] for identity in (first, second) if _PINNED.fullmatch(identity)]
-    if len(digests) == 2 and (pins[0] is None) == (pins[1] is None):
-        return digests[0] == digests[1]
-    return canonical_name(first) == canonical_name(second)
-
-
-def unpin(identity: str) -> tuple[str, str | None]:
-    """Return the name in a pinned base model, and its commit where it is a Hugging Face id."""
-    match = _PINNED.fullmatch(identity)
-    if match is None:
-        return identity, None
-    pin = match["pin"]
-    return match["name"], None if pin.startswith("sha256:") else pin

@@ -54,8 +54,11 @@ def _view(name: DerivedFormat, version: VersionView, engine: EngineView, attache
 
 
 def how_to_make(version: VersionView, name: DerivedFormat) -> str:
-    """Return the command that makes a format where the base model is, and attaches it."""
-    return f"wgctl adapters export {version.ref} --format {name} --attach, where the base model is"
+    """Return the commands that make a format and attach it: by a worker, and where the base model is."""
+    return (
+        f"wgctl adapters convert {version.ref} --format {name} has a worker make it; "
+        f"where the base model is, wgctl adapters export {version.ref} --format {name} --attach"
+    )
 
 
 def attach(

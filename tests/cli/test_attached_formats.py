@@ -147,6 +147,7 @@ def changed_files(connection: Any) -> str:
         ("verify demo/input@1 --dtype float32", "invalid_setting", "--dtype"),
         ("verify . --format gguf", "invalid_setting", "--format"),
         ("verify demo/input@1 --signature x", "invalid_setting", "--signature"),
+        ("convert demo/input@1 --format lora --dtype q8_0", "invalid_setting", "--dtype"),
     ],
 )
 def test_what_cannot_be_is_said(call: Call, line: str, code: str, path: str | None) -> None:

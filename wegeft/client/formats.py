@@ -10,6 +10,7 @@ from wegeft.client.downloads import fetch_folder
 from wegeft.client.transport import Call, Transport, json_body
 from wegeft.client.trust import TrustStore, check_format
 from wegeft.contracts.adapter import AdapterRef, FileEntry
+from wegeft.contracts.conversion import ConversionAnswer, ConversionRequest
 from wegeft.contracts.errors import NotFound, UnexpectedAnswer
 from wegeft.contracts.formats import (
     FORMAT_FILES,
@@ -48,6 +49,16 @@ class FormatCalls:
             entries.append(FileEntry(path=name, digest=blob.digest, size=blob.size))
         body = json_body(FormatAttachment(files=tuple(entries), **measured.model_dump()))
         return self._transport.ask(Call(method="PUT", path=_path(ref, *shelf), headers=_JSON, content=body), AttachedFormat)
+
+    def convert(self, ref: str, wanted: ConversionRequest) -> ConversionAnswer:
+        """Have a worker make derived formats of a version; return those that are attached already, and the job that makes the others.
+
+        Harmless to repeat: equal requests get one job as long as it may succeed. Raises :class:`InvalidRequest` with every format that
+        the version can never have, and :class:`PolicyRefused`.
+        """
+        parsed = AdapterRef.parse(ref)
+        path = f"/adapters/{parsed.adapter}/versions/{parsed.selector}/conversions"
+        return self._transport.ask(Call(method="POST", path=path, headers=_JSON, content=json_body(wanted)), ConversionAnswer)
 
     def detach_format(self, ref: str, shelf: tuple[DerivedFormat, StoredDtype]) -> None:
         """Forget a derived format of a version; raise :class:`NotFound` where there is none."""
