@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, assert_never
 import rich_click as click
 
 from cli.attaching import check_attachable, send
-from cli.base_models import FoundBase, check_is_base, find_base, unpin
+from cli.base_models import FoundBase, check_is_base, find_base
 from cli.connection import connect
 from cli.options import example, json_option
 from cli.output import note, print_fields, print_json, show_bytes
 from wegeft.contracts.adapter import CONFIG_FILE, AdapterRef
 from wegeft.contracts.errors import InvalidAdapterConfig, InvalidReference, InvalidSetting
+from workers.base_identity import unpin
 
 if TYPE_CHECKING:
     from wegeft.client import Client
@@ -190,22 +191,15 @@ def _base_for(source: Source, wish: Wish) -> FoundBase:
 
 
 def _write(source: Source, base: FoundBase, wish: Wish) -> Export:
-    from wegeft.method import merge_into, to_gguf, to_lora, to_mlx
+    from wegeft.method import merge_into
     from wegeft.method.stored_head import open_base_of
+    from workers.derived_formats import write_format
 
-    dtype: Any = wish.dtype or "float32"
-    match wish.layout:
-        case "lora":
-            return to_lora(source.folder, open_base_of(base.path, source.folder), wish.target, dtype=dtype)
-        case "gguf":
-            return to_gguf(source.folder, open_base_of(base.path, source.folder), wish.target, dtype=dtype, ollama_base=wish.ollama_base)
-        case "mlx":
-            return to_mlx(source.folder, open_base_of(base.path, source.folder), wish.target, dtype=dtype)
-        case "merged":
-            stored: Any = wish.dtype
-            return merge_into(base.path, source.folder, wish.target, dtype=stored, allow_other_base=True)
-        case _:
-            assert_never(wish.layout)
+    stored: Any = wish.dtype
+    if wish.layout == "merged":
+        return merge_into(base.path, source.folder, wish.target, dtype=stored, allow_other_base=True)
+    opened = open_base_of(base.path, source.folder)
+    return write_format(wish.layout, source.folder, opened, wish.target, stored or "float32", wish.ollama_base)
 
 
 def describe(source: Source, base: FoundBase, wish: Wish, written: Export) -> dict[str, object]:

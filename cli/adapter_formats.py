@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group("formats", no_args_is_help=True)
 def formats() -> None:
-    """What engines read instead of a version's own files: see what there is, and forget it; adapters export makes and attaches it."""
+    """What engines read instead of a version's own files: see what there is, and forget it; adapters convert and export make it."""
 
 
 @formats.command("ls", epilog=example("wgctl adapters formats ls demo/arithmetic@3"))

@@ -10,10 +10,11 @@ from typing import Any, Literal
 import rich_click as click
 
 from cli.adapter_export import base_in, check_target
-from cli.base_models import find_base, unpin
+from cli.base_models import find_base
 from cli.options import example, json_option
 from cli.output import note, print_fields, print_json, show_bytes
 from wegeft.contracts.errors import InvalidSetting
+from workers.base_identity import unpin
 
 Origin = Literal["gift", "peft-fork"]
 

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from cli.connection import connect
 from cli.output import note
-from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.errors import InvalidSetting
-from wegeft.contracts.formats import AttachedFormat, DerivedFormat, FormatMeasurement
+from wegeft.contracts.formats import AttachedFormat, DerivedFormat
 
 if TYPE_CHECKING:
     from cli.adapter_export import Source, Wish
@@ -29,19 +28,9 @@ def check_attachable(adapter: str, wish: Wish) -> None:
 
 def send(source: Source, base: FoundBase, wish: Wish, written: Export) -> AttachedFormat:
     """Attach what was written to its version; raise what the hub refuses."""
-    from importlib.metadata import version as version_of
+    from workers.derived_formats import measurement_of
 
-    worst = max(written.errors, key=lambda name: written.errors[name])
-    config = base.path / "config.json"
-    measured = FormatMeasurement(
-        base_model=base.identity,
-        base_config_digest=digest_of(config.read_bytes()) if config.is_file() else None,
-        largest_error=written.largest_error,
-        largest_error_layer=worst,
-        layers=len(written.errors),
-        made_by=f"wegeft-hub {version_of('wegeft-hub')}",
-    )
     note(f"sending it to {source.name}")
     shelf: Any = (wish.layout, written.dtype)
     with connect() as client:
-        return client.attach_format(source.name, wish.target, shelf, measured)
+        return client.attach_format(source.name, wish.target, shelf, measurement_of(written, base.identity, base.path))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,7 @@ from pathlib import Path
 from cli.output import is_terminal, note
 from wegeft.contracts.base_model_name import is_hub_id
 from wegeft.contracts.errors import BaseModelNotFound, InvalidAdapterConfig
-
-_PINNED = re.compile(r"(?P<name>.+)@(?P<pin>[0-9a-f]{40}|(?P<kind>sha256|weights1):[0-9a-f]{64})")
+from workers.base_identity import is_known_as
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,35 +50,10 @@ def find_base(name: str, revision: str | None = None) -> FoundBase:
 
 def check_is_base(found: FoundBase, wanted: str, *, allow_other: bool) -> None:
     """Raise ``InvalidAdapterConfig`` unless ``found`` is the model that ``wanted`` names, or say so and go on where another is allowed."""
-    former = found.former_identity
-    if is_same_model(former if former is not None and _kind(former) == _kind(wanted) else found.identity, wanted):
+    if is_known_as(wanted, found.identity, found.former_identity):
         return
     message = f"the adapter was trained on {wanted}"
     if not allow_other:
         hint = "--allow-other-base converts for this one all the same"
         raise InvalidAdapterConfig(message, path="--base-model", value=found.identity, hint=hint)
     note(f"{message}, and this is {found.identity}: what is written is exact for this one")
-
-
-def is_same_model(first: str, second: str) -> bool:
-    """Whether two names mean one model: by their pins where both have one of a kind, else by their names."""
-    from wegeft.method.stored_base import canonical_name
-
-    pins = [identity.rpartition("@")[2] for identity in (first, second) if _PINNED.fullmatch(identity)]
-    if len(pins) == 2 and _kind(first) == _kind(second):
-        return pins[0] == pins[1]
-    return canonical_name(first) == canonical_name(second)
-
-
-def unpin(identity: str) -> tuple[str, str | None]:
-    """Return the name in a pinned base model, and its commit where it is a Hugging Face id."""
-    match = _PINNED.fullmatch(identity)
-    if match is None:
-        return identity, None
-    return match["name"], match["pin"] if match["kind"] is None else None
-
-
-def _kind(identity: str) -> str | None:
-    """Return what a pin is of: ``sha256`` or ``weights1``, ``commit``, or None without one."""
-    match = _PINNED.fullmatch(identity)
-    return None if match is None else match["kind"] or "commit"

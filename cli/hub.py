@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import rich_click as click
 
+from cli.adapter_conversion import convert_in_worker
 from cli.adapter_export import Wish, check_wish, convert, export, open_published
 from cli.adapter_formats import fetch_attached, formats, show_formats
 from cli.adapter_import import import_checkpoint
-from cli.base_models import unpin
 from cli.cards import card
 from cli.connection import connect
 from cli.evaluations import diff, evaluations
@@ -24,6 +24,7 @@ from wegeft.contracts.adapter import AdapterPage, AdapterRef, AdapterView, Versi
 from wegeft.contracts.errors import InvalidSetting
 from wegeft.contracts.formats import DerivedFormat
 from wegeft.contracts.provenance import EvaluationView
+from workers.base_identity import unpin
 
 if TYPE_CHECKING:
     from wegeft.client import Client
@@ -245,6 +246,7 @@ def _download_lora(client: Client, ref: str, folder: Path, base_model: str | Non
 
 
 adapters.add_command(export)
+adapters.add_command(convert_in_worker)
 adapters.add_command(formats)
 adapters.add_command(import_checkpoint)
 adapters.add_command(push)

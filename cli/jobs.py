@@ -12,6 +12,7 @@ from cli.narration import narrator
 from cli.options import example, json_option
 from cli.output import note, print_fields, print_json, print_json_line, print_table, say, show_age, show_duration, show_time
 from wegeft.client import Client
+from wegeft.contracts.conversion_spec import ConversionSpec
 from wegeft.contracts.errors import JobCancelled, JobFailed, JobPending, ServiceTimeout, ServiceUnreachable
 from wegeft.contracts.job_tasks import metrics_of, show_metric
 from wegeft.contracts.training import EventRecord, JobPage, JobState, JobView
@@ -78,6 +79,8 @@ def show_job(job_id: str, is_json: bool) -> None:
 
 def _measured(client: Client, job: JobView) -> str | None:
     """Return what was measured last of the held-out rows; None before anything was."""
+    if isinstance(job.spec, ConversionSpec):
+        return None
     names = ("eval_loss", "exact_match", *metrics_of(job.spec.task, job.spec.problem_type))
     last = {name: points[-1] for name in names if (points := client.metric(job.id, name))} if job.step or job.state.is_final else {}
     told = ", ".join(f"{name.replace('_', ' ')} {show_metric(name, point.value)}" for name, point in last.items())
@@ -98,7 +101,7 @@ def _fields_of(job: JobView, measured: str | None) -> list[tuple[str, str | None
         ("step", _progress(job)),
         ("measured", measured),
         ("attempt", str(job.attempt)),
-        ("task", str(job.spec.task).replace("_", " ")),
+        ("task", _task_of(job)),
         ("base model", job.spec.base_model),
         ("adapter", str(job.spec.adapter)),
         ("priority", str(job.priority)),
@@ -108,6 +111,12 @@ def _fields_of(job: JobView, measured: str | None) -> list[tuple[str, str | None
         ("finished", show_time(job.finished_at)),
         ("took", None if took is None else show_duration(took)),
     ]
+
+
+def _task_of(job: JobView) -> str:
+    if isinstance(job.spec, ConversionSpec):
+        return f"convert {job.spec.ref} to {', '.join(job.spec.formats)} of {job.spec.dtype}"
+    return str(job.spec.task).replace("_", " ")
 
 
 @jobs.command("logs", epilog=example("wgctl jobs logs -f JOB_ID\nwgctl jobs logs JOB_ID --json"))
@@ -196,7 +205,8 @@ def follow_to_end(client: Client, job_id: str, *, is_quiet: bool) -> JobView:
     watch(client, job_id)
     view = client.job(job_id)
     if view.result:
-        say(f"published {view.result.ref}", style="green")
+        done = "attached to" if isinstance(view.spec, ConversionSpec) else "published"
+        say(f"{done} {view.result.ref}", style="green")
     return view
 
 

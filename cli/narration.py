@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, assert_never
 
 from cli.output import console, error_console, is_terminal, printable, show_bytes, show_duration
 from wegeft.contracts.job_tasks import show_metric
-from wegeft.contracts.training import CheckpointSaved, Evaluation, EventRecord, JobEvent, Message, Progress, StateChanged
+from wegeft.contracts.training import Advanced, CheckpointSaved, Evaluation, EventRecord, JobEvent, Message, Progress, StateChanged
 
 if TYPE_CHECKING:
     from rich.progress import Progress as ProgressBar
@@ -55,6 +55,8 @@ def describe(event: JobEvent) -> str:
             return _describe_evaluation(event)
         case CheckpointSaved():
             return f"checkpoint at step {event.step} ({show_bytes(event.size)})"
+        case Advanced():
+            return f"part {event.step}/{event.total_steps}  {printable(event.text)}"
         case Message():
             return f"{_LEVELS[event.level]}{printable(event.text)}"
         case StateChanged():
@@ -121,6 +123,9 @@ class _BarNarrator:
             figures = f"{event.step}/{event.total_steps}  loss {event.loss:.4f}  {event.tokens_per_second:.0f} tok/s{tail}"
             self._bar.update(self._task, description="training", total=event.total_steps, completed=event.step, figures=figures)
             return
+        if isinstance(event, Advanced):
+            figures = f"{event.step}/{event.total_steps}"
+            self._bar.update(self._task, description="converting", total=event.total_steps, completed=event.step, figures=figures)
         if isinstance(event, StateChanged):
             self._bar.update(self._task, description=str(event.state))
         self._bar.console.print(f"{record.at.astimezone():%H:%M:%S} {describe(event)}", markup=False, highlight=False, soft_wrap=True)

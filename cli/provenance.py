@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import rich_click as click
 
@@ -14,8 +14,9 @@ from cli.home import Home
 from cli.options import example, json_option
 from cli.output import note, print_fields, print_json, print_table, say
 from infra.settings import load_settings
-from wegeft.contracts.bundles import BundleKind, key_of_bundle
+from wegeft.contracts.bundles import BundleKind, SignedFormat, key_of_bundle
 from wegeft.contracts.errors import InvalidSetting
+from wegeft.contracts.formats import DerivedFormat, StoredDtype
 from wegeft.contracts.provenance import LineageView, Relative
 from wegeft.contracts.signing_keys import Algorithm, key_id
 
@@ -29,6 +30,7 @@ _MAX_KEY_BYTES = 10_000
     "verify",
     epilog=example(
         "wgctl adapters verify demo/arithmetic@3\n"
+        "wgctl adapters verify demo/arithmetic@3 --format gguf --dtype q8_0\n"
         "wgctl adapters verify ./adapter\n"
         "wgctl adapters verify models--demo--arithmetic/snapshots/COMMIT --signature model.sig --public-key hub.pem"
     ),
@@ -36,18 +38,25 @@ _MAX_KEY_BYTES = 10_000
 @click.argument("target", metavar="REF|FOLDER")
 @click.option("--signature", type=click.Path(path_type=Path), help="For a folder: its signature, by default model.sig in it.")
 @click.option("--public-key", type=click.Path(path_type=Path), help="For a folder: PEM file of the key to trust, and no other.")
+@click.option(
+    "--format", "layout", type=click.Choice(get_args(DerivedFormat)), help="Of a version: check a derived format that is attached."
+)
+@click.option(
+    "--dtype", type=click.Choice(get_args(StoredDtype)), help="With --format: how its numbers are stored; by default the most exact."
+)
 @json_option
-def verify(target: str, signature: Path | None, public_key: Path | None, is_json: bool) -> None:
-    """Check the hub's signature of a version, and every byte of its files against it.
+def verify(target: str, is_json: bool, **options: Any) -> None:
+    """Check the hub's signature of a version, or of a derived format of it, and every byte of its files against it.
 
     A folder is checked without asking any server: one that was downloaded, or a snapshot in the cache of the Hugging Face libraries. The
     keys to trust are those of the hubs that were met before, or the one that is given.
     """
     folder = Path(target).expanduser()
+    _check_options(options, is_folder=folder.is_dir())
     if folder.is_dir():
-        signed = _verify_folder(folder, signature, public_key)
-    elif signature or public_key:
-        raise InvalidSetting("only used with a folder", path="--signature" if signature else "--public-key", hint="there is no such folder")
+        signed = _verify_folder(folder, options["signature"], options["public_key"])
+    elif options["layout"]:
+        signed = _verify_format(target, options["layout"], options["dtype"])
     else:
         signed = _verify_published(target)
     if is_json:
@@ -56,10 +65,24 @@ def verify(target: str, signature: Path | None, public_key: Path | None, is_json
             "manifest_digest": signed.claim.manifest,
             "key": signed.key,
             "files": dict(signed.files),
+            **({"format": signed.claim.format, "dtype": signed.claim.dtype} if isinstance(signed, SignedFormat) else {}),
         }
         print_json(answer)
     else:
-        say(f"{signed.ref} is what its hub has signed: {len(signed.files)} files, manifest {signed.claim.manifest}, key {signed.key[:16]}")
+        told = f"{len(signed.files)} files, manifest {signed.claim.manifest}, key {signed.key[:16]}"
+        say(f"{signed.subject} is what its hub has signed: {told}")
+
+
+def _check_options(options: dict[str, Any], *, is_folder: bool) -> None:
+    """Raise :class:`InvalidSetting` for options that do not go together."""
+    wrong = ("layout", "dtype") if is_folder else ("signature", "public_key")
+    found = next((name for name in wrong if options[name]), None)
+    if found:
+        hint = "its signature says what it is" if is_folder else "there is no such folder"
+        path = {"layout": "--format", "public_key": "--public-key"}.get(found, f"--{found}")
+        raise InvalidSetting("only used with a version" if is_folder else "only used with a folder", path=path, hint=hint)
+    if options["dtype"] and not options["layout"]:
+        raise InvalidSetting("only used with --format", path="--dtype", value=options["dtype"])
 
 
 def _verify_folder(folder: Path, signature: Path | None, public_key: Path | None) -> SignedVersion:
@@ -101,6 +124,17 @@ def _verify_published(ref: str) -> SignedVersion:
             raise InvalidSetting("the version is not signed: its hub has no key", path=version.ref)
         trusted = client.trusted_keys(key_of_bundle(version.signature))
         return verify_folder(folder, read_signature(folder), trusted)
+
+
+def _verify_format(ref: str, layout: DerivedFormat, dtype: StoredDtype | None) -> SignedVersion:
+    from wegeft.client.verification import read_signature, verify_folder
+
+    with connect() as client, tempfile.TemporaryDirectory(prefix="wegeft-") as temporary:
+        folder = Path(temporary) / "format"
+        attached = client.download_format(ref, layout, folder, dtype)
+        if attached.signature is None:
+            raise InvalidSetting("the format is not signed: its hub has no key", path=ref)
+        return verify_folder(folder, read_signature(folder), client.trusted_keys(key_of_bundle(attached.signature)))
 
 
 @click.command("trust", epilog=example("wgctl adapters trust\nwgctl adapters trust --public-key hub.pem\nwgctl adapters trust --renew"))

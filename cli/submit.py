@@ -69,7 +69,7 @@ def submit(job_file: Path, overrides: tuple[str, ...], is_waiting: bool, is_dry:
         return
     with (find_service(settings) or _start_service(settings)).connect() as client:
         view = send(client, prepared, idempotency_key or uuid.uuid4().hex)
-        if view.spec.federation is not None and not is_json:
+        if prepared.spec.federation is not None and not is_json:
             note(f"sites join by invitation: wgctl federation invite {view.id} --name site-a")
         if not is_waiting:
             print_json(view) if is_json else say(view.id)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hub import catalog
-from hub.formats.limits import MAX_RANK, sizes_of
+from hub.formats.limits import MAX_RANK, FactorSize, sizes_of
 from hub.lora_products import products_of
 from hub.objects import ObjectStore, read_verified
 from hub.services import HubServices
@@ -24,10 +24,14 @@ from wegeft.contracts.tensors import parse_header, read_tensors
 
 MAX_WEIGHTS_BYTES = 64 << 20
 """Of each version; larger ones are compared by their configuration and evaluations alone."""
+MAX_WORK = 10**10
+"""Of a comparison: width times the square of both ranks together, over all groups. What is computed takes some thirty times as many
+steps."""
 MAX_ANGLES = 64
 """Shown of each group."""
 
 _GENERATOR = re.compile(r"base_model\.wegeft_generators\.(?P<group>.+)\.(?P<factor>phi|psi)\Z")
+_FACTOR_END = re.compile(r"\.(?:phi|psi|lora_[AB]\.weight)\Z")
 _NAMES = re.compile(r"[@+|]")
 _NOT_SAID = frozenset({"peft_version", "inference_mode"})
 """Fields that tell nothing of what an adapter does."""
@@ -47,7 +51,8 @@ def compare(services: HubServices, first: VersionView, second: VersionView) -> C
     configs = [read_config(services.store, version) for version in (first, second)]
     reason = _reason((first, second), configs)
     weights = [] if reason else [_read_weights(services.store, version) for version in (first, second)]
-    reason = reason or _rank_reason(weights)
+    sizes = [list(sizes_of(parse_header(content, len(content)))) for content in weights]
+    reason = reason or _rank_reason(sizes) or _work_reason(sizes)
     pair = None if reason else [_generators_in(*one) for one in zip((first, second), weights, configs, strict=True)]
     return ComparisonView(
         first=first.ref,
@@ -101,11 +106,27 @@ def _read_weights(store: ObjectStore, version: VersionView) -> bytes:
     return read_verified(store, entry.digest, entry.size)
 
 
-def _rank_reason(weights: list[bytes]) -> str | None:
+def _rank_reason(sizes: list[list[FactorSize]]) -> str | None:
     """Return why weights cannot be compared whose rank would fill the memory; None where they can."""
-    ranks = [size.rank for content in weights for size in sizes_of(parse_header(content, len(content)))]
-    largest = max(ranks, default=0)
+    largest = max((size.rank for one in sizes for size in one), default=0)
     return f"the rank is too large to compare: {largest}, and at most {MAX_RANK}" if largest > MAX_RANK else None
+
+
+def _work_reason(sizes: list[list[FactorSize]]) -> str | None:
+    """Return why weights cannot be compared whose many groups would hold the hub for long; None where they can."""
+    widths, ranks = dict[str, int](), dict[str, int]()
+    for one in sizes:
+        group_ranks = {_FACTOR_END.sub("", size.name): size.rank for size in one}
+        for group, rank in group_ranks.items():
+            ranks[group] = ranks.get(group, 0) + rank
+        for size in one:
+            group = _FACTOR_END.sub("", size.name)
+            widths[group] = max(widths.get(group, 0), size.count // max(size.rank, 1))
+    work = sum(widths[group] * ranks[group] ** 2 for group in widths)
+    if work <= MAX_WORK:
+        return None
+    found = f"width times the square of both ranks, over all groups, is {work:.1e}, and at most {MAX_WORK:.1e}"
+    return f"comparing them takes too long: {found}"
 
 
 def _generators_in(version: VersionView, weights: bytes, config: Mapping[str, Any]) -> Generators:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from wegeft.contracts.base_model_name import is_hub_id
+from wegeft.contracts.conversion_spec import ConversionSpec
 from wegeft.contracts.errors import InvalidJob, PolicyRefused, Problem, shorten
 from wegeft.contracts.job import JobSpec
 
@@ -40,6 +41,16 @@ def check_submission(spec: JobSpec, policy: Policy, size_of: Callable[[str], int
         raise PolicyRefused("this server's policy does not allow the job", problems=refusals)
 
 
+def check_conversion(spec: ConversionSpec, policy: Policy) -> None:
+    """Let a conversion in, or raise: :class:`InvalidJob` where no worker can find its base model, and :class:`PolicyRefused`."""
+    problems = list(_model_path_problems(spec.base_model))
+    if problems:
+        raise InvalidJob("the version names its base model by a path that means nothing here", problems=problems)
+    refusals = list(_model_refusals(spec.base_model, policy))
+    if refusals:
+        raise PolicyRefused("this server's policy does not allow the conversion", problems=refusals)
+
+
 def explain_missing(spec: JobSpec, missing: frozenset[str]) -> InvalidJob:
     """Return what to raise where data sets were collected while the job was being let in."""
     problems = list(_dataset_problems(spec, lambda digest: None if digest in missing else 1))
@@ -54,23 +65,31 @@ def is_local_model(base_model: str) -> bool:
 def _refusals(spec: JobSpec, policy: Policy) -> Iterator[Problem]:
     if spec.trust_remote_code and not policy.allow_remote_code:
         yield Problem(path="trust_remote_code", message="this server runs no code that comes with a model", hint="leave it out")
-    if is_local_model(spec.base_model) and not policy.allow_local_models:
+    yield from _model_refusals(spec.base_model, policy)
+
+
+def _model_refusals(base_model: str, policy: Policy) -> Iterator[Problem]:
+    if is_local_model(base_model) and not policy.allow_local_models:
         yield Problem(
             path="base_model",
             message="this server takes no models from its disks",
-            value=shorten(spec.base_model),
+            value=shorten(base_model),
             hint="give a Hugging Face id",
         )
 
 
-def _path_problems(spec: JobSpec) -> Iterator[Problem]:
-    if is_local_model(spec.base_model) and not PurePosixPath(spec.base_model).is_absolute():
+def _model_path_problems(base_model: str) -> Iterator[Problem]:
+    if is_local_model(base_model) and not PurePosixPath(base_model).is_absolute():
         yield Problem(
             path="base_model",
             message="a path means nothing here unless it is absolute",
-            value=shorten(spec.base_model),
+            value=shorten(base_model),
             hint="give the whole path; `wgctl submit` does",
         )
+
+
+def _path_problems(spec: JobSpec) -> Iterator[Problem]:
+    yield from _model_path_problems(spec.base_model)
     if spec.chat_template.endswith(".jinja") and "{" not in spec.chat_template:
         yield Problem(
             path="chat_template",

@@ -16,13 +16,13 @@ from infra.auth import Guard, Principal, Role
 from infra.database import reading, writing
 from infra.http import API_PREFIX
 from infra.routers import Gathering
-from orchestrator import attempts_api, evidence_api, federation_api, ledger, sites_api
+from orchestrator import attempts_api, conversion_api, evidence_api, federation_api, ledger, sites_api
 from orchestrator.admission import check_submission, explain_missing
 from orchestrator.federation_start import start_problems
 from orchestrator.ids import ENTROPY_BYTES, check_job_id, make_job_id
 from orchestrator.services import OrchestratorServices
 from wegeft.contracts.errors import InvalidRequest, JobNotFound
-from wegeft.contracts.job import parse_spec
+from wegeft.contracts.job import JobSpec, parse_spec
 from wegeft.contracts.training import EventPage, JobPage, JobState, JobView, MetricPage
 
 LONGEST_WAIT_SECONDS = 30
@@ -59,6 +59,7 @@ def make_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
     router.include_router(_log_router(services, guard))
     router.include_router(_metric_router(services, guard))
     router.include_router(attempts_api.make_router(services))
+    router.include_router(conversion_api.make_router(services, guard))
     router.include_router(federation_api.make_router(services, guard))
     if services.federation_key is not None:
         router.include_router(evidence_api.make_router(services, guard, services.federation_key))
@@ -80,15 +81,15 @@ def _queue_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
         responses={200: {"description": "The job that the key was used for", "model": JobView}},
     )
     def post_job(body: Submission, caller: Annotated[Principal, Depends(writer)], response: Response, key: Key = None) -> JobView:
-        now = services.clock()
+        now, spec = services.clock(), parse_spec({**body.spec})
         job = ledger.NewJob(
             id=make_job_id(now, secrets.token_bytes(ENTROPY_BYTES)),
             owner=caller.name,
             token_id=caller.token_id,
-            spec=parse_spec({**body.spec}),
+            spec=spec,
             idempotency_key=key,
         )
-        view, is_new = _queue(services, job, caller, now)
+        view, is_new = _queue(services, job, spec, caller, now)
         response.status_code = 201 if is_new else 200
         response.headers["Location"] = f"{API_PREFIX}/jobs/{view.id}"
         return view
@@ -130,37 +131,37 @@ def _jobs_router(services: OrchestratorServices, guard: Guard) -> APIRouter:
     return router
 
 
-def _queue(services: OrchestratorServices, job: ledger.NewJob, caller: Principal, now: datetime) -> tuple[JobView, bool]:
+def _queue(services: OrchestratorServices, job: ledger.NewJob, spec: JobSpec, caller: Principal, now: datetime) -> tuple[JobView, bool]:
     """Return the job, and whether it is new; a repeated request gets its job even where the policy has changed since."""
     with reading(services.engine) as connection:
         known = ledger.find_same(connection, job, now)
-        had = catalog.find_had(connection, catalog.upload_of(job.token_id), ledger.data_of(job.spec), caller)
+        had = catalog.find_had(connection, catalog.upload_of(job.token_id), ledger.data_of(spec), caller)
         if known is None:
-            catalog.check_publisher(connection, caller, job.spec.adapter)
-            catalog.check_room(connection, job.spec.adapter)
+            catalog.check_publisher(connection, caller, spec.adapter)
+            catalog.check_room(connection, spec.adapter)
     if known is not None:
         return known, False
     # What others have sent is told apart from nothing by nobody who knows its digest alone.
-    wrong_start = start_problems(job.spec, services.store, had) if job.spec.federation is not None else ()
-    check_submission(job.spec, services.policy, lambda digest: services.store.has(digest) if digest in had else None, wrong_start)
+    wrong_start = start_problems(spec, services.store, had) if spec.federation is not None else ()
+    check_submission(spec, services.policy, lambda digest: services.store.has(digest) if digest in had else None, wrong_start)
     with writing(services.engine) as connection:
-        _take_place(connection, services, job, caller, now)
+        _take_place(connection, services, spec, caller, now)
         view, is_new = ledger.add(connection, job, now)
-        missing = ledger.hold_data(connection, view.id, job.spec) if is_new else frozenset()
+        missing = ledger.hold_data(connection, view.id, spec) if is_new else frozenset()
         if missing:
-            raise explain_missing(job.spec, missing)
+            raise explain_missing(spec, missing)
         if is_new:
-            audit.note(connection, "job.submit", view.id, now, adapter=str(job.spec.adapter))
+            audit.note(connection, "job.submit", view.id, now, adapter=str(spec.adapter))
     return view, is_new
 
 
-def _take_place(connection: Connection, services: OrchestratorServices, job: ledger.NewJob, caller: Principal, now: datetime) -> None:
+def _take_place(connection: Connection, services: OrchestratorServices, spec: JobSpec, caller: Principal, now: datetime) -> None:
     """Give the job's namespace to its author where nobody has it; refuse the job where somebody else has got it meanwhile."""
-    adapter = job.spec.adapter
+    adapter = spec.adapter
     catalog.claim(connection, adapter.namespace, caller, now, is_private_by_default=services.policy.is_private_by_default)
     catalog.check_publisher(connection, caller, adapter)
-    catalog.refuse_protected(connection, adapter, job.spec.output.aliases)
-    catalog.starts_private(connection, adapter.namespace, job.spec.output.visibility)
+    catalog.refuse_protected(connection, adapter, spec.output.aliases)
+    catalog.starts_private(connection, adapter.namespace, spec.output.visibility)
 
 
 def _parse_label(text: str) -> tuple[str, str]:

@@ -14,16 +14,19 @@ from hub import catalog
 from hub.intake import check_kept
 from hub.objects import stream_verified
 from infra.auth import Credentials, bearer_of
-from infra.bodies import reads_whole_files, streams_body, takes_reports, waits_for_store
+from infra.bodies import holds_tensors, reads_whole_files, streams_body, takes_reports, waits_for_store
 from infra.database import reading, writing
 from infra.description import BINARY
 from infra.http import API_PREFIX
 from orchestrator import ledger
+from orchestrator.conversions import attach_result
 from orchestrator.publishing import check_blobs, publish_result
 from orchestrator.services import OrchestratorServices
 from wegeft.contracts.adapter import check_digest
+from wegeft.contracts.conversion import AttemptTask, ConversionResult, ConversionTask
+from wegeft.contracts.conversion_spec import ConversionSpec
 from wegeft.contracts.errors import BlobNotFound, ErrorBody, Unauthenticated
-from wegeft.contracts.job import JobSpec
+from wegeft.contracts.job_kinds import read_spec
 from wegeft.contracts.training import (
     BlobView,
     Checkpoint,
@@ -64,17 +67,16 @@ class _Desk:
         with self.heard(lease) as (connection, _):
             return ledger.find_delivered(connection, lease, digests)
 
-    def task(self, lease: ledger.Lease) -> TrainingTask:
-        """Return what the caller is to train."""
+    def task(self, lease: ledger.Lease) -> TrainingTask | ConversionTask:
+        """Return what the caller is to train or to convert."""
         with self.heard(lease) as (_, row):
-            return TrainingTask(
-                job_id=lease.job_id,
-                attempt=lease.attempt,
-                spec=JobSpec.model_validate_json(row.spec),
-                resume_from=Checkpoint.model_validate(row.resume_from) if row.resume_from else None,
-                heartbeat_seconds=self.services.limits.heartbeat_seconds,
-                lease_seconds=self.services.limits.lease_seconds,
-            )
+            spec, limits = read_spec(row.spec), self.services.limits
+            told: dict[str, Any] = {"job_id": lease.job_id, "attempt": lease.attempt}
+            told |= {"heartbeat_seconds": limits.heartbeat_seconds, "lease_seconds": limits.lease_seconds}
+            if isinstance(spec, ConversionSpec):
+                return ConversionTask(spec=spec, **told)
+            resume_from = Checkpoint.model_validate(row.resume_from) if row.resume_from else None
+            return TrainingTask(spec=spec, resume_from=resume_from, **told)
 
 
 def check_attempt(connection: Connection, token: str, path: str) -> None:
@@ -100,9 +102,9 @@ def _report_router(desk: _Desk) -> APIRouter:
     router = APIRouter()
     clock = desk.services.clock
 
-    @router.get("/task", summary="What to train")
-    def get_task(lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> TrainingTask:
-        return desk.task(lease)
+    @router.get("/task", summary="What to train or to convert")
+    def get_task(lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> AttemptTask:
+        return AttemptTask(desk.task(lease))
 
     @router.post("/heartbeat", summary="Say that the worker lives")
     def post_heartbeat(body: Heartbeat, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> HeartbeatReply:
@@ -144,6 +146,16 @@ def _delivery_router(desk: _Desk) -> APIRouter:
     ) -> PublishedVersion:
         return publish_result(services, lease, body)
 
+    @router.post("/conversion", summary="Attach the formats that a conversion has made, and end the job")
+    @takes_reports
+    @holds_tensors
+    def post_conversion(
+        request: Request,  # noqa: ARG001 - says whose turn it is
+        body: ConversionResult,
+        lease: Annotated[ledger.Lease, Depends(desk.lease)],
+    ) -> PublishedVersion:
+        return attach_result(services, lease, body)
+
     @router.post("/failure", status_code=204, summary="End the attempt without a result")
     def post_failure(body: ErrorBody, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> None:
         with writing(services.engine) as connection:
@@ -177,7 +189,8 @@ def _blob_router(desk: _Desk) -> APIRouter:
     def put_blob(digest: str, request: Request, response: Response, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> BlobView:
         with desk.heard(lease) as (connection, row):
             # Of a full namespace no version is ever published, so its bytes are not taken in either.
-            catalog.check_room(connection, JobSpec.model_validate_json(row.spec).adapter)
+            spec = read_spec(row.spec)
+            catalog.check_room(connection, spec.adapter, versions=0 if isinstance(spec, ConversionSpec) else 1)
         size = services.intake.receive(digest, request)
         with desk.heard(lease) as (connection, _):
             is_kept = services.intake.own(connection, digest, size, ledger.delivery_of(lease.job_id))
@@ -195,7 +208,7 @@ def _input_router(desk: _Desk) -> APIRouter:
 
     @router.get(
         "/blobs/{digest}",
-        summary="Bytes that the task names: data sets and the checkpoint to go on from",
+        summary="Bytes that the task names: data sets and the checkpoint to go on from, or the version to convert",
         response_class=Response,
         responses={200: BINARY},
     )
@@ -217,5 +230,7 @@ def _input_router(desk: _Desk) -> APIRouter:
     return router
 
 
-def _named_by(task: TrainingTask) -> set[str]:
+def _named_by(task: TrainingTask | ConversionTask) -> set[str]:
+    if isinstance(task, ConversionTask):
+        return ledger.data_of(task.spec)
     return ledger.data_of(task.spec) | {entry.digest for entry in (task.resume_from.files if task.resume_from else ())}

@@ -15,8 +15,10 @@ from orchestrator.ledger import federations
 from orchestrator.result_check import check_result
 from orchestrator.services import OrchestratorServices
 from wegeft.contracts.adapter import FileEntry
-from wegeft.contracts.errors import InvalidRequest, Problem, StaleLease
+from wegeft.contracts.conversion_spec import ConversionSpec
+from wegeft.contracts.errors import InvalidRequest, Problem, ResultMismatch, StaleLease
 from wegeft.contracts.job import JobSpec
+from wegeft.contracts.job_kinds import read_spec
 from wegeft.contracts.training import PublishedVersion, TrainingResult
 
 
@@ -49,8 +51,8 @@ def publish_result(services: OrchestratorServices, lease: ledger.Lease, result: 
             row = ledger.contact(connection, lease, services.clock(), services.limits.lease_seconds)
             delivered = ledger.find_delivered(connection, lease, (entry.digest for entry in result.files))
         except StaleLease as error:
-            return _published_before(connection, lease, error)
-    spec = JobSpec.model_validate_json(row.spec)
+            return published_before(connection, lease, error)
+    spec = _training_in(row.spec)
     check_blobs(services.store, result.files, delivered)
     facts = check_version(services.store, result.files)
     check_result(spec, result, facts)
@@ -71,8 +73,15 @@ def publish_result(services: OrchestratorServices, lease: ledger.Lease, result: 
         try:
             ledger.hold(connection, lease)
         except StaleLease as error:
-            return _published_before(connection, lease, error)
+            return published_before(connection, lease, error)
         return _commit(services, connection, lease, publication, spec.output.aliases)
+
+
+def _training_in(text: str) -> JobSpec:
+    spec = read_spec(text)
+    if isinstance(spec, ConversionSpec):
+        raise ResultMismatch("the job converts a version, and this is the result of training", path="files")
+    return spec
 
 
 def _measured_on(spec: JobSpec) -> str | None:
@@ -81,7 +90,7 @@ def _measured_on(spec: JobSpec) -> str | None:
     return sources.pop() if len(sources) == 1 else None
 
 
-def _published_before(connection: Connection, lease: ledger.Lease, error: StaleLease) -> PublishedVersion:
+def published_before(connection: Connection, lease: ledger.Lease, error: StaleLease) -> PublishedVersion:
     """Return what a copy of this very report has published; raise ``error`` where there is none."""
     published = ledger.was_published(connection, lease)
     if published is None:

@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from hub.intake import KEEP_SECONDS, Intake, check_kept
 from hub.objects import ObjectStore
+from hub.services import HubServices
 from hub.signing import Signer
 from hub.uploads import PART_BYTES
 from infra.database import writing
@@ -39,6 +40,18 @@ class OrchestratorServices:
     """32 bytes, the Ed25519 private key that signs receipts; None refuses sites."""
     signer: Signer | None = None
     """Signs what is published; None leaves that for when somebody asks."""
+
+    @property
+    def hub(self) -> HubServices:
+        """The same parts, for what the hub does of a request."""
+        return HubServices(
+            engine=self.engine,
+            store=self.store,
+            clock=self.clock,
+            max_blob_bytes=self.policy.max_blob_bytes,
+            keep_seconds=self.keep_seconds,
+            signer=self.signer,
+        )
 
     @property
     def intake(self) -> Intake:

@@ -1,4 +1,4 @@
-"""One attempt from its order to its end: fetch the task, train, and deliver a result or say why there is none."""
+"""One attempt from its order to its end: fetch the task, train or convert, and deliver a result or say why there is none."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
+from typing import assert_never
 
 import structlog
 import torch
 
 from wegeft.client import AttemptClient
+from wegeft.contracts.conversion import ConversionTask
 from wegeft.contracts.errors import ErrorBody, JobCancelled, OutOfMemory, StorageFull, TrainingCrashed, WegeftError, shorten
 from wegeft.contracts.job import DatasetSpec
 from wegeft.contracts.placement import AttemptOrder
-from wegeft.contracts.training import Message, Progress, TrainingTask, WorkerEvent
+from wegeft.contracts.training import Advanced, Message, Progress, PublishedVersion, TrainingTask, WorkerEvent
 from workers.base_model import ModelRequest, default_cache, load_base_model, request_of
 from workers.checkpoint import read_state
+from workers.conversion import Conversion
 from workers.data import read_datasets
 from workers.delivery import deliver
 from workers.labelled_rows import RowRules
@@ -58,7 +62,7 @@ def run_attempt(order: AttemptOrder, *, stop: threading.Event | None = None, own
 @dataclass
 class _Attempt:
     client: AttemptClient
-    task: TrainingTask
+    task: TrainingTask | ConversionTask
     watch: Watch
 
     def run(self) -> None:
@@ -93,27 +97,55 @@ class _Attempt:
 
     def _work(self, folder: Path) -> None:
         events = EventOutbox(self.client.report, self.watch.check)
-        checkpoints = CheckpointOutbox(self.client, events.add, self.watch.check)
-        with ExitStack() as stack:
-            stack.enter_context(events.sending())
+        with events.sending():
             events.add(Message(text=f"worker pid {os.getpid()} on {socket.gethostname()}, {torch.get_num_threads()} threads"))
-            inputs = self._fetch(folder, events)
-            callbacks = Callbacks(
-                report=lambda event: self._report(events, event), save=checkpoints.save, should_stop=self.watch.must_stop, now=monotonic
-            )
-            with checkpoints.delivering():
-                outcome = train(self.task, inputs, callbacks)
+            finish = self._prepare(folder, events)
         # Every event is sent before the job ends, so that a reader who stops at the end has seen them all.
+        self._check_stop()
+        _LOG.info("published", ref=finish().ref)
+
+    def _prepare(self, folder: Path, events: EventOutbox) -> Callable[[], PublishedVersion]:
+        """Do the work, and return what ends the job with it."""
+
+        def report(event: WorkerEvent) -> None:
+            self._report(events, event)
+
+        match self.task:
+            case TrainingTask():
+                return _Training(client=self.client, task=self.task, watch=self.watch, folder=folder).run(events, report)
+            case ConversionTask():
+                work = Conversion(client=self.client, task=self.task, folder=folder, report=report, check_stop=self._check_stop)
+                return partial(self.client.finish_conversion, work.run())
+            case _:
+                assert_never(self.task)
+
+    def _check_stop(self) -> None:
         if self.watch.must_stop():
             raise TrainingStopped
-        (folder / "adapter").mkdir()
-        published = deliver(self.client, self.task.spec, inputs.base, outcome, folder / "adapter")
-        _LOG.info("published", ref=published.ref)
 
     def _report(self, events: EventOutbox, event: WorkerEvent) -> None:
-        if isinstance(event, Progress):
+        if isinstance(event, Progress | Advanced):
             self.watch.step = event.step
         events.add(event)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    client: AttemptClient
+    task: TrainingTask
+    watch: Watch
+    folder: Path
+
+    def run(self, events: EventOutbox, report: Callable[[WorkerEvent], None]) -> Callable[[], PublishedVersion]:
+        """Train, and return what publishes the adapter."""
+        checkpoints = CheckpointOutbox(self.client, events.add, self.watch.check)
+        inputs = self._fetch(self.folder, events)
+        callbacks = Callbacks(report=report, save=checkpoints.save, should_stop=self.watch.must_stop, now=monotonic)
+        with checkpoints.delivering():
+            outcome = train(self.task, inputs, callbacks)
+        adapter = self.folder / "adapter"
+        adapter.mkdir()
+        return partial(deliver, self.client, self.task.spec, inputs.base, outcome, adapter)
 
     def _fetch(self, folder: Path, events: EventOutbox) -> TrainingInputs:
         """Bring data, checkpoint and base model here; data first, because it is quick to be wrong."""

@@ -11,7 +11,7 @@ from hub.catalog.commits import COMMIT_MESSAGES, Commit, add_message, find_made,
 from hub.catalog.evaluations import list_evaluations, report_evaluation
 from hub.catalog.facets import count_facets
 from hub.catalog.format_tables import DERIVED_FORMATS
-from hub.catalog.formats import Shelf, attach_format, count_formats, detach_format, drop_formats, keep_format, list_formats
+from hub.catalog.formats import Shelf, attach_format, count_formats, detach_format, drop_formats, keep_format, list_formats, sign_format
 from hub.catalog.holds import (
     Stock,
     arrive,
@@ -184,6 +184,7 @@ __all__ = [
     "set_alias",
     "set_visibility",
     "settle",
+    "sign_format",
     "stage",
     "starts_private",
     "take_stock",

@@ -25,6 +25,7 @@ DERIVED_FORMATS = Table(
     Column("created_at", UtcTime, nullable=False),
     Column("created_by", String(200), nullable=False),
     Column("kept_until", UtcTime, nullable=False),  # moves on while somebody fetches it
+    Column("signature", Text, nullable=True),  # the bundle as it was signed; none until the hub has a key
     UniqueConstraint("version_id", "format", "dtype"),
     Index(None, "format", "version_id"),
     Index(None, "kept_until"),

@@ -31,7 +31,12 @@ Shelf = tuple[DerivedFormat, StoredDtype]
 
 
 def attach_format(
-    connection: Connection, version: VersionView, shelf: Shelf, attachment: FormatAttachment, stamp: tuple[str, datetime, datetime]
+    connection: Connection,
+    version: VersionView,
+    shelf: Shelf,
+    attachment: FormatAttachment,
+    stamp: tuple[str, datetime, datetime],
+    signature: str | None = None,
 ) -> AttachedFormat:
     """Put a checked format in the place of the one of its type that may be there; ``stamp``: by whom, now, and until when it stays.
 
@@ -58,6 +63,7 @@ def attach_format(
         "created_by": stamp[0],
         "created_at": stamp[1],
         "kept_until": stamp[2],
+        "signature": signature,
     }
     place = ["version_id", "format", "dtype"]
     added = upsert(connection, DERIVED_FORMATS).values(row).on_conflict_do_update(index_elements=place, set_=row)
@@ -82,6 +88,12 @@ def keep_format(connection: Connection, version: VersionView, attached: Attached
     renewed = update(DERIVED_FORMATS).where(*is_it).values(kept_until=until)
     holder = connection.execute(renewed.returning(DERIVED_FORMATS.c.holder)).scalar_one_or_none()
     return holder is not None and not hold(connection, holder, [entry.digest for entry in attached.files], until)
+
+
+def sign_format(connection: Connection, version: VersionView, attached: AttachedFormat, signature: str) -> None:
+    """Keep the signature of a format that has none, unless another has taken its place meanwhile."""
+    is_it = (*_is_at(version, (attached.format, attached.dtype)), DERIVED_FORMATS.c.files == _files_text(attached.files))
+    connection.execute(update(DERIVED_FORMATS).where(*is_it, DERIVED_FORMATS.c.signature.is_(None)).values(signature=signature))
 
 
 def detach_format(connection: Connection, version: VersionView, shelf: Shelf, now: datetime) -> None:

@@ -29,8 +29,8 @@ def set_quota(connection: Connection, namespace: str, limits: QuotaLimits) -> No
     audit.note(connection, "quota.set", key, **limits.model_dump())
 
 
-def check_room(connection: Connection, adapter: AdapterName, size: int = 0) -> None:
-    """Return where one more version of the adapter, ``size`` bytes longer than what is there, has room in its namespace now.
+def check_room(connection: Connection, adapter: AdapterName, size: int = 0, *, versions: int = 1) -> None:
+    """Return where so many more versions of the adapter, ``size`` bytes longer than what is there, have room in its namespace now.
 
     Asked before bytes are accepted, which need not all be new; :func:`enforce` is sure. Raises :class:`QuotaExceeded`.
     """
@@ -40,7 +40,7 @@ def check_room(connection: Connection, adapter: AdapterName, size: int = 0) -> N
     used = measure(connection, adapter.namespace)
     is_new = connection.execute(select(ADAPTERS.c.id).where(ADAPTERS.c.key == key_of(adapter))).one_or_none() is None
     is_full = limits.bytes is not None and used.bytes >= limits.bytes
-    after = Amounts(bytes=used.bytes + max(size, int(is_full)), adapters=used.adapters + int(is_new), versions=used.versions + 1)
+    after = Amounts(bytes=used.bytes + max(size, int(is_full)), adapters=used.adapters + int(is_new), versions=used.versions + versions)
     _refuse_excess(adapter.namespace, limits, used, after)
 
 

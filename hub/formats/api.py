@@ -1,8 +1,8 @@
 """The HTTP API of derived formats: what there is, attaching, fetching and forgetting them."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Request, Response, params
+from fastapi import APIRouter, Depends, Path, Query, Request, Response, params
 
 from hub.formats import shelf
 from hub.named_adapter import Name
@@ -11,10 +11,14 @@ from hub.services import HubServices
 from hub.serving import FILE_ANSWERS, HEAD_ANSWERS, answer_blob, answer_head
 from infra.auth import Guard, Principal, Role
 from infra.bodies import holds_tensors, sends_files, waits_for_store
+from wegeft.contracts.bundles import BUNDLE_TYPE
 from wegeft.contracts.formats import AttachedFormat, DerivedFormat, FormatAttachment, FormatList, StoredDtype
+from wegeft.contracts.signing_keys import Algorithm
 
 Format = Annotated[DerivedFormat, Path(alias="format", description="What reads it.")]
 Dtype = Annotated[StoredDtype, Path(description="How its numbers are stored.")]
+_ALGORITHM = Query(description="`ed25519` is what our own clients check; the OpenSSF's model_signing takes `ecdsa-p256`.")
+_BUNDLE: dict[int | str, dict[str, Any]] = {200: {"content": {BUNDLE_TYPE: {"schema": {"type": "object"}}}}}
 _ONE = "/{format}/{dtype}"
 _FILE = "/{format}/{dtype}/files/{path:path}"
 
@@ -41,6 +45,13 @@ def make_router(services: HubServices, guard: Guard) -> APIRouter:
         adapter: Name, selector: Selector, format_: Format, dtype: Dtype, body: FormatAttachment, caller: Writer
     ) -> AttachedFormat:
         return shelf.attach(services, resolve_named(services, adapter, selector), (format_, dtype), body, caller)
+
+    @router.get(f"{_ONE}/signature", summary="The hub's signature of a derived format", responses=_BUNDLE, response_class=Response)
+    def get_signature(
+        adapter: Name, selector: Selector, format_: Format, dtype: Dtype, algorithm: Annotated[Algorithm, _ALGORITHM] = "ed25519"
+    ) -> Response:
+        bundle = shelf.find_signature(services, resolve_named(services, adapter, selector), (format_, dtype), algorithm)
+        return Response(bundle, media_type=BUNDLE_TYPE)
 
     @router.delete(_ONE, summary="Forget a derived format", status_code=204)
     def delete_format(adapter: Name, selector: Selector, format_: Format, dtype: Dtype, caller: Writer) -> None:  # noqa: ARG001 - who may

@@ -7,7 +7,7 @@ checked: the bytes as strictly as a version's own, the layers, ranks and widths,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Annotated, Any, Literal, assert_never
@@ -27,7 +27,8 @@ from hub.formats.factors import (
     read_known,
     stored_layers,
 )
-from hub.formats.limits import generator_problems, gguf_sizes_of, size_problems, sizes_of
+from hub.formats.limits import FactorSize, generator_problems, gguf_sizes_of, size_problems, sizes_of
+from hub.formats.widths import width_problems
 from hub.objects import ObjectStore, read_verified, stream_verified
 from hub.published_baselines import Lora
 from hub.published_config import check_config
@@ -192,10 +193,17 @@ def _read_lora(
     saved = config.modules_to_save or []
     expected = Expected(layout=config.layout, targets=config.target_modules, sizes=config.sizes, saved=saved)
     problems = [*size_problems(sizes_of(header)), *_plain_problems(config, native), *layout_problems(header, expected)]
+    problems += _base_problems(store, wanted, sizes_of(header))
     if not problems:
         problems = list(_saved_problems(store, wanted, header))
     ends = (".lora_A.weight", ".lora_B.weight")
     return stored_layers(store, entry, header, ends, is_output=is_output, is_transposed=False), False, problems
+
+
+def _base_problems(store: ObjectStore, wanted: Candidate, written: Iterable[FactorSize]) -> Iterator[Problem]:
+    """Yield in what the layers differ from the base model's, as far as the version's job has told of it."""
+    generators = sizes_of(header_of(store, _native(wanted)))
+    return width_problems(read_figures(store, wanted.version), generators, written)
 
 
 def _plain_problems(config: Lora, native: Mapping[str, Any]) -> Iterator[Problem]:
@@ -244,7 +252,7 @@ def _read_gguf(store: ObjectStore, wanted: Candidate, is_output: bool) -> tuple[
     _refuse(size_problems(gguf_sizes_of(adapter)))
     check_finite(store, entry, adapter)
     text = read_verified(store, modelfile.digest, modelfile.size).decode(errors="replace")
-    problems = []
+    problems = list(_base_problems(store, wanted, gguf_sizes_of(adapter)))
     if not _MODELFILE.match(text) or not text.replace("\n", "").isprintable():
         hint = f"a comment, FROM and the base model, ADAPTER ./{GGUF_FILE}, and nothing else"
         problems.append(Problem(path=MODELFILE, message="not the Modelfile of an adapter", value=shorten(text), hint=hint))
@@ -264,6 +272,7 @@ def _read_mlx(
     header = check_stream(stream_verified(store, entry.digest), entry.size)
     layers = stored_layers(store, entry, header, (".lora_a", ".lora_b"), is_output=is_output, is_transposed=True)
     problems = [*size_problems(sizes_of(header)), *_mlx_problems(header, config.lora_parameters)]
+    problems += _base_problems(store, wanted, sizes_of(header))
     if config.model not in (None, native.get("base_model_name_or_path")):
         problems.append(Problem(path=f"{CONFIG_FILE}: model", message="not the version's base model", value=shorten(config.model)))
     return layers, False, problems

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import get_args
+from typing import Any, get_args
 
 from hub import catalog
 from hub.formats.gate import Candidate, check_format
 from hub.provenance import find_engines
 from hub.services import HubServices
 from hub.serving import ServedBlob
+from hub.signing import Signer
 from infra.database import reading, writing
 from infra.principals import Principal
 from wegeft.contracts.adapter import AdapterRef, VersionView
+from wegeft.contracts.bundles import FormatClaim, format_statement
 from wegeft.contracts.engines import EngineView
 from wegeft.contracts.errors import FileNotFoundInVersion, InvalidRequest, NotFound, Problem
 from wegeft.contracts.formats import AttachedFormat, DerivedFormat, FormatAttachment, FormatList, FormatView
+from wegeft.contracts.signing_keys import Algorithm
 
 _ENGINE_OF: dict[DerivedFormat, str] = {"lora": "vllm", "gguf": "llama.cpp", "mlx": "mlx"}
 
 
 def find_formats(services: HubServices, version: VersionView) -> FormatList:
     """Return every form in which a version can be had: as published, attached, to be converted, or why not."""
-    with reading(services.engine) as connection:
-        attached = catalog.list_formats(connection, version)
+    attached = list_signed(services, version)
     engines = {view.engine: view for view in find_engines(services, version).engines}
     derived = [_view(name, version, engines[_ENGINE_OF[name]], attached) for name in get_args(DerivedFormat)]
     native = FormatView(format="native", state="published", how=f"wgctl adapters download {version.ref} -o FOLDER")
@@ -52,8 +54,11 @@ def _view(name: DerivedFormat, version: VersionView, engine: EngineView, attache
 
 
 def how_to_make(version: VersionView, name: DerivedFormat) -> str:
-    """Return the command that makes a format where the base model is, and attaches it."""
-    return f"wgctl adapters export {version.ref} --format {name} --attach, where the base model is"
+    """Return the commands that make a format and attach it: by a worker, and where the base model is."""
+    return (
+        f"wgctl adapters convert {version.ref} --format {name} has a worker make it; "
+        f"where the base model is, wgctl adapters export {version.ref} --format {name} --attach"
+    )
 
 
 def attach(
@@ -72,7 +77,54 @@ def attach(
         ref = AdapterRef.parse(version.ref)
         catalog.lock_latest(connection, ref.adapter)
         catalog.resolve(connection, ref)  # it may have been deleted meanwhile
-        return catalog.attach_format(connection, version, shelf, attachment, stamp)
+        return catalog.attach_format(connection, version, shelf, attachment, stamp, sign(services.signer, version, shelf, attachment))
+
+
+def sign(signer: Signer | None, version: VersionView, shelf: catalog.Shelf, told: FormatAttachment | AttachedFormat) -> str | None:
+    """Return the hub's signature of a format's files; None where the hub does not sign."""
+    return None if signer is None else signer.sign(_statement_of(version, shelf, told))[0]
+
+
+def _statement_of(version: VersionView, shelf: catalog.Shelf, told: FormatAttachment | AttachedFormat) -> dict[str, Any]:
+    claim = FormatClaim(
+        adapter=version.adapter,
+        version=version.version,
+        manifest=version.manifest_digest,
+        format=shelf[0],
+        dtype=shelf[1],
+        base_model=told.base_model,
+        largest_error=told.largest_error,
+        made_by=told.made_by,
+    )
+    return format_statement(claim, told.files)
+
+
+def find_signature(services: HubServices, version: VersionView, shelf: catalog.Shelf, algorithm: Algorithm) -> str:
+    """Return the hub's signature of a format that is attached; what is not kept is made anew each time.
+
+    Raises :class:`NotFound` where there is no such format, or the hub does not sign.
+    """
+    attached = find_attached(services, version, shelf)
+    if algorithm == "ed25519" and attached.signature is not None:
+        return attached.signature
+    if services.signer is None:
+        raise NotFound("this hub does not sign derived formats", path=version.ref, value=" ".join(shelf))
+    return services.signer.sign(_statement_of(version, shelf, attached), algorithm)[0]
+
+
+def list_signed(services: HubServices, version: VersionView) -> tuple[AttachedFormat, ...]:
+    """Return what is attached to a version; what was attached before the hub signed formats is signed now."""
+    with reading(services.engine) as connection:
+        attached = catalog.list_formats(connection, version)
+    bare = [one for one in attached if one.signature is None]
+    if services.signer is None or not bare:
+        return attached
+    with writing(services.engine) as connection:
+        for one in bare:
+            signature = sign(services.signer, version, (one.format, one.dtype), one)
+            assert signature is not None  # noqa: S101 - there is a signer
+            catalog.sign_format(connection, version, one, signature)
+        return catalog.list_formats(connection, version)
 
 
 def _check_sent(services: HubServices, attachment: FormatAttachment, caller: Principal) -> None:

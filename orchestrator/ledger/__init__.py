@@ -34,7 +34,18 @@ from orchestrator.ledger.blobs import (
     note_blob,
     renew_delivered,
 )
-from orchestrator.ledger.jobs import JobFilter, NewJob, add, cancel, count_by_state, count_live, find, find_same, list_jobs
+from orchestrator.ledger.jobs import (
+    JobFilter,
+    NewJob,
+    add,
+    cancel,
+    count_by_state,
+    count_live,
+    find,
+    find_same,
+    list_conversions,
+    list_jobs,
+)
 from orchestrator.ledger.log import read_events, read_metric, read_tail
 
 __all__ = [
@@ -63,6 +74,7 @@ __all__ = [
     "hold_data",
     "keep_for_rounds",
     "let_go_of_ended",
+    "list_conversions",
     "list_jobs",
     "list_live",
     "note_blob",

@@ -14,10 +14,12 @@ from orchestrator.jobs import LIVE_STATES, Budget, Counters, Fail, LiveAttempt, 
 from orchestrator.ledger.holders import checkpoint_of, delivery_of
 from orchestrator.ledger.log import note_state, record
 from orchestrator.ledger.tables import ATTEMPTS, JOBS
+from wegeft.contracts.conversion_spec import ConversionSpec
 from wegeft.contracts.errors import ErrorBody, InvalidRequest, StaleLease, Unauthenticated, shorten
 from wegeft.contracts.job import JobSpec, seconds_of
+from wegeft.contracts.job_kinds import read_spec
 from wegeft.contracts.placement import handle_of
-from wegeft.contracts.training import Checkpoint, EventBatch, JobState, Progress, PublishedVersion
+from wegeft.contracts.training import Advanced, Checkpoint, EventBatch, JobState, Progress, PublishedVersion
 
 SUPERSEDED_SECONDS = 600.0
 """How long a checkpoint stays after a newer one; nobody begins to read it any more, and who has begun may finish."""
@@ -44,7 +46,7 @@ class Claimed:
     """A job just taken from the queue."""
 
     lease: Lease
-    spec: JobSpec
+    spec: JobSpec | ConversionSpec
 
 
 def claim(connection: Connection, token_hash: str, now: datetime, lease_seconds: float) -> Claimed | None:
@@ -81,7 +83,7 @@ def claim(connection: Connection, token_hash: str, now: datetime, lease_seconds:
     begun = {"job_id": row.id, "attempt": row.attempt, "lease_token": row.lease_token, "token_hash": token_hash, "begun_at": now}
     connection.execute(insert(ATTEMPTS).values(begun))
     note_state(connection, row.id, row.attempt, JobState.STARTING, now)
-    return Claimed(lease=lease, spec=JobSpec.model_validate_json(row.spec))
+    return Claimed(lease=lease, spec=read_spec(row.spec))
 
 
 def authenticate(connection: Connection, job_id: str, attempt: int, token: str) -> Lease:
@@ -127,7 +129,7 @@ def contact(connection: Connection, lease: Lease, now: datetime, lease_seconds: 
     state = JobState(row.state)
     values: dict[str, Any] = {"lease_expires_at": now + timedelta(seconds=lease_seconds), "state": move(state, Move.CONTACT).value}
     if state is JobState.STARTING:
-        duration = JobSpec.model_validate_json(row.spec).max_duration
+        duration = read_spec(row.spec).max_duration
         values["deadline_at"] = now + timedelta(seconds=seconds_of(duration)) if duration else None
         values["progress_at"] = now
     if step is not None and step != row.step:
@@ -148,7 +150,7 @@ def record_events(connection: Connection, lease: Lease, batch: EventBatch, now: 
     new = record(connection, lease.job_id, lease.attempt, enumerate(batch.events, batch.first_number), now)
     values: dict[str, Any] = {"progress_at": now} if new else {}
     for event in new:
-        if isinstance(event, Progress):
+        if isinstance(event, Progress | Advanced):
             values |= {"step": event.step, "total_steps": event.total_steps}
     if values:
         _write(connection, lease, values)
@@ -215,7 +217,7 @@ def end_attempt(connection: Connection, lease: Lease, error: ErrorBody, now: dat
     if state is JobState.CANCELLING:
         after, values, text = move(state, Move.STOP), {}, ""
     else:
-        recovery = JobSpec.model_validate_json(row.spec).job_recovery
+        recovery = read_spec(row.spec).job_recovery
         decision = Fail() if is_last else decide_retry(error, counters, recovery)
         match decision:
             case Requeue():

@@ -13,6 +13,7 @@ from hub import catalog
 from orchestrator.ledger.attempts import Lease
 from orchestrator.ledger.holders import data_holder_of, delivery_of, holders_of, rounds_of
 from orchestrator.ledger.tables import JOB_BLOBS, JOBS
+from wegeft.contracts.conversion_spec import ConversionSpec
 from wegeft.contracts.job import JobSpec
 from wegeft.contracts.training import JobState
 
@@ -22,8 +23,10 @@ _FINAL = [state.value for state in JobState if state.is_final]
 _AT_ONCE = 1000
 
 
-def data_of(spec: JobSpec) -> set[str]:
-    """Return the digests of a job's uploaded data sets, or of the adapter that its federation begins with."""
+def data_of(spec: JobSpec | ConversionSpec) -> set[str]:
+    """Return the digests of a job's uploaded data sets, of the adapter that its federation begins with, or of the version it converts."""
+    if isinstance(spec, ConversionSpec):
+        return {entry.digest for entry in spec.files}
     start = spec.federation.start if spec.federation else None
     named = {dataset.path for dataset in (*spec.datasets, *spec.test_datasets) if dataset.is_uploaded}
     return named | ({start.config, start.weights} if start else set())
@@ -35,8 +38,8 @@ def keep_for_rounds(connection: Connection, job_id: str, digest: str, size: int,
     return is_there and not catalog.hold(connection, rounds_of(job_id), [digest], None)
 
 
-def hold_data(connection: Connection, job_id: str, spec: JobSpec) -> frozenset[str]:
-    """Keep a job's data sets as long as it needs them; return those that are not there to be kept."""
+def hold_data(connection: Connection, job_id: str, spec: JobSpec | ConversionSpec) -> frozenset[str]:
+    """Keep what a job reads as long as it needs them; return those that are not there to be kept."""
     return catalog.hold(connection, data_holder_of(job_id), data_of(spec), None)
 
 

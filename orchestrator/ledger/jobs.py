@@ -16,9 +16,11 @@ from orchestrator.jobs import LIVE_STATES, Move, move
 from orchestrator.ledger.access import seen_by
 from orchestrator.ledger.log import note_state
 from orchestrator.ledger.tables import JOB_LABELS, JOBS
-from wegeft.contracts.adapter import digest_of
+from wegeft.contracts.adapter import AdapterName, digest_of
+from wegeft.contracts.conversion_spec import ConversionSpec
 from wegeft.contracts.errors import ErrorBody, IdempotencyConflict, IllegalTransition, JobNotFound
 from wegeft.contracts.job import JobSpec
+from wegeft.contracts.job_kinds import read_spec
 from wegeft.contracts.training import Checkpoint, JobPage, JobState, JobView, PublishedVersion
 
 
@@ -31,7 +33,7 @@ class NewJob:
     """The name of who submits it, as people read it."""
     token_id: str
     """Of who submits it; unlike a name it is one caller's."""
-    spec: JobSpec
+    spec: JobSpec | ConversionSpec
     idempotency_key: str | None = None
     """Unique among the jobs of the token."""
 
@@ -57,9 +59,10 @@ def add(connection: Connection, job: NewJob, now: datetime) -> tuple[JobView, bo
         "spec": job.spec.model_dump_json(),
         "idempotency_key": job.idempotency_key,
         "request_digest": job.request_digest,
-        "is_federated": job.spec.federation is not None,
+        "is_federated": isinstance(job.spec, JobSpec) and job.spec.federation is not None,
         "adapter_key": str(job.spec.adapter).lower(),
         "namespace_key": job.spec.adapter.namespace.lower(),
+        "converted_digest": job.spec.manifest_digest if isinstance(job.spec, ConversionSpec) else None,
     }
     zeros = dict.fromkeys(("attempt", "restarts", "preemptions", "lost_in_a_row", "lease_token", "step", "last_sequence"), 0)
     table: Any = postgresql.insert(JOBS) if connection.dialect.name == "postgresql" else sqlite.insert(JOBS)
@@ -93,6 +96,16 @@ def find_same(connection: Connection, job: NewJob, now: datetime) -> JobView | N
             "the key was used for another job", path="Idempotency-Key", value=job.idempotency_key, hint=f"that one is {row.id}"
         )
     return find(connection, row.id, now)
+
+
+def list_conversions(connection: Connection, adapter: AdapterName, manifest_digest: str, now: datetime) -> tuple[JobView, ...]:
+    """Return the conversions of a version that may still end well, oldest first."""
+    is_meant = (JOBS.c.converted_digest == manifest_digest) & (JOBS.c.adapter_key == str(adapter).lower())
+    rows = connection.execute(select(JOBS).where(is_meant, JOBS.c.state.in_(_MAY_SUCCEED)).order_by(JOBS.c.id)).all()
+    return tuple(_views(connection, rows, now))
+
+
+_MAY_SUCCEED = [state.value for state in (JobState.QUEUED, JobState.STARTING, JobState.RUNNING)]
 
 
 def find(connection: Connection, job_id: str, now: datetime) -> JobView:
@@ -205,7 +218,7 @@ def _reason_to_wait(row: Row[Any], turn: int, running: int, now: datetime) -> st
 
 
 def _view(row: Row[Any], waiting_for: str | None) -> JobView:
-    spec = JobSpec.model_validate_json(row.spec)
+    spec = read_spec(row.spec)
     published = PublishedVersion(adapter=row.result_adapter, version=row.result_version) if row.result_adapter else None
     return JobView(
         id=row.id,

@@ -59,8 +59,10 @@ JOBS = Table(
     Column("is_federated", Boolean, nullable=False, server_default=false()),  # driven round by round, and never given to a worker
     Column("adapter_key", String(193), nullable=True),  # of the adapter that it makes, in lower case: who may see that may see the job
     Column("namespace_key", String(96), nullable=True),
+    Column("converted_digest", String(71), nullable=True),  # the manifest of the version that a conversion is of; none of other jobs
     UniqueConstraint("token_id", "idempotency_key"),
     Index(None, "state", "queue_rank", "id"),
+    Index(None, "converted_digest"),
 )
 
 JOB_LABELS = Table(

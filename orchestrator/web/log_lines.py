@@ -8,7 +8,7 @@ from typing import assert_never
 
 from hub.web.showing import show_bytes
 from wegeft.contracts.job_tasks import show_metric
-from wegeft.contracts.training import CheckpointSaved, Evaluation, EventRecord, JobEvent, Message, Progress, StateChanged
+from wegeft.contracts.training import Advanced, CheckpointSaved, Evaluation, EventRecord, JobEvent, Message, Progress, StateChanged
 
 _LONGEST = 2000
 
@@ -41,6 +41,8 @@ def _describe(event: JobEvent) -> str:
             return f"held-out loss {event.loss:.4f}{exact}{others} over {event.rows} rows at step {event.step}"
         case CheckpointSaved():
             return f"checkpoint at step {event.step} ({show_bytes(event.size)})"
+        case Advanced():
+            return f"part {event.step}/{event.total_steps}  {event.text}"
         case Message():
             return event.text
         case StateChanged():

@@ -12,12 +12,15 @@ import pytest
 import torch
 from huggingface_hub import snapshot_download
 from peft import PeftModel
+from sqlalchemy import select, update
 from transformers import AutoModelForCausalLM
 
 from cli.base_models import find_base
 from cli.main import main
+from hub.catalog import DERIVED_FORMATS
 from hub.folder_store import FolderStore
 from hub.signing import Signer
+from infra.database import writing
 from tests.hub.serving import Hub, listening, made_hub
 from tests.method.models import adapted, error, llama, logits
 from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE
@@ -86,7 +89,7 @@ def test_every_export_passes_the_gate_and_comes_back(call: Call, tmp_path: Path,
     assert sorted(attached) == sorted(wanted)
     for layout, files in (("gguf", {"adapter.gguf", "Modelfile"}), ("mlx", {"adapters.safetensors", "adapter_config.json"})):
         assert call("download", ref, "--format", layout, "-o", layout, role="read")[0] == 0
-        assert {path.name for path in (tmp_path / layout).iterdir()} == files
+        assert {path.name for path in (tmp_path / layout).iterdir()} == files | {"model.sig"}
 
 
 def test_a_lora_that_is_attached_is_fetched_and_computes_what_the_adapter_does(call: Call, work: Path, tmp_path: Path) -> None:
@@ -101,6 +104,36 @@ def test_a_lora_that_is_attached_is_fetched_and_computes_what_the_adapter_does(c
         assert error(logits(PeftModel.from_pretrained(base, str(tmp_path / "fetched"))), native) < 1e-5
 
 
+def test_a_format_is_verified_in_the_hub_and_in_its_folder(
+    call: Call, service: tuple[Hub, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, _ = service
+    assert call("export", "demo/output@1", "--format", "mlx", "--attach")[0] == 0
+    status, answer = call("verify", "demo/output@1", "--format", "mlx", "--dtype", "float32", role="read")
+    assert (status, answer["ref"], answer["format"]) == (0, "demo/output@1", "mlx")
+    assert call("download", "demo/output@1", "--format", "mlx", "-o", "kept", role="read")[0] == 0
+    with writing(hub.engine) as connection:
+        signature = connection.execute(select(DERIVED_FORMATS.c.signature).where(*IS_MLX)).scalar_one()
+        connection.execute(update(DERIVED_FORMATS).where(*IS_MLX).values(files=changed_files(connection)))
+    assert call("download", "demo/output@1", "--format", "mlx", "-o", "wrong", role="read")[1]["code"] == "signature_invalid"
+    assert not (tmp_path / "wrong").exists()
+    monkeypatch.setenv("WEGEFT_SERVER", "http://127.0.0.1:9")
+    assert (tmp_path / "kept" / "model.sig").read_text() == signature
+    assert call("verify", "kept")[1]["dtype"] == "float32"
+    (tmp_path / "kept" / "adapters.safetensors").write_bytes(b"other")
+    assert call("verify", "kept")[1]["problems"][0]["path"] == "adapters.safetensors"
+
+
+IS_MLX = (DERIVED_FORMATS.c.format == "mlx", DERIVED_FORMATS.c.dtype == "float32")
+
+
+def changed_files(connection: Any) -> str:
+    """Return the list of a format's files with their digests exchanged, as somebody who reaches the database may write it."""
+    found = json.loads(connection.execute(select(DERIVED_FORMATS.c.files).where(*IS_MLX)).scalar_one())
+    found[0]["digest"], found[1]["digest"] = found[1]["digest"], found[0]["digest"]
+    return json.dumps(found)
+
+
 @pytest.mark.parametrize(
     ("line", "code", "path"),
     [
@@ -111,6 +144,10 @@ def test_a_lora_that_is_attached_is_fetched_and_computes_what_the_adapter_does(c
         ("formats rm demo/input mlx --dtype bfloat16", "not_found", None),
         ("download demo/input@1 --format mlx -o x --base-model y", "invalid_setting", "--base-model"),
         ("download demo/input@1 --format gguf -o x --overwrite", "invalid_setting", "--overwrite"),
+        ("verify demo/input@1 --dtype float32", "invalid_setting", "--dtype"),
+        ("verify . --format gguf", "invalid_setting", "--format"),
+        ("verify demo/input@1 --signature x", "invalid_setting", "--signature"),
+        ("convert demo/input@1 --format lora --dtype q8_0", "invalid_setting", "--dtype"),
     ],
 )
 def test_what_cannot_be_is_said(call: Call, line: str, code: str, path: str | None) -> None:

@@ -13,11 +13,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from cli.base_models import check_is_base, find_base, is_same_model
+from cli.base_models import check_is_base, find_base
 from cli.main import main
 from tests.method.models import adapted, error, llama, logits
 from tests.method.test_authors_checkpoints import MODULES, PUBLISHED, fork_reference, write_fork
 from wegeft.contracts.errors import InvalidAdapterConfig
+from workers.base_identity import is_same_model
 
 Call = Callable[..., tuple[int, Any]]
 

@@ -50,6 +50,37 @@ def test_submitted_job_becomes_an_adapter_that_peft_loads(service: Service, tmp_
     check_logits(tmp_path / "work" / "model", folder, tmp_path / "lora")
 
 
+def test_a_worker_converts_what_it_has_trained(service: Service, tmp_path: Path) -> None:
+    """Without the base model here: made by a worker, attached, fetched, and the same as one made here; asked again, nothing is made."""
+    job_file = write_job(tmp_path / "work", max_steps=2, output={"adapter": "demo/converted"})
+    service.wgctl("submit", str(job_file), "--wait")
+    asked = ("adapters", "convert", "demo/converted@1", "--format", "lora", "--format", "gguf", "--watch")
+    job = service.wgctl_json(*asked)["job"]
+    assert (job["state"], job["result"], job["step"]) == ("succeeded", {"adapter": "demo/converted", "version": 1}, 3)
+    service.wgctl("adapters", "download", "demo/converted@1", "--format", "gguf", "-o", str(tmp_path / "gguf"))
+    service.wgctl("adapters", "download", "demo/converted@1", "--format", "lora", "-o", str(tmp_path / "fetched"))
+    service.wgctl("adapters", "download", "demo/converted@1", "-o", str(tmp_path / "adapter"))
+    check_logits(tmp_path / "work" / "model", tmp_path / "adapter", tmp_path / "made")
+    made, fetched = (folder / "adapter_model.safetensors" for folder in (tmp_path / "made", tmp_path / "fetched"))
+    check_same_tensors(made, fetched)
+    again = service.wgctl_json(*asked)
+    assert (again["job"], [one["format"] for one in again["attached"]]) == (None, ["lora", "gguf"])
+    assert "convert demo/converted@1 to lora, gguf of float32" in service.wgctl("jobs", "show", job["id"])
+    assert "part 3/3  made gguf" in service.wgctl("jobs", "logs", job["id"])
+    assert job["id"] in service.wgctl("jobs", "ls")
+
+
+def check_same_tensors(first: Path, second: Path) -> None:
+    """Compare two files' tensors; the first was made from weights in float64."""
+    import torch
+    from safetensors.torch import load_file
+
+    mine, theirs = load_file(first), load_file(second)
+    assert mine.keys() == theirs.keys()
+    for name, tensor in mine.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-5, atol=1e-6)
+
+
 def check_logits(model_folder: Path, adapter_folder: Path, lora_folder: Path) -> None:
     """Compare PEFT with the generators, PEFT with the exported LoRA, and weights edited by hand in float64."""
     import torch

@@ -36,6 +36,12 @@ def generators(seed: int = 0) -> dict[str, tuple[Array, Array]]:
 def publish(hub: Hub, transform: str = "input", source: str = "job:1") -> dict[str, tuple[Array, Array]]:
     """Publish the adapter as demo/x@1 and return its generators."""
     made = generators()
+    hub.publish_files(source, "demo/x", native(made, transform), base_model=BASE, rank=RANK)
+    return made
+
+
+def native(made: dict[str, tuple[Array, Array]], transform: str = "input") -> dict[str, bytes]:
+    """Return the files of the adapter itself."""
     config = {
         "peft_type": "WEGEFT",
         "r": RANK,
@@ -50,9 +56,7 @@ def publish(hub: Hub, transform: str = "input", source: str = "job:1") -> dict[s
         for g, pair in made.items()
         for part, array in zip(("phi", "psi"), pair, strict=True)
     }
-    files = {CONFIG_FILE: json.dumps(config).encode(), WEIGHTS_FILE: write_tensors(tensors, "F32", {"format": "pt"})}
-    hub.publish_files(source, "demo/x", files, base_model=BASE, rank=RANK)
-    return made
+    return {CONFIG_FILE: json.dumps(config).encode(), WEIGHTS_FILE: write_tensors(tensors, "F32", {"format": "pt"})}
 
 
 def factors(made: dict[str, tuple[Array, Array]], transform: str = "input") -> dict[str, tuple[Array, Array]]:

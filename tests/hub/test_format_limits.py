@@ -14,13 +14,22 @@ import pytest
 from starlette.testclient import TestClient
 
 from hub.formats.factors import Known, Layer, factor_problems
-from hub.formats.limits import MAX_FACTOR_BYTES, MAX_GENERATOR_BYTES, generator_problems, gguf_sizes_of, size_problems, sizes_of
+from hub.formats.limits import (
+    MAX_FACTOR_BYTES,
+    MAX_GENERATOR_BYTES,
+    FactorSize,
+    generator_problems,
+    gguf_sizes_of,
+    size_problems,
+    sizes_of,
+)
+from hub.formats.widths import width_problems
 from hub.objects import MemoryStore
 from infra.auth import create_token
 from infra.database import writing
 from tests.hub import format_files as made
 from tests.hub.serving import NOW, Hub, made_hub
-from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE
+from wegeft.contracts.adapter import CONFIG_FILE, METRICS_FILE, WEIGHTS_FILE
 from wegeft.contracts.gguf_file import GgufAdapter, GgufTensor
 from wegeft.contracts.tensor_writer import write_tensors
 from wegeft.contracts.tensors import TensorHeader, TensorSpec
@@ -54,6 +63,36 @@ def test_versions_of_a_rank_that_would_fill_the_memory_are_not_compared(hub: Hub
     answer = client.get("/api/v1/adapters/demo/huge-1/versions/1/diff", params={"other": "demo/huge-2@1"})
     assert answer.status_code == 200, answer.text
     assert answer.json()["incomparable"] == f"the rank is too large to compare: {HUGE_RANK}, and at most 4096"
+
+
+@pytest.mark.parametrize("method", ["lora", "wegeft"])
+def test_versions_of_very_many_groups_are_not_compared(hub: Hub, client: TestClient, method: str) -> None:
+    """Each of them is small, and none of a rank that is refused: it is all of them together that take long."""
+    publish_many(hub, f"many/{method}", method, 160)
+    publish_many(hub, f"few/{method}", method, 10)
+    found = {
+        second: client.get(f"/api/v1/adapters/few/{method}/versions/1/diff", params={"other": f"{second}/{method}@1"}).json()
+        for second in ("many", "few")
+    }
+    assert found["many"]["incomparable"].startswith("comparing them takes too long: width times the square of both ranks")
+    assert found["many"]["groups"] == []
+    assert (found["few"]["incomparable"], len(found["few"]["groups"])) == (None, 10)
+
+
+def publish_many(hub: Hub, name: str, method: str, count: int) -> None:
+    rank = 4096 if count > 10 else 2
+    up, down = np.ones((4, rank), "f4"), np.ones((rank, 4), "f4")
+    groups = [f"layers.{number}.up_proj" for number in range(count)]
+    if method == "wegeft":
+        pairs = {f"base_model.wegeft_generators.{group}": ("phi", "psi") for group in groups}
+        config: dict[str, Any] = {"peft_type": "WEGEFT", "wegeft_alpha": 1.0}
+    else:
+        pairs = {f"base_model.model.{group}": ("lora_B.weight", "lora_A.weight") for group in groups}
+        config = {"peft_type": "LORA", "lora_alpha": 1.0}
+    tensors = {f"{at}.{end}": array for at, ends in pairs.items() for end, array in zip(ends, (up, down), strict=True)}
+    told = json.dumps(config | {"r": rank, "task_type": "CAUSAL_LM", "base_model_name_or_path": "org/base"}).encode()
+    files = {CONFIG_FILE: told, WEIGHTS_FILE: write_tensors(tensors, "F32", {"format": "pt"})}
+    hub.publish_files(f"job:{name}", name, files, method=method, base_model=made.BASE, rank=rank)
 
 
 @pytest.mark.parametrize("at", ["lora/float32", "mlx/float32", "gguf/float32"])
@@ -204,3 +243,33 @@ def test_widths_and_ranks_that_no_generator_has_are_refused() -> None:
     wrong = [Layer(name="q_proj", read=lambda shape=shape: np.ones(shape)) for shape in ((2, 9), (1, 8), (2, 1))]  # type: ignore[misc]
     found = [problem.value for problem in factor_problems(wrong, known)]
     assert found == ["[2, 9]", "[1, 8]", "[2, 1]", None]
+
+
+@pytest.mark.parametrize("at", ["lora/float32", "mlx/float32", "gguf/float32"])
+def test_layers_that_are_not_as_wide_as_the_base_models_are_refused(hub: Hub, client: TestClient, tmp_path: Path, at: str) -> None:
+    """A job has told how large a LoRA of its base model is; a factor of another width, the other one right, shows."""
+    known = made.generators()
+    found = made.factors(known)
+    wider = {name: (np.pad(up, ((0, 8), (0, 0))), down) for name, (up, down) in found.items()}
+    size = 4 * sum(up.size + down.size for up, down in found.values())
+    files = made.native(known) | {METRICS_FILE: json.dumps({"lora_equivalent_bytes": size}).encode()}
+    hub.publish_files("job:1", "demo/x", files, base_model=made.BASE, rank=made.RANK)
+    for factors, status in ((wider, 422), (found, 200)):
+        sent = {"lora": made.lora, "mlx": made.mlx, "gguf": lambda one: made.gguf_files(one, tmp_path)}[at.partition("/")[0]](factors)
+        made.send(client, sent)
+        answer = client.put(f"{FORMATS}/{at}", json=made.attachment(sent))
+        assert answer.status_code == status, answer.text
+        if status == 422:
+            assert [problem["path"] for problem in answer.json()["problems"]] == ["layers"]
+            assert answer.json()["problems"][0]["hint"].startswith("52, as the version's job has measured")
+
+
+@pytest.mark.parametrize(
+    ("figures", "ranks", "is_told"),
+    [({}, [2, 2], False), ({"lora_equivalent_bytes": "x"}, [2], False), ({"lora_equivalent_bytes": 8}, [2, 3], False),
+     ({"lora_equivalent_bytes": True}, [2], False), ({"lora_equivalent_bytes": 8}, [2], True), ({"lora_equivalent_bytes": 80}, [2], False)],
+)  # fmt: skip
+def test_widths_are_told_only_where_they_are_known(figures: dict[str, Any], ranks: list[int], is_told: bool) -> None:
+    generators = [FactorSize(name=str(rank), rank=rank, count=8) for rank in ranks]
+    written = [FactorSize(name="x.lora_A.weight", rank=2, count=8), FactorSize(name="x.lora_B.weight", rank=2, count=12)]
+    assert bool(list(width_problems(figures, generators, written))) is is_told

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from wegeft.client.blobs import STORE_SECONDS, fetch, upload
 from wegeft.client.transport import Call, Transport, json_body
+from wegeft.contracts.conversion import AttemptTask, ConversionResult, ConversionTask
 from wegeft.contracts.errors import ErrorBody
 from wegeft.contracts.placement import AttemptOrder
 from wegeft.contracts.training import (
@@ -47,9 +48,9 @@ class AttemptClient:
         """Close the connections."""
         self._transport.close()
 
-    def task(self) -> TrainingTask:
-        """Return what is to be trained; from now on the job counts as running."""
-        return self._transport.ask(Call(method="GET", path=f"{self._prefix}/task"), TrainingTask)
+    def task(self) -> TrainingTask | ConversionTask:
+        """Return what is to be trained or converted; from now on the job counts as running."""
+        return self._transport.ask(Call(method="GET", path=f"{self._prefix}/task"), AttemptTask).root
 
     def heartbeat(self, step: int | None = None) -> HeartbeatReply:
         """Say that the worker lives, and how many optimizer steps are done; learn whether to stop. Tried once, briefly."""
@@ -67,7 +68,7 @@ class AttemptClient:
         self._transport.tell(self._post("events", batch))
 
     def get_blob(self, digest: str, path: Path) -> int:
-        """Write a data set or the checkpoint of the task to the new file ``path``, verified; return its size in bytes."""
+        """Write what the task names, data, a checkpoint or a version's file, to the new file ``path``, verified; return its bytes."""
         return fetch(self._transport, f"{self._prefix}/blobs/{quote(digest, safe=':')}", path, digest)
 
     def put_blob(self, source: Path | bytes) -> BlobView:
@@ -83,11 +84,15 @@ class AttemptClient:
         # The server reads every byte before it answers.
         return self._transport.ask(replace(self._post("result", result), read_seconds=STORE_SECONDS), PublishedVersion)
 
+    def finish_conversion(self, result: ConversionResult) -> PublishedVersion:
+        """Attach the formats and end the job, in one transaction; their files are stored already. Return the version that has them."""
+        return self._transport.ask(replace(self._post("conversion", result), read_seconds=STORE_SECONDS), PublishedVersion)
+
     def fail(self, error: ErrorBody) -> None:
         """End the attempt without a result; the orchestrator decides whether there will be another."""
         self._transport.tell(self._post("failure", error))
 
-    def _post(self, name: str, body: EventBatch | Checkpoint | TrainingResult | ErrorBody) -> Call:
+    def _post(self, name: str, body: EventBatch | Checkpoint | TrainingResult | ConversionResult | ErrorBody) -> Call:
         return Call(method="POST", path=f"{self._prefix}/{name}", headers=_JSON, content=json_body(body))
 
 

@@ -97,8 +97,8 @@ def _write_synced(folder: Path, contents: Mapping[str, bytes]) -> None:
             os.fsync(file.fileno())
 
 
-def fetch_folder(transport: Transport, prefix: str, files: Iterable[FileEntry], folder: Path) -> None:
-    """Write the files under ``prefix`` into a new folder, which appears whole and verified, or not at all.
+def fetch_folder(transport: Transport, prefix: str, files: Iterable[FileEntry], folder: Path, signature: str | None) -> None:
+    """Write the files under ``prefix`` into a new folder, which appears whole and verified, or not at all; beside them their signature.
 
     Raises :class:`InvalidSetting` where there is something already, :class:`DigestMismatch`, and :class:`StorageFull`.
     """
@@ -110,6 +110,8 @@ def fetch_folder(transport: Transport, prefix: str, files: Iterable[FileEntry], 
             for entry in files:
                 fetch(transport, f"{prefix}/{quote(entry.path)}", made / entry.path, entry.digest, entry.size)
                 (made / entry.path).chmod(0o644)
+            if signature is not None:
+                (made / SIGNATURE_FILE).write_text(signature, encoding="utf-8")
             _swap(made, target)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -12,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from wegeft.client.blobs import local_errors
 from wegeft.client.transport import Call, Transport
 from wegeft.contracts.adapter import VersionView
-from wegeft.contracts.bundles import SignedVersion, check_signed, key_of_bundle, open_version_bundle
+from wegeft.contracts.bundles import SignedFormat, SignedVersion, check_signed, key_of_bundle, open_format_bundle, open_version_bundle
 from wegeft.contracts.errors import InvalidSetting, NotFound, SignatureInvalid, UntrustedKey
+from wegeft.contracts.formats import AttachedFormat
 from wegeft.contracts.signing_keys import KeySet, extend_trust, key_id
 
 KEYS_PATH = "//.well-known/wegeft-keys.json"
@@ -113,10 +116,35 @@ def check_version(transport: Transport, store: TrustStore, version: VersionView,
             raise SignatureInvalid("the version is not signed, though its hub signs", path=version.ref)
         return None
     trusted = trusted_keys(transport, store, key_of_bundle(version.signature), shown)
-    try:
+    with _told_how_to_renew(transport, version.signature):
         signed = open_version_bundle(version.signature, trusted)
-    except UntrustedKey as error:
-        hint = "if the hub's operator says that its key has changed: wgctl adapters trust --renew"
-        raise UntrustedKey(path=transport.server, value=key_of_bundle(version.signature), hint=hint) from error
     check_signed(signed, version.ref, version.manifest, version.manifest_digest)
     return signed
+
+
+def check_format(transport: Transport, store: TrustStore, ref: str, attached: AttachedFormat) -> SignedFormat | None:
+    """Return what the signature of a derived format says, once it holds, is by a trusted key, and is of this one of this version.
+
+    None and errors as :func:`check_version` has them; ``ref``: the version, by its number.
+    """
+    if attached.signature is None:
+        if trusted_keys(transport, store, None):
+            raise SignatureInvalid("the format is not signed, though its hub signs", path=ref, value=f"{attached.format} {attached.dtype}")
+        return None
+    trusted = trusted_keys(transport, store, key_of_bundle(attached.signature))
+    with _told_how_to_renew(transport, attached.signature):
+        signed = open_format_bundle(attached.signature, trusted)
+    if signed.subject.lower() != f"{ref}/{attached.format}/{attached.dtype}".lower():
+        raise SignatureInvalid("the signature is of another format, or of another version's", path=ref, value=signed.subject)
+    if dict(signed.files) != {entry.path: entry.digest for entry in attached.files}:
+        raise SignatureInvalid("the signature is of other files", path=ref, value=f"{attached.format} {attached.dtype}")
+    return signed
+
+
+@contextmanager
+def _told_how_to_renew(transport: Transport, bundle: str) -> Iterator[None]:
+    try:
+        yield
+    except UntrustedKey as error:
+        hint = "if the hub's operator says that its key has changed: wgctl adapters trust --renew"
+        raise UntrustedKey(path=transport.server, value=key_of_bundle(bundle), hint=hint) from error

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from wegeft.contracts.bundles import IGNORED_NAMES, MAX_BUNDLE_BYTES, SIGNATURE_FILE, SignedVersion, open_version_bundle
+from wegeft.contracts.bundles import IGNORED_NAMES, MAX_BUNDLE_BYTES, SIGNATURE_FILE, SignedFormat, SignedVersion, open_files_bundle
 from wegeft.contracts.errors import InvalidSetting, Problem, SignatureInvalid
 
 _SNAPSHOT = re.compile(r"models--(?P<namespace>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})\Z")
@@ -29,14 +29,14 @@ def read_signature(folder: Path, signature: Path | None = None) -> bytes:
 def verify_folder(folder: Path, bundle: bytes | str, trusted: Mapping[str, str]) -> SignedVersion:
     """Return what the signature says, once every signed file is in the folder as it was signed, and no other file is.
 
-    Takes a folder that was downloaded, and a snapshot in the cache of the Hugging Face libraries, whose files are links and whose name
-    must be the version's commit. ``trusted`` are PEM keys by id. Raises :class:`SignatureInvalid` with every file that is changed, missing
-    or not signed, and :class:`UntrustedKey`.
+    Takes a folder that was downloaded, of a version's own files or of a derived format, and a snapshot in the cache of the Hugging Face
+    libraries, whose files are links and whose name must be the version's commit. ``trusted`` are PEM keys by id. Raises
+    :class:`SignatureInvalid` with every file that is changed, missing or not signed, and :class:`UntrustedKey`.
     """
-    signed = open_version_bundle(bundle, trusted)
+    signed = open_files_bundle(bundle, trusted)
     problems = [*_file_problems(folder, signed), *_snapshot_problems(folder, signed)]
     if problems:
-        raise SignatureInvalid(f"the files are not those of {signed.ref}", problems=problems)
+        raise SignatureInvalid(f"the files are not those of {signed.subject}", problems=problems)
     return signed
 
 
@@ -60,9 +60,9 @@ def _snapshot_problems(folder: Path, signed: SignedVersion) -> Iterator[Problem]
     if found is None:
         return
     name, commit = f"{found['namespace']}/{found['name']}", signed.claim.manifest.removeprefix("sha256:")[:40]
-    if name.lower() != signed.claim.adapter.lower() or found["commit"] != commit:
+    if isinstance(signed, SignedFormat) or name.lower() != signed.claim.adapter.lower() or found["commit"] != commit:
         message = "the snapshot is named for another version"
-        yield Problem(path=str(folder), message=message, value=f"{name}, {found['commit']}", hint=f"signed is {signed.ref}, {commit}")
+        yield Problem(path=str(folder), message=message, value=f"{name}, {found['commit']}", hint=f"signed is {signed.subject}, {commit}")
 
 
 def _digest_of(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?\Z", re.ASCII)
 
 
@@ -15,6 +16,12 @@ def is_hub_id(base_model: str) -> bool:
 def pinned_name(base_model: str, revision: str | None) -> str:
     """Return how a federation names its base model: with ``@`` and the revision where there is one."""
     return f"{base_model}@{revision}" if revision else base_model
+
+
+def commit_of(base_model: str) -> str | None:
+    """Return the commit behind ``@`` in a base model's name; None where none is told, or what is told is a digest."""
+    pin = base_model.partition("@")[2]
+    return pin if _COMMIT.match(pin) else None
 
 
 def unpinned_name(base_model: str) -> str:

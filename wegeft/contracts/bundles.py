@@ -2,7 +2,8 @@
 
 A statement (in-toto, version 1) names the version and the sha256 of each of its files. It is signed in a DSSE envelope inside a Sigstore
 bundle, as OpenSSF model signing 1.0 has it, so that its own verifier reads it. What is ours stands in ``predicate.wegeft``, which others
-ignore: adapter, number and manifest digest, so that a signature of one version never passes for another's.
+ignore: adapter, number and manifest digest, so that a signature of one version never passes for another's. A derived format is signed in
+the same form, under a name of its own, so that it never passes for its version either.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wegeft.contracts.adapter import Digest, FileEntry, Manifest
 from wegeft.contracts.errors import SignatureInvalid, UntrustedKey, WegeftError
+from wegeft.contracts.formats import DerivedFormat, StoredDtype
 from wegeft.contracts.signing_keys import Algorithm, SigningKey, is_signature, key_id
 
 SIGNATURE_FILE = "model.sig"
@@ -86,9 +88,23 @@ class VersionClaim(_Part):
     manifest: Digest
 
 
+class FormatClaim(VersionClaim):
+    """Which derived format of a version a signature is of, and what was told where it was made."""
+
+    format: DerivedFormat
+    dtype: StoredDtype
+    base_model: str
+    largest_error: float
+    made_by: str
+
+
 class _SignaturePredicate(_Part):
     resources: tuple[_Resource, ...] = Field(max_length=1000)
     wegeft: VersionClaim
+
+
+class _FormatPredicate(_SignaturePredicate):
+    wegeft: FormatClaim
 
 
 class _Statement(_Part):
@@ -112,25 +128,49 @@ class SignedVersion:
         """``namespace/name@version``."""
         return f"{self.claim.adapter}@{self.claim.version}"
 
+    @property
+    def subject(self) -> str:
+        """What the statement calls it."""
+        return self.ref
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignedFormat(SignedVersion):
+    """What a good signature of a derived format says."""
+
+    claim: FormatClaim
+
+    @property
+    def subject(self) -> str:
+        """``namespace/name@version/format/dtype``, which is no version's name."""
+        return f"{self.ref}/{self.claim.format}/{self.claim.dtype}"
+
+
+def format_statement(claim: FormatClaim, files: tuple[FileEntry, ...]) -> dict[str, Any]:
+    """Return the statement that the files of a version's derived format are these."""
+    return _files_statement(SignedFormat(claim=claim, files={entry.path: entry.digest for entry in files}, key=""))
+
 
 def signature_statement(claim: VersionClaim, files: tuple[FileEntry, ...]) -> dict[str, Any]:
     """Return the statement that a version's files are these."""
-    resources = [
-        {"name": entry.path, "algorithm": "sha256", "digest": _hex(entry.digest)} for entry in sorted(files, key=lambda entry: entry.path)
-    ]
+    return _files_statement(SignedVersion(claim=claim, files={entry.path: entry.digest for entry in files}, key=""))
+
+
+def _files_statement(meant: SignedVersion) -> dict[str, Any]:
+    resources = [{"name": path, "algorithm": "sha256", "digest": _hex(digest)} for path, digest in sorted(meant.files.items())]
     serialization = {"method": "files", "hash_type": "sha256", "allow_symlinks": True, "ignore_paths": list(IGNORED_NAMES)}
-    predicate = {"serialization": serialization, "resources": resources, "wegeft": claim.model_dump()}
-    return _statement(claim, files, SIGNATURE_TYPE, predicate)
+    predicate = {"serialization": serialization, "resources": resources, "wegeft": meant.claim.model_dump()}
+    return _statement(meant, SIGNATURE_TYPE, predicate)
 
 
 def training_statement(claim: VersionClaim, files: tuple[FileEntry, ...], predicate: Mapping[str, Any]) -> dict[str, Any]:
     """Return the statement of how a version came about; ``predicate`` is one of SLSA provenance 1."""
-    return _statement(claim, files, TRAINING_TYPE, dict(predicate) | {"wegeft": claim.model_dump()})
+    meant = SignedVersion(claim=claim, files={entry.path: entry.digest for entry in files}, key="")
+    return _statement(meant, TRAINING_TYPE, dict(predicate) | {"wegeft": claim.model_dump()})
 
 
-def _statement(claim: VersionClaim, files: tuple[FileEntry, ...], kind: str, predicate: dict[str, Any]) -> dict[str, Any]:
-    root = _root_of({entry.path: entry.digest for entry in files})
-    subject = {"name": f"{claim.adapter}@{claim.version}", "digest": {"sha256": root}}
+def _statement(meant: SignedVersion, kind: str, predicate: dict[str, Any]) -> dict[str, Any]:
+    subject = {"name": meant.subject, "digest": {"sha256": _root_of(meant.files)}}
     return {"_type": STATEMENT_TYPE, "subject": [subject], "predicateType": kind, "predicate": predicate}
 
 
@@ -180,18 +220,40 @@ def open_version_bundle(text: str | bytes, trusted: Mapping[str, str]) -> Signed
     Raises :class:`UntrustedKey` where the key is none of them, and :class:`SignatureInvalid` where the signature does not hold or does not
     say what a version's signature says.
     """
+    signed = open_files_bundle(text, trusted)
+    if isinstance(signed, SignedFormat):
+        raise SignatureInvalid("the signature is of a derived format, and not of the version", path="subject", value=signed.subject)
+    return signed
+
+
+def open_format_bundle(text: str | bytes, trusted: Mapping[str, str]) -> SignedFormat:
+    """Return what the signature of a derived format says; raise as :func:`open_version_bundle` does."""
+    signed = open_files_bundle(text, trusted)
+    if not isinstance(signed, SignedFormat):
+        raise SignatureInvalid("the signature is of the version, and not of a derived format", path="subject", value=signed.subject)
+    return signed
+
+
+def open_files_bundle(text: str | bytes, trusted: Mapping[str, str]) -> SignedVersion | SignedFormat:
+    """Return what a signature of files says, whether they are a version's own or a derived format's; raise as those above do."""
     statement, key = _open(text, trusted)
     if statement.predicateType != SIGNATURE_TYPE:
         raise SignatureInvalid("the bundle is not a signature of files", path="predicateType", value=statement.predicateType)
+    claim = statement.predicate.get("wegeft")
+    kind = _FormatPredicate if isinstance(claim, dict) and "format" in claim else _SignaturePredicate
     try:
-        predicate = _SignaturePredicate.model_validate(statement.predicate)
+        predicate = kind.model_validate(statement.predicate)
     except ValidationError as error:
         raise SignatureInvalid("the signed statement is not one of ours", path="predicate") from error
     files = {resource.name: f"{resource.algorithm}:{resource.digest}" for resource in predicate.resources}
-    signed = SignedVersion(claim=predicate.wegeft, files=files, key=key)
     if len(files) != len(predicate.resources) or statement.subject[0].digest.get("sha256") != _root_of(files):
         raise SignatureInvalid("the signed statement contradicts itself", path="subject")
-    if statement.subject[0].name != signed.ref:
+    told = predicate.wegeft
+    if isinstance(told, FormatClaim):
+        signed: SignedVersion = SignedFormat(claim=told, files=files, key=key)
+    else:
+        signed = SignedVersion(claim=told, files=files, key=key)
+    if statement.subject[0].name != signed.subject:
         raise SignatureInvalid("the signed statement names two versions", path="subject", value=statement.subject[0].name)
     return signed
 

@@ -2,7 +2,7 @@
 
 Every one of them holds ``s·Wφ`` or ``ψW``, so none can be made without the base model's weights. Whoever has them converts, measures
 what was written against the exact change, and attaches the files with that error. They can be made again at any time, so they are no part
-of the version: nothing signs them, and they are the first to go where space is needed.
+of the version, whose signature does not cover them: each has one of its own. They are the first to go where space is needed.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ class AttachedFormat(BaseModel):
     created_by: str
     kept_until: datetime
     """When it goes unless somebody fetches it before."""
+    signature: str | None = None
+    """The hub's, a Sigstore bundle as JSON text; None where the hub does not sign."""
 
 
 class FormatView(BaseModel):

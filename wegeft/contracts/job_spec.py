@@ -224,6 +224,11 @@ class JobSpec(Frozen):
         return [Clash(path="name", message=message, hint="choose another, or give output.adapter", involves=frozenset({"output"}))]
 
     @property
+    def kind(self) -> Literal["training"]:
+        """What tells it from a conversion's."""
+        return "training"
+
+    @property
     def accumulation_steps(self) -> int:
         """Forward and backward passes for one optimizer step."""
         if self.gradient_accumulation_steps is not None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from wegeft.contracts.adapter import Digest, FileEntry
 from wegeft.contracts.errors import ErrorBody
 from wegeft.contracts.job import JobSpec
+from wegeft.contracts.job_kinds import AnySpec
 from wegeft.contracts.job_tasks import MetricName
 
 
@@ -131,6 +132,16 @@ class CheckpointSaved(_Frozen):
     """Bytes."""
 
 
+class Advanced(_Frozen):
+    """A part of a conversion is done."""
+
+    type: Literal["advanced"] = "advanced"
+    step: Count
+    total_steps: Count
+    text: EventText
+    """What was done."""
+
+
 class Message(_Frozen):
     """Something that a person should read."""
 
@@ -147,10 +158,10 @@ class StateChanged(_Frozen):
     text: str = ""
 
 
-WorkerEvent = Annotated[Progress | Evaluation | CheckpointSaved | Message, Field(discriminator="type")]
+WorkerEvent = Annotated[Progress | Evaluation | CheckpointSaved | Advanced | Message, Field(discriminator="type")]
 """What a worker may report."""
 
-JobEvent = Annotated[Progress | Evaluation | CheckpointSaved | Message | StateChanged, Field(discriminator="type")]
+JobEvent = Annotated[Progress | Evaluation | CheckpointSaved | Advanced | Message | StateChanged, Field(discriminator="type")]
 """What a reader of a job's log may meet."""
 
 
@@ -247,17 +258,18 @@ class JobView(BaseModel):
     state: JobState
     priority: int
     labels: dict[str, str]
-    spec: JobSpec
+    spec: AnySpec
     attempt: int
     """Attempts begun so far."""
     step: int
-    """Optimizer steps done, as last reported; of a federated job, rounds committed."""
+    """Optimizer steps done, as last reported; of a federated job, rounds committed; of a conversion, its parts."""
     total_steps: int | None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
     error: ErrorBody | None
     result: PublishedVersion | None
+    """What it has published; of a conversion, the version that the formats are attached to."""
     resume_from: Checkpoint | None
     waiting_for: str | None = None
     """Why a job does not get on yet, in words: a queued one, or a federated one that looks for sites."""
