@@ -156,7 +156,7 @@ def _parsed(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--defences", nargs="+", choices=list(DEFENCES), default=list(DEFENCES))
     parser.add_argument("--attacks", nargs="+", type=Attack, choices=list(Attack), default=[*ATTACKS_PAST_THE_GATE, *sorted(MALFORMED)])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--task", choices=TASKS, default="network", help="network is quick; vit trains by the workers' own loop")
+    parser.add_argument("--task", choices=TASKS, default="network", help="network is quick; the others train by the workers' own loop")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps of a site in a round")
     parser.add_argument("--rate", type=float, default=0.01, help="learning rate")
