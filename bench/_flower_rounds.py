@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench._round_timing import GROUPS, RANK, Cell, Timing, end_all, read_marks, timing_of, wait_for, watching
+from bench._round_timing import GROUPS, LONG_SECONDS, RANK, SHORT_SECONDS, Cell, Timing, end_all, read_marks, timing_of, wait_for, watching
 
 _CONNECTION = '[superlink]\ndefault = "bench"\n[superlink.bench]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
 _SIMULATED = "options.num-supernodes = {sites}\noptions.backend.client-resources.num-cpus = 1\n"
@@ -43,7 +43,7 @@ def _run(cell: Cell, folder: Path, venv: Path, *, is_simulated: bool) -> Timing:
         link += ["--simulation"] if is_simulated else []
         started.append(_start(link, folder / "link.log", environment))
         _wait_for_port(ports[0], cell.limit_seconds)
-        with watching(lambda: list(started)) as samples:
+        with watching(lambda: list(started), SHORT_SECONDS if is_simulated else LONG_SECONDS) as samples:
             for port in ports[1:]:
                 node = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{ports[0]}", "--port", str(port)]
                 started.append(_start(node, folder / "nodes.log", environment))

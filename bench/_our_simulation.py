@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench._round_timing import GROUPS, RANK, Cell, Timing, end_all, mark, read_marks, timing_of, watching
+from bench._round_timing import GROUPS, RANK, SHORT_SECONDS, Cell, Timing, end_all, mark, read_marks, timing_of, watching
 from orchestrator.aggregate import FederationState, new_edit
 from orchestrator.federation_start import Start
 from simulation.preparation import Simulation
@@ -42,7 +42,7 @@ def simulate_ours(cell: Cell, folder: Path, rule: str = "factor_mean") -> Timing
     with log.open("wb") as file:
         process = subprocess.Popen([sys.executable, "-m", "bench._our_simulation", str(path)], stdout=file, stderr=file)
     try:
-        with watching(lambda: [process.pid]) as samples:
+        with watching(lambda: [process.pid], SHORT_SECONDS) as samples:
             status = process.wait(timeout=cell.limit_seconds)
         if status:
             raise RuntimeError(f"the simulation has failed: {log.read_text()[-2000:]}")

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--peers", type=Path, metavar="FOLDER", help="where peers were made; without it ours alone is timed")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS)
     parser.add_argument("--cells", nargs="+", default=list(CELLS), metavar="SITESxMB")
-    parser.add_argument("--rounds", type=int, default=10, help="timed in each run")
+    parser.add_argument("--rounds", type=int, default=30, help="timed in each run")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--work", type=float, default=0.0, metavar="SECONDS", help="of each site in each round")
     parser.add_argument("--limit", type=float, default=600.0, metavar="SECONDS", help="of one run")
