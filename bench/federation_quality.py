@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,8 +84,12 @@ def _run(rule: str, rate: float, seed: int, arguments: argparse.Namespace) -> Ru
         steps=arguments.steps,
         learning_rate=rate,
         task=arguments.task,
-        federation=federation_of(min_sites=2, rule=RULES[rule]),
+        federation=federation_of(min_sites=2, rule=RULES[rule], **_sampling(arguments.fraction)),
     )
+
+
+def _sampling(fraction: float) -> dict[str, object]:
+    return {} if fraction == 1 else {"sampling": {"name": "fraction", "fraction": fraction}}
 
 
 def has_bounds(run: Run) -> bool:
@@ -134,7 +139,8 @@ def summarise(done: Mapping[Run, Figures]) -> list[Row]:
 def _visits(done: Mapping[Run, Figures], rule: str) -> int:
     """Return how many updates a run of the rule has: nobody drops out."""
     run = next(run for run in done if run.label == rule)
-    return run.sites * run.rounds
+    asked = json.loads(run.federation).get("sampling", {"fraction": 1})["fraction"]
+    return math.ceil(asked * run.sites) * run.rounds
 
 
 def show(rows: Sequence[Row], bounds: Mapping[str, float]) -> list[str]:
@@ -180,6 +186,7 @@ def _parsed(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps of a site in a round")
     parser.add_argument("--sites", type=int, default=20)
+    parser.add_argument("--fraction", type=float, default=1.0, help="of the sites, asked in each round")
     parser.add_argument("--alpha", type=float, default=0.1, help="of the Dirichlet shares; less is less alike")
     parser.add_argument("--results", type=Path, default=Path("bench-quality.jsonl"), help="where runs are appended and found again")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")

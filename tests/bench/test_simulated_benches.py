@@ -70,7 +70,7 @@ def test_rules_are_compared_seed_by_seed_at_their_own_rate() -> None:
 
 def test_later_seeds_run_at_the_chosen_rate_but_the_default_at_all() -> None:
     words = {"seeds": [3, 1], "rates": [0.1, 0.2], "rules": ["generator_exact", "stack, rank 64 (FLoRA)"]}
-    sizes = {"sites": 4, "alpha": 1.0, "rounds": 1, "steps": 1, "task": "network"}
+    sizes = {"sites": 4, "alpha": 1.0, "rounds": 1, "steps": 1, "task": "network", "fraction": 1.0}
     arguments = argparse.Namespace(**words, **sizes)
     first = [(run.label, run.seed, run.learning_rate) for run in federation_quality.first_runs(arguments)]
     assert first == [(rule, 1, rate) for rule in words["rules"] for rate in words["rates"]]
@@ -81,8 +81,8 @@ def test_later_seeds_run_at_the_chosen_rate_but_the_default_at_all() -> None:
 
 def test_questions_are_of_six_kinds_and_none_is_learnt_and_measured() -> None:
     given = _arithmetic.read_given()
-    assert len(given.rows) == 528
-    assert len(given.held_out) == 120
+    assert len(given.rows) == 568
+    assert len(given.held_out) == 80
     assert not set(given.rows) & set(given.held_out)
     assert given.rows[0] == PromptCompletion("60 + 93 =", " 153")
     signs = {"2 digits +", "2 digits -", "2 digits - below zero", "3 digits +", "3 digits -", "3 digits - below zero"}
