@@ -27,6 +27,7 @@ def figures(accuracy: float, *, loss: float = 1.0, accepted: int = 0, sent: int 
 
 DONE = {
     run("none | no attack"): figures(0.9),
+    run("none | absent"): figures(0.88, sent=4),
     run("none | gauge"): figures(0.9, accepted=4, sent=4),
     run("none | boost"): figures(0.1, accepted=4, sent=4),
     run("krum | no attack"): figures(0.8),
@@ -39,11 +40,12 @@ DONE = {
 def test_a_defence_is_ranked_by_its_worst_attack() -> None:
     header, _, first, second = federation_byzantine.show(DONE)
     assert "| gauge | " in header
-    assert first == "| krum | 80.0 % | -1.0 | - | -1.0 |"
-    assert second == "| none | 90.0 % | -80.0 | +0.0 | -80.0 |"
-    best, promise, malformed = federation_byzantine.conclude(DONE)
+    assert first == "| krum | 80.0 % | - | -1.0 | - | -1.0 |"
+    assert second == "| none | 90.0 % | -2.0 | -80.0 | +0.0 | -80.0 |"
+    best, promise, alone, malformed = federation_byzantine.conclude(DONE)
     assert "krum, 79.0 %" in best
     assert promise.endswith("yes")
+    assert alone == "against the honest sites alone none loses most under boost: -78.0 points"
     assert malformed == "malformed updates: 3 sent, 0 accepted; 1 by the site whose own key a Sybil used"
 
 
@@ -99,12 +101,12 @@ def test_a_real_run_is_kept_and_not_done_again(tmp_path: Path, capsys: pytest.Ca
     words = ["--defences", "none", "--attacks", "gauge", "nan", "--seeds", "1", "--rounds", "1", "--steps", "1", "--results", str(results)]
     assert federation_byzantine.main([*words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert [entry["run"]["label"] for entry in told["runs"]] == ["none | no attack", "none | gauge", "none | nan"]
-    assert [entry["figures"]["hostile_accepted"] for entry in told["runs"]] == [0, 2, 0]
+    assert [entry["run"]["label"] for entry in told["runs"]] == ["none | no attack", "none | absent", "none | gauge", "none | nan"]
+    assert [entry["figures"]["hostile_accepted"] for entry in told["runs"]] == [0, 0, 2, 0]
     before = results.read_bytes()
     assert federation_byzantine.main([*words, "--json"]) == 0
     assert results.read_bytes() == before
-    assert len(known(results)) == 3
+    assert len(known(results)) == 4
 
 
 def test_a_real_run_of_rules_has_bounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
