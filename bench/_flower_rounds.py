@@ -1,7 +1,7 @@
-"""Flower's deployment, for ``bench.federation_rounds``: a SuperLink and a SuperNode for each site, over HTTP on loopback, without TLS.
+"""Flower's rounds: its deployment, a SuperLink and a SuperNode for each site over HTTP on loopback without TLS; and its simulation on Ray.
 
-All as it comes: state in memory, a process for each message. Only the installing of the application's dependencies at run time and
-telemetry are off.
+All as it comes: state in memory, and a process for each message of the deployment. Only the installing of the application's dependencies
+at run time and telemetry are off. A simulated site has one core in place of two, so that as many train at once as there are cores.
 """
 
 from __future__ import annotations
@@ -15,23 +15,35 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench._round_timing import GROUPS, RANK, Cell, Timing, end_all, read_marks, timing_of, wait_for, watching
+from bench._round_timing import GROUPS, LONG_SECONDS, RANK, SHORT_SECONDS, Cell, Timing, end_all, read_marks, timing_of, wait_for, watching
 
 _CONNECTION = '[superlink]\ndefault = "bench"\n[superlink.bench]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+_SIMULATED = "options.num-supernodes = {sites}\noptions.backend.client-resources.num-cpus = 1\n"
 
 
 def run_flower(cell: Cell, folder: Path, venv: Path) -> Timing:
-    """Time rounds of FedAvg."""
+    """Time rounds of FedAvg, deployed."""
+    return _run(cell, folder, venv, is_simulated=False)
+
+
+def simulate_flower(cell: Cell, folder: Path, venv: Path) -> Timing:
+    """Time rounds of FedAvg, simulated."""
+    return _run(cell, folder, venv, is_simulated=True)
+
+
+def _run(cell: Cell, folder: Path, venv: Path, *, is_simulated: bool) -> Timing:
     environment = _environment(folder, venv)
     shutil.copytree(Path(__file__).parent / "_flower_app", folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
-    ports = _free_ports(cell.sites + 1)
-    (folder / "flower" / "config.toml").write_text(_CONNECTION.format(port=ports[0]))
+    ports = _free_ports(1 if is_simulated else cell.sites + 1)
+    said = _CONNECTION.format(port=ports[0]) + (_SIMULATED.format(sites=cell.sites) if is_simulated else "")
+    (folder / "flower" / "config.toml").write_text(said)
     started: list[int] = []
     try:
         link = ["flower-superlink", "--insecure", "--disable-runtime-dependency-installation", "--port", str(ports[0])]
+        link += ["--simulation"] if is_simulated else []
         started.append(_start(link, folder / "link.log", environment))
         _wait_for_port(ports[0], cell.limit_seconds)
-        with watching(lambda: list(started)) as samples:
+        with watching(lambda: list(started), SHORT_SECONDS if is_simulated else LONG_SECONDS) as samples:
             for port in ports[1:]:
                 node = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{ports[0]}", "--port", str(port)]
                 started.append(_start(node, folder / "nodes.log", environment))
@@ -47,6 +59,9 @@ def _environment(folder: Path, venv: Path) -> dict[str, str]:
     (folder / "flower").mkdir(parents=True)
     path = f"{venv.absolute() / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
     own = {"PATH": path, "FLWR_HOME": str(folder / "flower"), "FLWR_TELEMETRY_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    # A Ray of its own, never one that this machine has already.
+    own |= {"RAY_ADDRESS": "local", "RAY_TMPDIR": str(folder / "ray"), "RAY_USAGE_STATS_ENABLED": "0"}
+    (folder / "ray").mkdir()
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     return kept | own
 

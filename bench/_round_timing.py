@@ -17,7 +17,10 @@ import psutil
 
 RANK, GROUPS = 16, 7
 """Of the generators whose float32 numbers are a round's payload."""
-_SAMPLE_SECONDS = 1.0
+LONG_SECONDS = 1.0
+"""Between samples where rounds last seconds."""
+SHORT_SECONDS = 0.2
+"""Where they last less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +99,8 @@ def timing_of(marks: Sequence[Mark], samples: Sequence[tuple[float, float]]) -> 
         raise RuntimeError("no round after the first was done in time")
     first, last = began[timed[0]], began[timed[-1]]
     times, totals = np.array(samples).T
-    spent = float(np.diff(np.interp([first, last], times, totals))[0])
+    # What a process took is lost to the sum where nobody waits for its end.
+    spent = float(np.diff(np.interp([first, last], times, np.maximum.accumulate(totals)))[0])
     later = {what: tuple(_delays(marks, what, {number: began[number] for number in timed[:-1]})) for what in ("heard", "begun")}
     periods = tuple(float(gap) for gap in np.diff([began[number] for number in timed]))
     return Timing(periods=periods, cpu_seconds=spent / len(periods), **later)
@@ -126,6 +130,7 @@ class Watch:
     """Samples CPU seconds now and then."""
 
     roots: Callable[[], Sequence[int]]
+    every_seconds: float
     samples: list[tuple[float, float]] = field(default_factory=list)
     _is_over: threading.Event = field(default_factory=threading.Event)
 
@@ -135,7 +140,7 @@ class Watch:
 
     def run(self) -> None:
         """Sample until told to stop."""
-        while not self._is_over.wait(_SAMPLE_SECONDS):
+        while not self._is_over.wait(self.every_seconds):
             self.sample()
 
     def stop(self) -> None:
@@ -144,9 +149,9 @@ class Watch:
 
 
 @contextmanager
-def watching(roots: Callable[[], Sequence[int]]) -> Iterator[list[tuple[float, float]]]:
+def watching(roots: Callable[[], Sequence[int]], every_seconds: float = LONG_SECONDS) -> Iterator[list[tuple[float, float]]]:
     """Sample meanwhile; give the samples, which are complete at the end."""
-    watch = Watch(roots)
+    watch = Watch(roots, every_seconds)
     watch.sample()
     thread = threading.Thread(target=watch.run, daemon=True)
     thread.start()

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import _arithmetic, _rotated_digits
 from bench._digit_network import hand_for, network_simulation, rotated
 from bench._kept_rows import append_row, kept_rows
-from bench._rotated_digits import job_of, make_base
 from simulation.attacks import Attack
 from simulation.preparation import Simulation, prepare_simulation
 from simulation.reports import RoundReport, SimulationReport
@@ -27,14 +27,14 @@ from workers.simulated_site import AnyOrder, AnyResult
 
 @dataclass(frozen=True, order=True)
 class Run:
-    """One simulation on the rotated digits: two with equal fields are the same."""
+    """One simulation: two with equal fields are the same."""
 
     label: str
     """What is compared."""
     seed: int
     sites: int
     alpha: float
-    """Of the Dirichlet shares of labels."""
+    """Of the Dirichlet shares of labels, or of kinds of questions."""
     rounds: int
     steps: int
     learning_rate: float
@@ -42,10 +42,10 @@ class Run:
     """The section, as JSON."""
     byzantine: str | None = None
     task: str = "network"
-    """``network``, trained by a loop of the bench's own, or ``vit``, by the workers'."""
+    """``network``, trained by a loop of the bench's own, or ``vit`` or ``language``, by the workers'."""
 
 
-TASKS = ("network", "vit")
+TASKS = ("network", "vit", "language")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Figures:
     """What a run showed."""
 
     accuracy: float
-    """Held out, after the last round, 0 to 1."""
+    """Held out, after the last round, 0 to 1; of a language model, of the answers' tokens."""
     loss: float
     sent_bytes: int
     """By all sites in all rounds, files alone."""
@@ -67,6 +67,8 @@ class Figures:
     """Accuracy of ``local_only`` and ``centralised``, where they were asked for."""
     failure: str | None = None
     """Why the rounds failed."""
+    untrained: float | None = None
+    """Accuracy before the first round; None of a run that was kept before this was."""
 
 
 def perform(run: Run, folder: Path, *, has_bounds: bool = False) -> Figures:
@@ -78,19 +80,25 @@ def perform(run: Run, folder: Path, *, has_bounds: bool = False) -> Figures:
         failure = None
     except RoundsFailed:
         found, failure = None, str(reports[-1].record.failure)
-    after = reports[-1].after
+    before, after = reports[0].before, reports[-1].after
+    assert before is not None
     assert after is not None
     return Figures(
-        accuracy=after.metrics["accuracy"],
+        accuracy=_accuracy(after.metrics),
         loss=after.loss,
         sent_bytes=sum(report.sent_bytes for report in reports),
         received_bytes=sum(report.received_bytes for report in reports),
         hostile_accepted=sum(len(accepted(report)) for report in reports),
         hostile_sent=sum(len(report.hostile) for report in reports),
         residual=statistics.fmean(report.record.measures.get("aggregation_residual", 0.0) for report in reports),
-        bounds={bound.name: bound.metrics["accuracy"] for bound in found.bounds} if found and has_bounds else None,
+        bounds={bound.name: _accuracy(bound.metrics) for bound in found.bounds} if found and has_bounds else None,
         failure=failure,
+        untrained=_accuracy(before.metrics),
     )
+
+
+def _accuracy(metrics: Mapping[str, float]) -> float:
+    return metrics.get("accuracy", metrics.get("token_accuracy", float("nan")))
 
 
 def accepted(report: RoundReport) -> set[str]:
@@ -106,8 +114,12 @@ def _prepared(run: Run, folder: Path) -> tuple[Simulation, InlineCrew[AnyOrder, 
     if run.task == "network":
         quick = network_simulation(section, options, run.steps)
         return quick, InlineCrew(lambda: hand_for(quick, run.learning_rate))
-    spec = job_of(make_base(folder / "rotated-digits-base"), steps=run.steps, learning_rate=run.learning_rate)
-    simulation = prepare_simulation(spec, options, rotated(), section)
+    size: dict[str, Any] = {"steps": run.steps, "learning_rate": run.learning_rate}
+    if run.task == "language":
+        spec, given = _arithmetic.job_of(_arithmetic.find_model(), **size), _arithmetic.read_given()
+    else:
+        spec, given = _rotated_digits.job_of(_rotated_digits.make_base(folder / "rotated-digits-base"), **size), rotated()
+    simulation = prepare_simulation(spec, options, given, section)
     return simulation, InlineCrew(simulation.workplace.prepare)
 
 

@@ -6,8 +6,8 @@
 Eleven sites, of which two are hostile (fewer than a quarter, and as many as bulyan can stand), each with its own Dirichlet share of the
 labels, train a network that reads upright digits on digits turned by 90 degrees: a small one by a loop of the bench's own, or with
 ``--task vit`` a Vision Transformer by the workers'. Everything else is what ``wgctl federation simulate`` runs, the code of real rounds:
-wire, gate, defence, rule. Accuracy under each defence is compared with that of the same defence without an attack, seed by seed.
-Malformed attacks are for the gate, so one defence is enough for them.
+wire, gate, defence, rule. Accuracy under each defence is compared with that of the same defence without an attack, seed by seed, and with
+that of the honest sites alone, who lack the rows of the hostile ones. Malformed attacks are for the gate: one defence is enough for them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from bench._simulated_runs import ATTACKS_PAST_THE_GATE, TASKS, Figures, Run, complete, federation_of, paired, write_bars
@@ -26,7 +26,8 @@ from wegeft.contracts.federation_rules import least_sites
 from wegeft.contracts.federation_spec import FederationSpec
 
 SITES, HOSTILE = 11, 2
-CLEAN = "no attack"
+CLEAN, ABSENT = "no attack", "absent"
+"""Everybody honest; and the hostile ones refused from the first round on, so that their rows are missing and nothing else."""
 DEFENCES: dict[str, dict[str, object]] = {
     "none": {},
     "geometric_median": {"defence": {"name": "geometric_median"}},
@@ -48,23 +49,26 @@ LIMIT_POINTS = 2.0
 
 def wanted(arguments: argparse.Namespace) -> Iterator[Run]:
     """Yield every run that is asked for, seed by seed, defence by defence, without an attack first."""
+    past = [attack for attack in arguments.attacks if attack not in MALFORMED]
     for seed in arguments.seeds:
-        for defence in arguments.defences:
-            for attack in (None, *[attack for attack in arguments.attacks if attack not in MALFORMED]):
-                yield _run(defence, attack, seed, arguments)
+        for defence in arguments.defences if past else ():
+            yield _run(f"{defence} | {CLEAN}", None, seed, arguments)
+            yield _run(f"{defence} | {ABSENT}", Attack.NAN, seed, arguments)
+            yield from (_run(f"{defence} | {attack}", attack, seed, arguments) for attack in past)
         for attack in (attack for attack in arguments.attacks if attack in MALFORMED):
-            yield _run(arguments.defences[0], attack, seed, arguments)
+            yield _run(f"{arguments.defences[0]} | {attack}", attack, seed, arguments)
 
 
-def _run(defence: str, attack: Attack | None, seed: int, arguments: argparse.Namespace) -> Run:
+def _run(label: str, attack: Attack | None, seed: int, arguments: argparse.Namespace) -> Run:
+    defence, _, what = label.partition(" | ")
     section = DEFENCES[defence]
     least = least_sites(FederationSpec.model_validate_json(json.dumps({"min_sites": SITES, **section})).defence)
     return Run(
-        label=f"{defence} | {attack or CLEAN}",
+        label=label,
         seed=seed,
         sites=SITES,
         alpha=arguments.alpha,
-        rounds=1 if attack in MALFORMED else arguments.rounds,
+        rounds=1 if what in MALFORMED else arguments.rounds,
         steps=arguments.steps,
         learning_rate=arguments.rate,
         federation=federation_of(min_sites=max(least, SITES - HOSTILE), **section),
@@ -88,30 +92,42 @@ def unattacked(done: Mapping[Run, Figures]) -> dict[str, float]:
     return {defence: statistics.fmean(scores) for defence, scores in found.items()}
 
 
-def losses(done: Mapping[Run, Figures]) -> dict[str, dict[str, tuple[float, float | None]]]:
-    """Return, for each defence and attack, the points of accuracy lost against the same defence without one, paired by seed."""
+def losses(done: Mapping[Run, Figures], reference: str = CLEAN) -> dict[str, dict[str, tuple[float, float | None]]]:
+    """Return, for each defence and attack, the points of accuracy lost against the same defence without one, paired by seed.
+
+    ``reference`` names what they are lost against.
+    """
     scores: dict[str, dict[str, dict[int, float]]] = {}
     for run, figures in done.items():
         defence, attack = _parts(run)
         scores.setdefault(defence, {}).setdefault(attack, {})[run.seed] = 100 * figures.accuracy
     return {
         defence: {
-            attack: paired(by_attack[CLEAN], found) for attack, found in by_attack.items() if attack != CLEAN and attack not in MALFORMED
+            attack: paired(by_attack[reference], found)
+            for attack, found in by_attack.items()
+            if attack not in (CLEAN, ABSENT) and attack not in MALFORMED and by_attack[reference].keys() & found.keys()
         }
         for defence, by_attack in scores.items()
-        if CLEAN in by_attack
+        if reference in by_attack
     }
+
+
+def absences(done: Mapping[Run, Figures]) -> dict[str, tuple[float, float | None]]:
+    """Return the points of accuracy that each defence loses where the hostile sites are absent, paired by seed."""
+    renamed = {replace(run, label=run.label.replace(f"| {ABSENT}", "| gone")): figures for run, figures in done.items()}
+    return {defence: found["gone"] for defence, found in losses(renamed).items() if "gone" in found}
 
 
 def show(done: Mapping[Run, Figures]) -> list[str]:
     """Return the table in Markdown: rows are defences, the worst attack last, best defence first."""
-    lost = losses(done)
+    lost, absent = losses(done), absences(done)
     attacks = [attack for attack in ATTACKS_PAST_THE_GATE if any(attack in found for found in lost.values())]
     clean = unattacked(done)
-    lines = [f"| defence | {CLEAN} | {' | '.join(f'{attack}' for attack in attacks)} | {_WORST} |", f"|---|{'---:|' * (len(attacks) + 2)}"]
+    titles = [CLEAN, ABSENT, *attacks, _WORST]
+    lines = [f"| defence | {' | '.join(titles)} |", f"|---|{'---:|' * len(titles)}"]
     order = sorted(lost, key=lambda defence: (-floor_of(clean[defence], lost[defence]), defence))
     for defence in order:
-        cells = [_cell(lost[defence].get(attack)) for attack in attacks]
+        cells = [_cell(absent.get(defence)), *(_cell(lost[defence].get(attack)) for attack in attacks)]
         worst = max((points for points, _ in lost[defence].values()), default=0.0)
         lines.append(f"| {defence} | {clean[defence]:.1f} % | {' | '.join(cells)} | {0 - worst:+.1f} |")
     return lines
@@ -140,6 +156,9 @@ def conclude(done: Mapping[Run, Figures]) -> list[str]:
         kept = "yes" if worst <= LIMIT_POINTS else "NO"
         said.append(f"highest accuracy under its worst attack: {best}, {floor_of(clean[best], lost[best]):.1f} % ({0 - worst:+.1f} points)")
         said.append(f"at most {LIMIT_POINTS:g} points lost under every attack: {kept}")
+        for defence, found in losses(done, ABSENT).items():
+            attack, (points, _) = max(found.items(), key=lambda item: item[1][0], default=(CLEAN, (0.0, None)))
+            said.append(f"against the honest sites alone {defence} loses most under {attack}: {0 - points:+.1f} points")
     malformed = {run: figures for run, figures in done.items() if _parts(run)[1] in MALFORMED}
     if malformed:
         accepted = sum(figures.hostile_accepted for figures in malformed.values())
@@ -156,7 +175,7 @@ def _parsed(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--defences", nargs="+", choices=list(DEFENCES), default=list(DEFENCES))
     parser.add_argument("--attacks", nargs="+", type=Attack, choices=list(Attack), default=[*ATTACKS_PAST_THE_GATE, *sorted(MALFORMED)])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--task", choices=TASKS, default="network", help="network is quick; vit trains by the workers' own loop")
+    parser.add_argument("--task", choices=TASKS, default="network", help="network is quick; the others train by the workers' own loop")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps of a site in a round")
     parser.add_argument("--rate", type=float, default=0.01, help="learning rate")

@@ -43,10 +43,13 @@ SYSTEMS = ("ours", "ours, generator_exact", "flower", "nvflare simulator")
 _REQUIREMENTS = (
     "from importlib.metadata import requires\n"
     "for line in requires('flwr'):\n"
-    "    if 'extra ==' not in line: print('certifi' if line.startswith('certifi') else line)"
+    "    if 'extra ==' not in line: print('certifi' if line.startswith('certifi') else line)\n"
+    "    elif line.startswith('ray'): print(line.partition(';')[0])"
 )
-"""Flower's own, but for the date that it wants of certifi, which no index may have yet."""
+"""Flower's own and its simulation's, but for the date that it wants of certifi, which no index may have yet."""
 
+Run = Callable[[Cell, Path], Timing]
+"""Runs a cell on one system, with a folder for what it writes."""
 Runs = dict[str, dict[str, list[Timing]]]
 """By cell and system, one timing a turn; fewer where a run did not get anywhere in its time."""
 
@@ -58,11 +61,11 @@ def install(folder: Path) -> None:
     pip = [str(folder / "flower" / "bin" / "python"), "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, "--no-deps", FLOWER], check=True)
     listed = subprocess.run([pip[0], "-c", _REQUIREMENTS], check=True, stdout=subprocess.PIPE, text=True).stdout
-    subprocess.run([*pip, *listed.splitlines()], check=True)
+    subprocess.run([*pip, *dict.fromkeys(listed.splitlines())], check=True)
     subprocess.run([str(folder / "nvflare" / "bin" / "python"), *pip[1:], NVFLARE, "numpy"], check=True)
 
 
-def runner(system: str, peers: Path | None) -> Callable[[Cell, Path], Timing]:
+def runner(system: str, peers: Path | None) -> Run:
     """Return what runs a cell on a system."""
     match system, peers:
         case "ours", _:
@@ -82,22 +85,22 @@ def parse_cell(text: str, options: argparse.Namespace) -> Cell:
     return Cell(sites=int(sites), megabytes=float(megabytes), rounds=options.rounds, work_seconds=options.work, limit_seconds=options.limit)
 
 
-def run_all(cells: Sequence[Cell], options: argparse.Namespace) -> Runs:
-    """Run everything in turns, and say how it goes."""
+def run_all(cells: Sequence[Cell], options: argparse.Namespace, choose: Callable[[str, Path | None], Run] = runner) -> Runs:
+    """Run everything in turns, and say how it goes; ``choose`` gives what runs a cell on a system."""
     found: Runs = {cell.name: {system: [] for system in options.systems} for cell in cells}
     for turn in range(options.repeats):
         for cell in cells:
             for system in options.systems if turn % 2 == 0 else reversed(options.systems):
-                run_one(cell, system, options.peers, found[cell.name][system])
+                run_one(cell, system, choose(system, options.peers), found[cell.name][system])
     return found
 
 
-def run_one(cell: Cell, system: str, peers: Path | None, timings: list[Timing]) -> None:
+def run_one(cell: Cell, system: str, run: Run, timings: list[Timing]) -> None:
     """Run one cell on one system, and keep its timing."""
     load = os.getloadavg()[0]
     folder = Path(tempfile.mkdtemp(prefix="rounds-"))
     try:
-        timing = runner(system, peers)(cell, folder)
+        timing = run(cell, folder)
     except (RuntimeError, subprocess.SubprocessError) as error:
         print(f"{cell.name}: {system}: {error}", file=sys.stderr, flush=True)
         return

@@ -14,7 +14,7 @@ import numpy as np
 
 from orchestrator.aggregate.defences import choose, rank_by_krum
 from orchestrator.aggregate.state import Array
-from wegeft.algebra import Generator, from_rows
+from wegeft.algebra import Generator, from_rows, svd
 from wegeft.contracts.federation_rules import Bulyan, CoordinateMedian, TrimmedMean
 
 _BLOCK_NUMBERS = 4_000_000
@@ -84,7 +84,7 @@ def combine_entries(updates: Sequence[Generator], middle: Middle, rank: int, see
     projected = np.zeros((basis.shape[1], width))
     for rows, block in _blocks(updates, middle):
         projected += basis[rows].T @ block
-    u, values, vt = np.linalg.svd(projected, full_matrices=False)
+    u, values, vt = svd(projected)
     roots = np.sqrt(values[:rank])
     generator = from_rows(p=(basis @ u[:, :rank] * roots).T, q=roots[:, None] * vt[:rank])
     return Approximation(generator=generator, error=math.sqrt(max(0.0, energy - float((values[:rank] ** 2).sum()))))

@@ -36,6 +36,10 @@ def test_a_round_lasts_until_the_next_begins_and_the_first_is_left_out() -> None
     assert timing.begun == ()
 
 
+def test_a_process_that_ends_unnoticed_takes_nothing_back() -> None:
+    assert timing_of(marks(0, 10, 20), [(10, 5.0), (15, 9.0), (20, 2.0)]).cpu_seconds == pytest.approx(4)
+
+
 def test_a_run_that_did_not_get_beyond_its_first_round_gives_no_timing() -> None:
     with pytest.raises(RuntimeError, match="no round"):
         timing_of(marks(1, 2), [(0, 0.0), (3, 1.0)])

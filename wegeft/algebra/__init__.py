@@ -5,6 +5,7 @@ its arguments, and all may be called from any thread.
 """
 
 from wegeft.algebra.alignment import align, rotate
+from wegeft.algebra.decomposition import svd
 from wegeft.algebra.generator import (
     Array,
     Generator,
@@ -66,6 +67,7 @@ __all__ = [
     "split",
     "split_by_energy",
     "subtract",
+    "svd",
     "truncate",
     "weighted_mean",
     "weighted_sum",

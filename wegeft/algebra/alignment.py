@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from wegeft.algebra.decomposition import svd
 from wegeft.algebra.generator import Array, Generator, from_rows, library_of, rescale, rescale_evenly
 from wegeft.algebra.truncation import canonical
 from wegeft.contracts.errors import InvalidAdapterConfig
@@ -21,8 +22,7 @@ def rotate(generator: Generator[Array], reference: Generator[Array]) -> Generato
     Orthogonal Procrustes: ``O = UVᵀ`` of the SVD of ``P₀Pᵀ + Q₀Qᵀ`` (Schönemann, 1966). M and the scale are unchanged.
     """
     _check_same_shape(generator, reference)
-    xp = library_of(generator.p)
-    u, _, vt = xp.linalg.svd(reference.p @ generator.p.T + reference.q @ generator.q.T)
+    u, _, vt = svd(reference.p @ generator.p.T + reference.q @ generator.q.T)
     turn = u @ vt
     return from_rows(p=turn @ generator.p, q=turn @ generator.q, scale=generator.scale)
 
@@ -70,7 +70,7 @@ def _even(generator: Generator, reference: Generator) -> _Even:
         one = xp.diag(xp.ones_like(padded.p[:, 0]))
         return _Even(factors=padded, turn_p=one, turn_q=one, values=(padded.q**2).sum(1))
     (root_p, inverse_p), (root_q, inverse_q) = roots[0], roots[1]
-    u, values, vt = xp.linalg.svd(root_p.T @ root_q)
+    u, values, vt = svd(root_p.T @ root_q)
     sizes = values[:, None] ** 0.5
     return _Even(factors=level, turn_p=sizes * (u.T @ inverse_p), turn_q=sizes * (vt @ inverse_q), values=values)
 
@@ -89,7 +89,7 @@ def _root(gram: Any) -> tuple[Any, Any] | None:
 def _candidates(values: Any, cross_p: Any, cross_q: Any) -> list[tuple[Any, Any]]:
     """Return changes of the balanced factors, for P and Q, that bring them near the reference; cross: ``P₀Pᵀ`` and ``Q₀Qᵀ``."""
     xp = library_of(values)
-    u, _, vt = xp.linalg.svd(cross_p + cross_q)
+    u, _, vt = svd(cross_p + cross_q)
     found = [(u @ vt, u @ vt)]
     if float(values[-1]) * _GAUGE_CONDITION_LIMIT > float(values[0]):
         right, left = cross_q / values, cross_p / values

@@ -12,6 +12,7 @@ from typing import Any, Generic
 
 import numpy as np
 
+from wegeft.algebra.decomposition import svd
 from wegeft.algebra.generator import Array, Generator, check_widths, from_rows, library_of, subtract, to_numpy
 from wegeft.contracts.errors import InvalidAdapterConfig
 
@@ -70,7 +71,7 @@ def truncate(
     right = generator.psi.T
     left_r = library.linalg.qr(left if output_factor is None else output_factor @ left)[1]
     right_r = library.linalg.qr(right if input_factor is None else input_factor @ right)[1]
-    u, values, v = library.linalg.svd(left_r @ right_r.T, full_matrices=False)
+    u, values, v = svd(left_r @ right_r.T)
     kept = min(rank, generator.rank)
     root = values[:kept] ** 0.5
     cut = Generator(
@@ -104,8 +105,8 @@ def principal_angles(first: Generator[Array], second: Generator[Array], *, of: s
     one, other = ((first.phi, second.phi) if of == "phi" else (first.psi.T, second.psi.T))[:: 1 if first.rank >= second.rank else -1]
     one, other = library.linalg.qr(one)[0], library.linalg.qr(other)[0]
     overlap = one.T @ other
-    cosines = library.linalg.svd(overlap, full_matrices=False)[1]
-    sines = library.linalg.svd(other - one @ overlap, full_matrices=False)[1]
+    cosines = svd(overlap)[1]
+    sines = svd(other - one @ overlap)[1]
     angles: Array = library.arctan2(library.flip(sines, (0,)), cosines)
     return angles
 
@@ -134,7 +135,7 @@ def compress(generator: Generator[Array], rank: int) -> Truncation[Array]:
     Grams square the condition of the factors: parts of a factor below 1e-7 of its largest direction are lost; ``error`` counts them.
     """
     (root_p, back_p, lost_p), (root_q, back_q, lost_q) = (_halve(factor) for factor in (generator.p, generator.q))
-    u, values, vt = library_of(generator.phi).linalg.svd(generator.scale * (root_p.T @ root_q), full_matrices=False)
+    u, values, vt = svd(generator.scale * (root_p.T @ root_q))
     sizes = values[:rank, None] ** 0.5
     kept = from_rows(p=(sizes * (u.T[:rank] @ back_p)) @ generator.p, q=(sizes * (vt[:rank] @ back_q)) @ generator.q)
     tail, total = (float(np.linalg.norm(to_numpy(part))) for part in (values[rank:], values))
@@ -169,7 +170,7 @@ def _decompose(generator: Generator[Array]) -> tuple[Any, Any, Any]:
     library = library_of(generator.phi)
     left, left_r = library.linalg.qr(generator.scale * generator.phi)
     right, right_r = library.linalg.qr(generator.psi.T)
-    u, values, v = library.linalg.svd(left_r @ right_r.T, full_matrices=False)
+    u, values, v = svd(left_r @ right_r.T)
     return left @ u, values, right @ v.T
 
 

@@ -1,0 +1,69 @@
+"""Seconds of a simulated round when sites train nothing: ``wgctl federation simulate`` against Flower's simulation, both on Ray.
+
+    python -m bench.federation_rounds --install ../peers       # once: an environment with Flower and its Ray
+    python -m bench.federation_simulation --peers ../peers     # minutes on two cores
+    python -m bench.federation_simulation --cells 8x1 --systems ours --repeats 1
+
+A driver hands sites to actors of one core each, as many as there are cores; a site reads what it starts from and answers with noise in
+float32 generators of the size that the cell says, new each time; the driver puts the answers together. Of each run the first round, in
+which the actors start, is left out; then a round lasts from its beginning to that of the next. CPU seconds are of all processes together,
+Ray's included. The systems take turns in each of the ``--repeats``; read the ratios, which are paired within a turn.
+
+They do not do the same. Ours offers, signs, checks and closes every round by the code of a real service, scores every site's contribution
+and writes a record, so that a simulation shows what a deployment would do. Flower's messages pass through its in-memory state, which the
+server application and the runtime ask again and again, and FedAvg averages arrays. Neither keeps anything on disk here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from bench._flower_rounds import simulate_flower
+from bench._our_simulation import simulate_ours
+from bench.federation_rounds import FLOWER, Run, parse_cell, print_table, run_all
+
+CELLS = ("8x0.1", "8x1", "20x0.1", "20x1")
+SYSTEMS = ("ours", "ours, generator_exact", "flower")
+
+
+def simulator(system: str, peers: Path | None) -> Run:
+    """Return what simulates a cell on a system."""
+    match system, peers:
+        case "ours", _:
+            return simulate_ours
+        case "ours, generator_exact", _:
+            return lambda cell, folder: simulate_ours(cell, folder, "generator_exact")
+        case "flower", Path():
+            return lambda cell, folder: simulate_flower(cell, folder, peers / "flower")
+    raise SystemExit(f"{system} needs --peers FOLDER, made by python -m bench.federation_rounds --install FOLDER")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Time, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", type=Path, metavar="FOLDER", help="where peers were made; without it ours alone is timed")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS)
+    parser.add_argument("--cells", nargs="+", default=list(CELLS), metavar="SITESxMB")
+    parser.add_argument("--rounds", type=int, default=30, help="timed in each run")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--work", type=float, default=0.0, metavar="SECONDS", help="of each site in each round")
+    parser.add_argument("--limit", type=float, default=600.0, metavar="SECONDS", help="of one run")
+    parser.add_argument("--json", action="store_true", help="print every timing instead of a table")
+    options = parser.parse_args(arguments)
+    options.systems = options.systems or list(SYSTEMS if options.peers else SYSTEMS[:2])
+    found = run_all([parse_cell(text, options) for text in options.cells], options, simulator)
+    if options.json:
+        print(json.dumps({cell: {name: [asdict(one) for one in runs] for name, runs in row.items()} for cell, row in found.items()}))
+        return
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; {FLOWER} with its Ray\n")
+    print_table(found)
+
+
+if __name__ == "__main__":
+    main()
