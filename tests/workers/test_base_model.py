@@ -97,7 +97,7 @@ def test_what_is_no_folder_and_no_id_is_not_found(source: str, tmp_path: Path, m
         ({"config.json": None, "model.gguf": "GGUF"}, "no config.json", "name the .gguf file itself"),
         ({"model.safetensors": None}, "no safetensors weights", None),
         ({"model.safetensors": None, "pytorch_model.bin": "x"}, "no safetensors weights", "pickled weights are never read"),
-        ({"model.safetensors": "broken"}, "it cannot be loaded", None),
+        ({"model.safetensors": "broken"}, "is not safetensors", "is the download complete?"),
         ({"tokenizer.json": "{broken"}, "its tokenizer cannot be loaded", None),
         ({"config.json": "{broken"}, "cannot be loaded", None),
         ({"config.json": '{"model_type": "vit"}'}, "cannot be loaded", None),
