@@ -108,8 +108,7 @@ def belongs_to(reader: Principal, shown: Columns = ADAPTERS.c) -> ColumnElement[
     if not reader.scopes:
         return is_theirs
     reached = [
-        namespace == scope.namespace if scope.name is None else shown.key == f"{scope.namespace}/{scope.name}"
-        for scope in reader.scopes
+        namespace == scope.namespace if scope.name is None else shown.key == f"{scope.namespace}/{scope.name}" for scope in reader.scopes
     ]
     return and_(is_theirs, or_(*reached))
 
