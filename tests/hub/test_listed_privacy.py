@@ -15,6 +15,8 @@ from hub.catalog.organisations import create_organisation, remove_member, set_me
 from hub.catalog.repositories import create_repository, delete_adapter
 from hub.catalog.visibility import set_visibility
 from hub.description import Description
+from hub.provenance import publish_keys
+from hub.signing import Signer
 from infra.auth import Principal, Role, create_token
 from infra.database import reading, writing
 from infra.principals import Scope
@@ -22,6 +24,7 @@ from tests.databases import open_database
 from tests.hub.cataloguing import NOW, keep_files, publication
 from wegeft.contracts.adapter import AdapterName, AdapterRef
 from wegeft.contracts.errors import WegeftError
+from wegeft.contracts.signing_keys import SigningKey
 
 STEPS, CHECKED_EVERY = 60, 5
 NAMES = tuple(AdapterName(namespace=namespace, name=name) for namespace in ("Acme", "other", "open") for name in ("x", "y", "z"))
@@ -46,6 +49,7 @@ class World:
         """Of every adapter that is listed."""
         self.members = {"acme": {"ada"}, "other": {"bob"}, "open": set[str]()}
         self.count = self.hidden = 0
+        publish_keys(engine, Signer(key=SigningKey(b"\x01" * 32)), NOW)
         with writing(engine) as connection:
             create_token(connection, "eve", Role.WRITE, NOW)
             create_organisation(connection, "Acme", ADA, NOW, is_private_by_default=True)
@@ -94,7 +98,7 @@ class World:
         if adapter in self.private:
             latest = catalog.resolve(connection, AdapterRef(adapter=adapter))
             version_id = connection.execute(select(catalog.VERSIONS.c.id).where(catalog.VERSIONS.c.source == latest.source)).scalar_one()
-            catalog.add_signature(connection, version_id, "ed25519", ("{}", "key"), NOW)
+            catalog.add_signature(connection, version_id, "ed25519", ("{}", catalog.list_keys(connection).keys[0].id), NOW)
 
     @staticmethod
     def _row(connection: Connection, adapter: AdapterName) -> Any:
