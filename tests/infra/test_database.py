@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Column, Connection, Engine, Integer, MetaData, String, Table, event, insert, select
@@ -147,7 +148,8 @@ def test_a_reader_holds_no_transaction_open_in_a_server(engine: Engine) -> None:
         states = [witness.exec_driver_sql(state.format(pid)).scalar_one() for pid in pids]
     assert states == ["idle", "idle in transaction"]
     with writing(engine) as again:
-        assert not again.connection.driver_connection.autocommit  # type: ignore[union-attr]
+        driver: Any = again.connection.driver_connection
+        assert not driver.autocommit
 
 
 def test_too_many_at_once_is_an_outage_and_not_a_crash(tmp_path: Path) -> None:
