@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -91,7 +92,7 @@ def simulation_of(cell: Cell, rule: str) -> Simulation:
         )
         for index in range(GROUPS)
     }
-    section = {"rounds": cell.rounds + 1, "min_sites": cell.sites, "max_update_norm": 1e9, "rule": rule}
+    section: dict[str, Any] = {"rounds": cell.rounds + 1, "min_sites": cell.sites, "max_update_norm": 1e9, "rule": rule}
     spec: JobSpec = parse_spec({"name": "rounds", "base_model": "org/model", "rank": RANK, "alpha": 2 * RANK, "federation": section})
     federation = spec.federation
     assert isinstance(federation, FederationSpec)

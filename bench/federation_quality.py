@@ -139,7 +139,7 @@ def summarise(done: Mapping[Run, Figures]) -> list[Row]:
 def _visits(done: Mapping[Run, Figures], rule: str) -> int:
     """Return how many updates a run of the rule has: nobody drops out."""
     run = next(run for run in done if run.label == rule)
-    asked = json.loads(run.federation).get("sampling", {"fraction": 1})["fraction"]
+    asked = float(json.loads(run.federation).get("sampling", {"fraction": 1})["fraction"])
     return math.ceil(asked * run.sites) * run.rounds
 
 

@@ -28,6 +28,8 @@ from wegeft.contracts.federation_rules import (
 )
 
 _WEISZFELD_TOLERANCE = 1e-10
+_IDLE_SHARE = 0.01
+"""Of the median norm, below which an update is nobody's work: sent back as it came, or next to it."""
 
 
 def shares(examples: Sequence[int]) -> Array:
@@ -52,8 +54,30 @@ def weigh(defence: Defence, gram: Array, sites: Sequence[str], weights: Array) -
     """Return the factors of all members; ``weights`` are their shares of the examples.
 
     Defences that look at single entries weigh nothing, and those that choose give what they choose equal weights, whatever number of
-    examples a site claims.
+    examples a site claims. Krum, Multi-Krum and the geometric median leave idle updates out first: of sites that differ, an update of
+    nothing is nearest to all others, and would be chosen before any. Each counts as one of the malicious ones that Krum is told of; where
+    there are more, that number was wrong, and none is left out.
     """
+    if not isinstance(defence, Krum | MultiKrum | GeometricMedian):
+        return _weigh(defence, gram, sites, weights)
+    busy = busy_members(gram)
+    idle = len(sites) - len(busy)
+    if isinstance(defence, Krum | MultiKrum):
+        if idle > defence.malicious:
+            return _weigh(defence, gram, sites, weights)
+        defence = defence.model_copy(update={"malicious": defence.malicious - idle})
+    factors = np.zeros(len(sites))
+    factors[busy] = _weigh(defence, gram[np.ix_(busy, busy)], [sites[index] for index in busy], weights[busy])
+    return factors
+
+
+def busy_members(gram: Array) -> list[int]:
+    """Return the members whose update is not idle; more than half of them, for it is held against the median."""
+    norms = np.sqrt(np.maximum(np.diag(gram), 0.0))
+    return [index for index, length in enumerate(norms) if length >= _IDLE_SHARE * np.median(norms)]
+
+
+def _weigh(defence: Defence, gram: Array, sites: Sequence[str], weights: Array) -> Array:
     match defence:
         case NoDefence() | CoordinateMedian() | TrimmedMean() | Bulyan():
             return weights

@@ -71,11 +71,12 @@ def test_rules_are_compared_seed_by_seed_at_their_own_rate() -> None:
 
 
 def test_later_seeds_run_at_the_chosen_rate_but_the_default_at_all() -> None:
-    words = {"seeds": [3, 1], "rates": [0.1, 0.2], "rules": ["generator_exact", "stack, rank 64 (FLoRA)"]}
+    rules = ["generator_exact", "stack, rank 64 (FLoRA)"]
+    words = {"seeds": [3, 1], "rates": [0.1, 0.2], "rules": rules}
     sizes = {"sites": 4, "alpha": 1.0, "rounds": 1, "steps": 1, "task": "network", "fraction": 1.0}
     arguments = argparse.Namespace(**words, **sizes)
     first = [(run.label, run.seed, run.learning_rate) for run in federation_quality.first_runs(arguments)]
-    assert first == [(rule, 1, rate) for rule in words["rules"] for rate in words["rates"]]
+    assert first == [(rule, 1, rate) for rule in rules for rate in (0.1, 0.2)]
     rates = {"generator_exact": 0.1, "stack, rank 64 (FLoRA)": 0.2}
     other = [(run.label, run.seed, run.learning_rate) for run in federation_quality.other_runs(arguments, rates)]
     assert other == [("generator_exact", 3, 0.1), ("generator_exact", 3, 0.2), ("stack, rank 64 (FLoRA)", 3, 0.2)]

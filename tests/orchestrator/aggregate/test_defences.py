@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.aggregate import Contribution, FederationState, Plan, Refused, aggregate, change_of
-from orchestrator.aggregate.defences import find_geometric_median, rank_by_krum, shares
+from orchestrator.aggregate.defences import find_geometric_median, rank_by_krum, shares, weigh
 from orchestrator.aggregate.entrywise import combine_entries, mean_around_median, middle_of, select_for_bulyan
 from orchestrator.aggregate.gramian import gram_of_updates, update_of
 from tests.algebra.generators import dense, draw
@@ -103,6 +103,31 @@ def test_the_geometric_median_has_no_direction_to_go(seed: int, count: int) -> N
     rest = np.linalg.norm(np.delete(pulls, at, axis=0).sum(0))
     assert np.linalg.norm(pulls.sum(0)) < 1e-4 or rest <= weights[at] * (1 + 1e-3)
     assert beta.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("defence", [Krum(malicious=2), MultiKrum(malicious=2), GeometricMedian()])
+def test_who_sends_next_to_nothing_has_no_weight(defence: Defence) -> None:
+    updates = np.random.default_rng(5).standard_normal((11, 40))
+    updates[[3, 7]] *= 1e-3
+    sites, weights = [f"s-{index:02}" for index in range(11)], np.full(11, 1 / 11)
+    found = weigh(defence, updates @ updates.T, sites, weights)
+    assert (found[[3, 7]] == 0).all()
+    assert found.sum() == pytest.approx(1)
+    if isinstance(defence, MultiKrum):
+        assert (found > 0).sum() == 11 - 2 - 2
+
+
+def test_krum_leaves_nobody_out_where_more_are_idle_than_it_was_told() -> None:
+    updates = np.random.default_rng(5).standard_normal((11, 40))
+    updates[:3] = 0
+    found = weigh(MultiKrum(malicious=2), updates @ updates.T, [f"s-{index:02}" for index in range(11)], np.full(11, 1 / 11))
+    assert (found[:3] > 0).all()
+    assert (found > 0).sum() == 7
+
+
+def test_a_round_in_which_nobody_moved_has_weights() -> None:
+    found = weigh(GeometricMedian(), np.zeros((3, 3)), ["a", "b", "c"], np.full(3, 1 / 3))
+    np.testing.assert_allclose(found, 1 / 3)
 
 
 def test_norm_clipping_shortens_to_the_bound_or_the_median() -> None:
