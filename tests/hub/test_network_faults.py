@@ -36,7 +36,7 @@ def run_through_network(folder: Path, seed: int, sizes: tuple[int, int]) -> None
                 there = client.versions(NAME)
         assert {view.ref for view in there} == {view.ref for _, view in made}
         assert len(there) == len(made) == sizes[0] * sizes[1]
-        assert sum(link.fates.values()) > len(made)
+        assert sum(link.fates.values()) > len(made) / 2  # of two requests a push, half are disturbed
         for push, view in made:
             assert {entry.digest for entry in view.manifest.files} == push.digests
         witness.check()
