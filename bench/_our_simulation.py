@@ -1,6 +1,6 @@
 """Our simulation, for ``bench.federation_simulation``: ``python -m bench._our_simulation RUN.json`` plays one whose sites train nothing.
 
-It is what ``wgctl federation simulate`` runs without ``--out``, with as many actors on Ray, but that a hand has noise in place of training.
+It is what ``wgctl federation simulate`` runs without ``--output``, with as many actors on Ray, but a hand has noise in place of training.
 """
 
 from __future__ import annotations

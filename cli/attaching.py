@@ -28,9 +28,11 @@ def check_attachable(adapter: str, wish: Wish) -> None:
 
 def send(source: Source, base: FoundBase, wish: Wish, written: Export) -> AttachedFormat:
     """Attach what was written to its version; raise what the hub refuses."""
+    from workers.base_identity import comparable_identity
     from workers.derived_formats import measurement_of
 
     note(f"sending it to {source.name}")
     shelf: Any = (wish.layout, written.dtype)
+    identity = comparable_identity(source.base_model or "", base.identity, base.former_identity)
     with connect() as client:
-        return client.attach_format(source.name, wish.target, shelf, measurement_of(written, base.identity, base.path))
+        return client.attach_format(source.name, wish.target, shelf, measurement_of(written, identity, base.path))

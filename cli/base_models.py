@@ -10,7 +10,7 @@ from pathlib import Path
 from cli.output import is_terminal, note
 from wegeft.contracts.base_model_name import is_hub_id
 from wegeft.contracts.errors import BaseModelNotFound, InvalidAdapterConfig
-from workers.base_identity import is_known_as
+from workers.base_identity import comparable_identity, is_same_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class FoundBase:
     path: Path
     """A folder, or a ``.gguf`` file."""
     former_identity: str | None = None
-    """What adapters of before may name a folder: ``folder@sha256:…`` of its configuration."""
+    """A folder with the digest of its configuration alone, ``folder@sha256:…``, which adapters may name too."""
 
 
 def find_base(name: str, revision: str | None = None) -> FoundBase:
@@ -50,7 +50,7 @@ def find_base(name: str, revision: str | None = None) -> FoundBase:
 
 def check_is_base(found: FoundBase, wanted: str, *, allow_other: bool) -> None:
     """Raise ``InvalidAdapterConfig`` unless ``found`` is the model that ``wanted`` names, or say so and go on where another is allowed."""
-    if is_known_as(wanted, found.identity, found.former_identity):
+    if is_same_model(comparable_identity(wanted, found.identity, found.former_identity), wanted):
         return
     message = f"the adapter was trained on {wanted}"
     if not allow_other:

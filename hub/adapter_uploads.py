@@ -104,7 +104,7 @@ class AdapterUploads:
         return self.services.intake.own_staged(connection, digest, size, self._sender)
 
     def _stage(self, connection: Connection, digest: str, size: int) -> None:
-        self.services.intake.stage(connection, digest, size, self._sender)
+        self.services.intake.stage(connection, digest, size, self._sender, is_in_parts=True)
 
     def _unstage(self, upload: Upload) -> None:
         with writing(self.services.engine) as connection:
@@ -125,7 +125,7 @@ class AdapterUploads:
 
     @property
     def _owner(self) -> str:
-        return f"token:{self.caller.token_id}"
+        return catalog.uploader_of(self.caller.token_id)
 
     @property
     def _uploads(self) -> Uploads:
@@ -215,7 +215,8 @@ def find_sent(services: HubServices, caller: Principal, digest: str) -> int | No
     if may_know and not is_kept:
         with writing(services.engine) as connection:
             is_kept = not catalog.hold(connection, holder, [digest], intake.keep_until)
-            catalog.restage(connection, services.sender(caller), digest, services.clock(), intake.keep_until)
+            if is_kept:
+                catalog.restage(connection, services.sender(caller), digest, services.clock(), intake.keep_until)
     return services.store.has(digest) if is_kept else None
 
 

@@ -59,8 +59,9 @@ def _own_router(services: HubServices, guard: Guard) -> APIRouter:
     router.include_router(_blob_router(services, guard))
     router.include_router(_adapter_router(services, guard))
     reader = guard.require(Role.READ)
-    sending = Depends(sends_files(reader, services.downloads_at_once))
-    router.include_router(_file_router(services), dependencies=[Depends(reader), sending])
+    sending = [Depends(reader), Depends(sends_files(reader, services.downloads_at_once))]
+    router.include_router(_pull_router(services), dependencies=sending)
+    router.include_router(_file_router(services), dependencies=sending)
     router.include_router(provenance_api.make_router(services, guard))
     router.include_router(formats_api.make_router(services, guard))
     router.include_router(_alias_router(services, guard))
@@ -139,6 +140,12 @@ def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
     @router.get("/{namespace}/{name}/versions/{selector}", summary="A version, by number or alias")
     def get_version(adapter: Name, selector: Selector) -> VersionView:
         return provenance.with_signature(services, resolve_named(services, adapter, selector))
+
+    return router
+
+
+def _pull_router(services: HubServices) -> APIRouter:
+    router = APIRouter(prefix="/adapters", tags=["adapters"])
 
     @router.get(
         "/{namespace}/{name}/versions/{selector}/pull",

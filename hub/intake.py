@@ -85,13 +85,14 @@ class Intake:
     def own_staged(self, connection: Connection, digest: str, size: int, sender: Sender) -> bool:
         """Note as :meth:`own` does that the sender has sent bytes, which count as staged until a version names them."""
         is_kept = self.own(connection, digest, size, catalog.upload_of(sender.caller.token_id))
-        catalog.settle(connection, sender, digest, size, self.keep_until)
+        if is_kept:
+            catalog.settle(connection, sender, digest, size, self.keep_until)
         return is_kept
 
-    def stage(self, connection: Connection, digest: str, size: int | None, sender: Sender) -> int:
+    def stage(self, connection: Connection, digest: str, size: int | None, sender: Sender, *, is_in_parts: bool = False) -> int:
         """Count bytes that come, or go on to come, and return how many may; raise :class:`QuotaExceeded` where there is no room."""
         most_bytes = self.max_blob_bytes if size is None else size
-        coming = Coming(digest=digest, size=most_bytes, until=self.keep_until, may_be_fewer=size is None)
+        coming = Coming(digest=digest, size=most_bytes, until=self.keep_until, may_be_fewer=size is None, is_in_parts=is_in_parts)
         return catalog.stage(connection, sender, coming, self.clock())
 
 

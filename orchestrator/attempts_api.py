@@ -25,7 +25,7 @@ from orchestrator.services import OrchestratorServices
 from wegeft.contracts.adapter import check_digest
 from wegeft.contracts.conversion import AttemptTask, ConversionResult, ConversionTask
 from wegeft.contracts.conversion_spec import ConversionSpec
-from wegeft.contracts.errors import BlobNotFound, ErrorBody, Unauthenticated
+from wegeft.contracts.errors import BlobNotFound, ErrorBody, ResultMismatch, Unauthenticated
 from wegeft.contracts.job_kinds import read_spec
 from wegeft.contracts.training import (
     BlobView,
@@ -133,7 +133,9 @@ def _delivery_router(desk: _Desk) -> APIRouter:
         request: Request,  # noqa: ARG001 - whose share
     ) -> None:
         check_blobs(services.store, body.files, desk.delivered(lease, *(entry.digest for entry in body.files)))
-        with desk.heard(lease) as (connection, _):
+        with desk.heard(lease) as (connection, row):
+            if isinstance(read_spec(row.spec), ConversionSpec):
+                raise ResultMismatch("a conversion has no checkpoints", path="step", value=body.step, hint="its result is the formats")
             ledger.save_checkpoint(connection, lease, body, services.clock())
 
     @router.post("/result", summary="Publish the adapter and end the job")

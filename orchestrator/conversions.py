@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from pydantic import ValidationError
 from sqlalchemy import Connection
 
 from hub import catalog
 from hub.comparison import read_config
-from hub.formats.gate import Candidate, check_format
+from hub.formats.gate import Candidate, check_format, check_generators
 from hub.formats.shelf import find_formats, sign
 from infra import audit
 from infra.database import reading, writing
@@ -22,10 +23,10 @@ from orchestrator.ids import ENTROPY_BYTES, make_job_id
 from orchestrator.publishing import check_blobs, published_before
 from orchestrator.services import OrchestratorServices
 from wegeft.contracts.adapter import CONFIG_FILE, JOB_FILE, WEIGHTS_FILE, AdapterRef, VersionView
-from wegeft.contracts.base_model_name import commit_of, is_hub_id, unpinned_name
+from wegeft.contracts.base_model_name import is_hub_id, revision_of, unpinned_name
 from wegeft.contracts.conversion import ConversionAnswer, ConversionRequest, ConversionResult
 from wegeft.contracts.conversion_spec import ConversionSpec
-from wegeft.contracts.errors import InvalidRequest, Problem, ResultMismatch, StaleLease, VersionNotFound
+from wegeft.contracts.errors import InvalidRequest, Problem, ResultMismatch, StaleLease, VersionNotFound, shorten
 from wegeft.contracts.formats import AttachedFormat, DerivedFormat, FormatAttachment, FormatView
 from wegeft.contracts.job_kinds import read_spec
 from wegeft.contracts.training import JobView, PublishedVersion
@@ -44,6 +45,7 @@ def convert(
     """
     views = find_formats(services.hub, version).formats
     _refuse_impossible(views, wanted)
+    check_generators(services.store, version)
     attached = _attached((one for view in views for one in view.attached), wanted)
     if len(attached) == len(wanted.formats):
         return ConversionAnswer(ref=version.ref, attached=attached, job=None), False
@@ -93,17 +95,20 @@ def _spec_of(services: OrchestratorServices, version: VersionView, wanted: Conve
     identity = version.base_model
     # A file's identity tells its name and not its folder, which the adapter's own configuration does.
     name = named if isinstance(named, str) and named and not is_hub_id(unpinned_name(identity)) else unpinned_name(identity)
-    return ConversionSpec(
-        ref=version.ref,
-        manifest_digest=version.manifest_digest,
-        files=tuple(entry for entry in version.manifest.files if entry.path in _READ_BY_WORKERS),
-        base_model=name,
-        base_model_revision=commit_of(identity),
-        base_identity=identity,
-        formats=wanted.formats,
-        dtype=wanted.dtype,
-        priority=wanted.priority,
-    )
+    try:
+        return ConversionSpec(
+            ref=version.ref,
+            manifest_digest=version.manifest_digest,
+            files=tuple(entry for entry in version.manifest.files if entry.path in _READ_BY_WORKERS),
+            base_model=name,
+            base_model_revision=revision_of(identity),
+            base_identity=identity,
+            formats=wanted.formats,
+            dtype=wanted.dtype,
+            priority=wanted.priority,
+        )
+    except ValidationError as error:
+        raise InvalidRequest("a worker cannot look for the version's base model", path="base_model", value=shorten(name, 200)) from error
 
 
 def _under_way(connection: Connection, spec: ConversionSpec, now: datetime) -> JobView | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 
+from wegeft.contracts.base_model_name import is_hub_id, unpinned_name
+
 _PINNED = re.compile(r"(?P<name>.+)@(?P<pin>[0-9a-f]{40}|(?P<kind>sha256|weights1):[0-9a-f]{64})")
 
 
-def is_known_as(wanted: str, identity: str, former_identity: str | None) -> bool:
-    """Whether ``wanted`` names the model of these identities: the former one counts where ``wanted`` has a pin of its kind."""
-    is_former = former_identity is not None and _kind(former_identity) == _kind(wanted)
-    return is_same_model(former_identity if is_former and former_identity is not None else identity, wanted)
+def comparable_identity(wanted: str, identity: str, former_identity: str | None) -> str:
+    """Return by which of its identities a model is held against ``wanted``: the former one where ``wanted`` has a pin of its kind."""
+    return identity if former_identity is None or _kind(former_identity) != _kind(wanted) else former_identity
 
 
 def is_same_model(first: str, second: str) -> bool:
@@ -20,7 +21,13 @@ def is_same_model(first: str, second: str) -> bool:
     pins = [identity.rpartition("@")[2] for identity in (first, second) if _PINNED.fullmatch(identity)]
     if len(pins) == 2 and _kind(first) == _kind(second):
         return pins[0] == pins[1]
-    return canonical_name(first) == canonical_name(second)
+    return canonical_name(_without_branch(first)) == canonical_name(_without_branch(second))
+
+
+def _without_branch(identity: str) -> str:
+    """Return an id of a hub without a branch, a tag or part of a commit behind it, which pin nothing; anything else as it is."""
+    name = unpinned_name(identity)
+    return name if is_hub_id(name) else identity
 
 
 def unpin(identity: str) -> tuple[str, str | None]:

@@ -49,7 +49,7 @@ class BaseModel:
     commit: str | None
     license: str | None
     former_identity: str | None = None
-    """What checkpoints of before may name it; see ``ModelSource.former_identity``."""
+    """What a checkpoint may name it too; see ``ModelSource.former_identity``."""
     processor: Any = None
     """Makes what the model reads from images; None for a model that reads text."""
     head: Head | None = None

@@ -13,7 +13,7 @@ from wegeft.contracts.conversion import ConversionResult, ConversionTask, Conver
 from wegeft.contracts.errors import BaseModelUnusable
 from wegeft.contracts.formats import FORMAT_FILES, DerivedFormat, FormatAttachment
 from wegeft.contracts.training import Advanced
-from workers.base_identity import is_known_as
+from workers.base_identity import comparable_identity, is_same_model
 from workers.derived_formats import measurement_of, write_format
 from workers.model_source import ModelSource, find_model
 
@@ -61,10 +61,13 @@ class Conversion:
 
         spec = self.task.spec
         source = find_model(spec.base_model, spec.base_model_revision)
-        if not is_known_as(spec.base_identity, source.identity, source.former_identity):
+        if not is_same_model(self._identity_of(source), spec.base_identity):
             message, hint = "the model is not the one that the version was trained on", f"that was {spec.base_identity}"
             raise BaseModelUnusable(message, path="base_model", value=source.identity, hint=hint)
         return source, open_base_of(path_of(source), native)
+
+    def _identity_of(self, source: ModelSource) -> str:
+        return comparable_identity(self.task.spec.base_identity, source.identity, source.former_identity)
 
     def _make(self, layout: DerivedFormat, native: Path, source: ModelSource, base: nn.Module) -> ConvertedFormat:
         target = self.folder / layout
@@ -74,7 +77,7 @@ class Conversion:
         for name in sorted(FORMAT_FILES[layout]):
             blob = self.client.put_blob(target / name)
             files.append(FileEntry(path=name, digest=blob.digest, size=blob.size))
-        measured = measurement_of(written, source.identity, path_of(source))
+        measured = measurement_of(written, self._identity_of(source), path_of(source))
         return ConvertedFormat(format=layout, attachment=FormatAttachment(files=tuple(files), **measured.model_dump()))
 
     def _advance(self, step: int, text: str) -> None:

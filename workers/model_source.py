@@ -36,7 +36,7 @@ class ModelSource:
     identity: str
     """What was used, exactly: ``id@commit``, ``folder@weights1:…`` (:func:`digest_weights`), or ``file.gguf@sha256:…`` of the file."""
     former_identity: str | None = None
-    """As a folder was named before its weights counted: ``folder@sha256:…`` of its configuration alone. Adapters and checkpoints say so."""
+    """A folder with the digest of its configuration alone, ``folder@sha256:…``; adapters and checkpoints may name it so."""
     commit: str | None = None
     """Of a Hugging Face id."""
     license: str | None = None

@@ -66,6 +66,7 @@ from hub.catalog.uploads import (
     list_expired_direct,
     name_multipart,
     open_upload,
+    uploader_of,
 )
 from hub.catalog.visibility import check_path, check_publisher, require_right, right_of, seen_by, set_visibility
 
@@ -191,5 +192,6 @@ __all__ = [
     "unlist",
     "unstage",
     "upload_of",
+    "uploader_of",
     "version_of",
 ]

@@ -14,6 +14,7 @@ from hub.catalog.lineage import record_parents
 from hub.catalog.listings import list_newest
 from hub.catalog.namespaces import starts_private
 from hub.catalog.quotas import enforce
+from hub.catalog.repositories import is_made
 from hub.catalog.signatures import add_signature
 from hub.catalog.staged import release
 from hub.catalog.tables import ADAPTERS, VERSIONS, key_of, upsert
@@ -91,7 +92,12 @@ def _lock_adapter(connection: Connection, publication: Publication, now: datetim
     is_private = starts_private(connection, adapter.namespace, publication.visibility)
     added = upsert(connection, ADAPTERS).values({**row, "is_private": is_private, "created_at": now, "updated_at": now})
     locked = added.on_conflict_do_update(index_elements=[ADAPTERS.c.key], set_={"key": ADAPTERS.c.key})
-    return connection.execute(locked.returning(*ADAPTERS.c)).one()
+    found = connection.execute(locked.returning(*ADAPTERS.c)).one()
+    if found.latest_number or is_made(connection, found.id):
+        return found
+    # A row without a version is new, or of an adapter that was deleted: who saw that one and how it was written counts no more.
+    anew = {"namespace": adapter.namespace, "name": adapter.name, "is_private": is_private, "created_at": now}
+    return connection.execute(update(ADAPTERS).where(ADAPTERS.c.id == found.id).values(anew).returning(*ADAPTERS.c)).one()
 
 
 def _version_row(publication: Publication, now: datetime) -> dict[str, Any]:

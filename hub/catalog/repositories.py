@@ -64,6 +64,11 @@ def create_repository(
     audit.note(connection, "adapter.create", str(adapter), now, is_private=is_private)
 
 
+def is_made(connection: Connection, adapter_id: int) -> bool:
+    """Return whether somebody has made an adapter before publishing to it."""
+    return connection.execute(select(REPOSITORIES.c.adapter_id).where(REPOSITORIES.c.adapter_id == adapter_id)).first() is not None
+
+
 def find_repository(connection: Connection, adapter: AdapterName) -> Repository:
     """Return an adapter that was made and has no version yet; raise :class:`AdapterNotFound` for any other."""
     row = connection.execute(_repositories().where(ADAPTERS.c.key == key_of(adapter), ADAPTERS.c.latest_number == 0)).one_or_none()

@@ -15,7 +15,8 @@ from sqlalchemy import BigInteger, Column, ColumnElement, Connection, Index, Str
 
 from hub.catalog.holds import find_had, upload_of
 from hub.catalog.quotas import find_limits, measure
-from hub.catalog.tables import BLOBS, HOLDS, upsert
+from hub.catalog.tables import BLOBS, HOLDS, UPLOADS, upsert
+from hub.catalog.uploads import uploader_of
 from infra.database import METADATA, UtcTime
 from infra.principals import Principal
 from wegeft.contracts.errors import QuotaExceeded
@@ -62,26 +63,34 @@ class Coming:
     """How long they are kept, once they have come."""
     may_be_fewer: bool = False
     """Whether ``size`` is only the most that may come."""
+    is_in_parts: bool = False
+    """Whether they are kept in parts, which may be anything, before the whole is held against its digest."""
 
 
 def stage(connection: Connection, sender: Sender, coming: Coming, now: datetime) -> int:
     """Count bytes that are about to come, and return how many may.
 
-    Bytes of a version that the sender may read count as none. Raises :class:`QuotaExceeded` where there is no room.
+    Bytes of a version that the sender may read count as none, where they come whole. Raises :class:`QuotaExceeded` where there is no room.
     """
     caller = sender.caller
-    if find_had(connection, _NOBODY, [coming.digest], caller):
+    if not coming.is_in_parts and find_had(connection, _NOBODY, [coming.digest], caller):
         return coming.size
     _hold(connection, caller.account)
     room = _room(connection, sender, coming.digest, now)
     if room <= 0 if coming.may_be_fewer else coming.size > room:
         raise _no_room(sender, room, coming)
     size = min(coming.size, room)
-    row = {"account": caller.account, "token_id": caller.token_id, "digest": coming.digest}
-    told = {"size": size, "until": coming.until, "namespace": sender.namespace}
-    added = upsert(connection, STAGED).values(row | told)
-    connection.execute(added.on_conflict_do_update(index_elements=list(STAGED.primary_key), set_=told))
+    _note(connection, sender, coming.digest, size, coming.until)
     return size
+
+
+def _note(connection: Connection, sender: Sender, digest: str, size: int, until: datetime) -> None:
+    row = {"account": sender.caller.account, "token_id": sender.caller.token_id, "digest": digest, "namespace": sender.namespace}
+    added = upsert(connection, STAGED).values({**row, "size": size, "until": until})
+    # Whoever sends or asks for the same bytes without saying for which namespace does not take them out of its sum.
+    namespace = func.coalesce(added.excluded.namespace, STAGED.c.namespace)
+    told = {"size": size, "until": until, "namespace": namespace}
+    connection.execute(added.on_conflict_do_update(index_elements=list(STAGED.primary_key), set_=told))
 
 
 def restage(connection: Connection, sender: Sender, digest: str, now: datetime, until: datetime) -> None:
@@ -122,14 +131,26 @@ def _no_room(sender: Sender, room: int, coming: Coming) -> QuotaExceeded:
 
 
 def settle(connection: Connection, sender: Sender, digest: str, size: int, until: datetime) -> None:
-    """Note how long bytes are that have come, and until when they are kept."""
-    connection.execute(update(STAGED).where(*_is(sender, digest)).values(size=size, until=until))
+    """Count bytes that have come, as long as they are, until then; those of a version that the sender may read count no more."""
+    if find_had(connection, _NOBODY, [digest], sender.caller):
+        connection.execute(delete(STAGED).where(*_is(sender, digest)))
+    else:
+        # Not an update: another transfer of the same bytes, which failed meanwhile, may have taken the row with it.
+        _note(connection, sender, digest, size, until)
 
 
 def unstage(connection: Connection, sender: Sender, digest: str, now: datetime) -> None:
-    """Count bytes no more that do not come, unless the sender has had them here before."""
-    is_had = exists().where(HOLDS.c.digest == digest, HOLDS.c.holder == upload_of(sender.caller.token_id), HOLDS.c.until > now)
-    connection.execute(delete(STAGED).where(*_is(sender, digest), ~is_had))
+    """Count bytes no more that do not come, but what the sender has here before, whole or in parts of an upload."""
+    owner = upload_of(sender.caller.token_id)
+    is_had = exists().where(HOLDS.c.digest == digest, HOLDS.c.holder == owner, HOLDS.c.until > now)
+    whole = connection.execute(select(BLOBS.c.size).where(BLOBS.c.digest == digest, is_had)).scalar_one_or_none()
+    uploader = uploader_of(sender.caller.token_id)
+    in_parts = select(UPLOADS.c.size).where(UPLOADS.c.owner == uploader, UPLOADS.c.digest == digest, UPLOADS.c.expires_at > now)
+    sizes = [whole or 0, *connection.execute(in_parts).scalars()]
+    if max(sizes):
+        connection.execute(update(STAGED).where(*_is(sender, digest)).values(size=max(sizes)))
+    else:
+        connection.execute(delete(STAGED).where(*_is(sender, digest), ~is_had))
 
 
 def _is(sender: Sender, digest: str) -> tuple[ColumnElement[bool], ...]:

@@ -24,6 +24,7 @@ from sqlalchemy import (
     column,
     false,
     table,
+    true,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
@@ -93,7 +94,8 @@ LISTINGS = Table(
     Column("licence", String(64), nullable=False),
     Column("format", String(16), nullable=False, server_default=""),  # what the weights are stored as
     Column("is_signed", Boolean, nullable=False, server_default=false()),
-    Column("is_private", Boolean, nullable=False, server_default=false()),  # as the adapter's own, and written with it
+    # As the adapter's own, and written with it; a row that does not say so is hidden.
+    Column("is_private", Boolean, nullable=False, server_default=true()),
     Column("tags", Text, nullable=False, server_default=""),  # sorted, on a line each
     Column("words", Text().with_variant(postgresql.TSVECTOR(), "postgresql"), nullable=False),
     Index(None, "size", "version_id"),

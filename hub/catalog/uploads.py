@@ -52,6 +52,11 @@ class Upload:
         return min(self.part_bytes, self.size - self.offset)
 
 
+def uploader_of(token_id: str) -> str:
+    """Return the owner of the uploads in parts that come with a token."""
+    return f"token:{token_id}"
+
+
 def open_upload(connection: Connection, wanted: Upload, most: int, now: datetime) -> tuple[Upload, bool]:
     """Begin an upload, or return the one that its owner has begun for the same bytes; and whether it is new.
 

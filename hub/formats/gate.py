@@ -101,7 +101,7 @@ def check_format(store: ObjectStore, wanted: Candidate) -> None:
     config = read_config(store, wanted.version)
     transform = str(config.get("transform", "input"))
     _refuse([*_told_problems(store, wanted), *_file_problems(store, wanted)])
-    _refuse(generator_problems(header_of(store, _native(wanted)), transform=transform))
+    check_generators(store, wanted.version)
     try:
         layers, is_reordered, problems = _read(store, wanted, config)
     except InvalidTensors as error:
@@ -113,8 +113,14 @@ def check_format(store: ObjectStore, wanted: Candidate) -> None:
     _refuse(chain(_count_problems(wanted, found), factor_problems(found, known)))
 
 
-def _native(wanted: Candidate) -> FileEntry:
-    return next(entry for entry in wanted.version.manifest.files if entry.path == WEIGHTS_FILE)
+def check_generators(store: ObjectStore, version: VersionView) -> None:
+    """Return where what is made of a version's generators can be checked; raise :class:`InvalidInput` with every problem."""
+    transform = str(read_config(store, version).get("transform", "input"))
+    _refuse(generator_problems(header_of(store, _weights_of(version)), transform=transform))
+
+
+def _weights_of(version: VersionView) -> FileEntry:
+    return next(entry for entry in version.manifest.files if entry.path == WEIGHTS_FILE)
 
 
 _REFUSAL = "the files are not this format of this version"
@@ -202,7 +208,7 @@ def _read_lora(
 
 def _base_problems(store: ObjectStore, wanted: Candidate, written: Iterable[FactorSize]) -> Iterator[Problem]:
     """Yield in what the layers differ from the base model's, as far as the version's job has told of it."""
-    generators = sizes_of(header_of(store, _native(wanted)))
+    generators = sizes_of(header_of(store, _weights_of(wanted.version)))
     return width_problems(read_figures(store, wanted.version), generators, written)
 
 
@@ -224,7 +230,7 @@ def _plain_problems(config: Lora, native: Mapping[str, Any]) -> Iterator[Problem
 
 def _saved_problems(store: ObjectStore, wanted: Candidate, header: TensorHeader) -> Iterator[Problem]:
     """Yield every tensor of a module trained in full that is not the version's own."""
-    native = _native(wanted)
+    native = _weights_of(wanted.version)
     native_header = header_of(store, native)
     own = {spec.name: spec for spec in native_header.tensors}
     for spec in header.tensors:

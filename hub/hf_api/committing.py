@@ -38,10 +38,12 @@ class Committer:
     def read(self, source: Readable, key: str | None = None) -> CommitRequest:
         """Return the commit that a body describes, and store its files; ``key`` is what the sender calls this very request.
 
-        Raises what :meth:`CommitReader.read` does, and :class:`QuotaExceeded` before anything is read where the namespace is full.
+        Raises what :meth:`CommitReader.read` does, and :class:`QuotaExceeded` where the namespace is full: before anything is read where
+        there is no ``key``, else once it is known that the request is not one whose answer was lost.
         """
-        with reading(self.services.engine) as connection:
-            catalog.check_room(connection, self.adapter)
+        if key is None:
+            with reading(self.services.engine) as connection:
+                catalog.check_room(connection, self.adapter)
         reader = CommitReader(store=self._store, find=self._find, max_file_bytes=self.services.max_blob_bytes)
         return replace(reader.read(source), key=key)
 

@@ -55,26 +55,26 @@ def weigh(defence: Defence, gram: Array, sites: Sequence[str], weights: Array) -
 
     Defences that look at single entries weigh nothing, and those that choose give what they choose equal weights, whatever number of
     examples a site claims. Krum, Multi-Krum and the geometric median leave idle updates out first: of sites that differ, an update of
-    nothing is nearest to all others, and would be chosen before any. Each counts as one of the malicious ones that Krum is told of; where
-    there are more, that number was wrong, and none is left out.
+    nothing is nearest to all others, and would be chosen before any. An idle site may be honest, so Krum expects as many malicious ones
+    among the others as before; where these are too few for that, none is left out.
     """
     if not isinstance(defence, Krum | MultiKrum | GeometricMedian):
         return _weigh(defence, gram, sites, weights)
-    busy = busy_members(gram)
-    idle = len(sites) - len(busy)
-    if isinstance(defence, Krum | MultiKrum):
-        if idle > defence.malicious:
-            return _weigh(defence, gram, sites, weights)
-        defence = defence.model_copy(update={"malicious": defence.malicious - idle})
+    busy = busy_members(gram, weights if isinstance(defence, GeometricMedian) else np.ones(len(sites)))
+    if len(busy) < least_sites(defence):
+        return _weigh(defence, gram, sites, weights)
     factors = np.zeros(len(sites))
     factors[busy] = _weigh(defence, gram[np.ix_(busy, busy)], [sites[index] for index in busy], weights[busy])
     return factors
 
 
-def busy_members(gram: Array) -> list[int]:
-    """Return the members whose update is not idle; more than half of them, for it is held against the median."""
+def busy_members(gram: Array, weights: Array) -> list[int]:
+    """Return the members whose update is not idle; they have at least half of the weight, as each is held against the lower median."""
     norms = np.sqrt(np.maximum(np.diag(gram), 0.0))
-    return [index for index, length in enumerate(norms) if length >= _IDLE_SHARE * np.median(norms)]
+    order = np.argsort(norms, kind="stable")
+    reached = np.cumsum(weights[order])
+    median = norms[order][int(np.searchsorted(reached, reached[-1] / 2))]
+    return [index for index, length in enumerate(norms) if length >= _IDLE_SHARE * median]
 
 
 def _weigh(defence: Defence, gram: Array, sites: Sequence[str], weights: Array) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 from sqlalchemy import Connection, Engine, select
@@ -47,6 +47,8 @@ class World:
         self.engine, self.random = engine, random.Random(seed)
         self.private: dict[AdapterName, bool] = {}
         """Of every adapter that is listed."""
+        self.made: dict[AdapterName, bool] = {}
+        """Of every adapter that somebody has made and nobody has published to."""
         self.members = {"acme": {"ada"}, "other": {"bob"}, "open": set[str]()}
         self.count = self.hidden = 0
         publish_keys(engine, Signer(key=SigningKey(b"\x01" * 32)), NOW)
@@ -66,7 +68,8 @@ class World:
         keep_files(connection)
         told = Description(tags=("math", "sums"), text="sums of numbers")
         catalog.publish(connection, publication(f"job:{self.count}", adapter, description=told), NOW)
-        self.private[adapter] = self._row(connection, adapter).is_private
+        if adapter not in self.private:
+            self.private[adapter] = self.made.pop(adapter, adapter.namespace == "Acme")
 
     def flip(self, connection: Connection, adapter: AdapterName) -> None:
         is_private = self.random.random() < 0.5
@@ -80,9 +83,11 @@ class World:
 
     def make(self, connection: Connection, adapter: AdapterName) -> None:
         if adapter not in self.private and adapter.namespace != "open":
+            visibility = self.random.choice((None, "private", "public"))
             try:
                 with connection.begin_nested():
-                    create_repository(connection, adapter, "ada", NOW, self.random.choice((None, "private", "public")))
+                    create_repository(connection, adapter, "ada", NOW, visibility)
+                self.made[adapter] = visibility == "private" if visibility else adapter.namespace == "Acme"
             except WegeftError as error:
                 assert "already" in error.message  # noqa: PT017 - made before, and empty since
 
@@ -99,10 +104,6 @@ class World:
             latest = catalog.resolve(connection, AdapterRef(adapter=adapter))
             version_id = connection.execute(select(catalog.VERSIONS.c.id).where(catalog.VERSIONS.c.source == latest.source)).scalar_one()
             catalog.add_signature(connection, version_id, "ed25519", ("{}", catalog.list_keys(connection).keys[0].id), NOW)
-
-    @staticmethod
-    def _row(connection: Connection, adapter: AdapterName) -> Any:
-        return connection.execute(select(catalog.ADAPTERS).where(catalog.ADAPTERS.c.key == str(adapter).lower())).one()
 
     def visible(self, reader: Principal | None) -> list[str]:
         return sorted((str(adapter) for adapter in self.private if self._sees(reader, adapter)), key=str.lower)

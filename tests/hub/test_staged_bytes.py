@@ -107,6 +107,46 @@ def test_what_does_not_come_counts_no_more(small: Hub, ada: TestClient) -> None:
     assert (opened.status_code, waiting(small)) == (200, 9000), "it is there, so nothing is to come"
 
 
+def test_what_failed_once_takes_nothing_else_with_it(small: Hub, ada: TestClient) -> None:
+    content = b"p" * 6000
+    opened = ada.post("/api/v1/adapters/ada/one/uploads", json={"digest": digest_of(content), "size": 6000}).json()
+    assert put(ada, content, b"wrong").status_code == 422
+    assert waiting(small) == 6000, "the parts may still come"
+    address = f"/api/v1/adapters/ada/one/uploads/{opened['id']}"
+    assert ada.delete(address).status_code == 204
+    assert put(ada, content).status_code == 201
+    assert put(ada, content, iter([b"wrong"])).status_code == 422
+    assert waiting(small) == 6000, "as long as it is, not as long as it might have been"
+
+
+def test_of_two_who_send_the_same_one_may_fail(small: Hub) -> None:
+    sender = Sender(caller=Principal(name="ada", role=Role.WRITE, token_id="1"), most_bytes=MOST)
+    intake, digest = small.services.intake, digest_of(b"s" * 4000)
+    with writing(small.engine) as connection:
+        for _ in range(2):
+            intake.stage(connection, digest, 4000, sender)
+        catalog.unstage(connection, sender, digest, NOW)
+        catalog.expect(connection, digest, UNTIL)
+        assert intake.own_staged(connection, digest, 4000, sender)
+    assert waiting(small) == 4000
+
+
+def test_parts_count_whatever_their_digest_says(small: Hub, ada: TestClient) -> None:
+    weights = b"w" * 3000
+    small.publish("job:1", "acme/open", weights)
+    opened = ada.post("/api/v1/adapters/ada/one/uploads", json={"digest": digest_of(weights), "size": 9000})
+    assert opened.status_code == 201
+    assert waiting(small) == 9000
+
+
+def test_a_namespace_is_not_forgotten(small: Hub, ada: TestClient) -> None:
+    with writing(small.engine) as connection:
+        sender = Sender(caller=Principal(name="ada", role=Role.WRITE, token_id="1"), most_bytes=MOST, namespace="acme")
+        for one in (sender, replace(sender, namespace=None)):
+            catalog.stage(connection, one, Coming(digest=digest_of(b"n"), size=100, until=UNTIL), NOW)
+    assert waiting(small, "acme") == 100
+
+
 def test_a_version_that_names_them_makes_room(small: Hub, ada: TestClient) -> None:
     weights = b"w" * (6000 - len(CONFIG))
     for content in (CONFIG, weights):

@@ -26,6 +26,7 @@ from tests.orchestrator.working import Worker, claim, queue, state, take_over
 from wegeft.contracts.adapter import AdapterName, AdapterRef, digest_of
 from wegeft.contracts.conversion import AttemptTask, ConversionTask
 from wegeft.contracts.quotas import QuotaLimits
+from wegeft.contracts.training import Checkpoint
 
 DOOR = "/api/v1/adapters/demo/x/versions/1/conversions"
 MADE = format_files.generators()
@@ -191,6 +192,14 @@ def test_a_conversions_worker_publishes_nothing_and_a_training_worker_attaches_n
     queue(site)
     assert deliver(claim(site, http), lora=lora()).json()["code"] == "result_mismatch"
     assert attached(site) == []
+
+
+def test_a_conversions_worker_saves_no_checkpoint(site: Site, http: TestClient) -> None:
+    ask(site, http, "lora")
+    worker = claim(site, http)
+    worker.put(b"state")
+    checkpoint = Checkpoint(step=1, files=result_of({"state": b"state"}).files)
+    assert worker.post("checkpoints", checkpoint).json()["code"] == "result_mismatch"
 
 
 def test_formats_are_attached_together_or_not_at_all(site: Site, http: TestClient) -> None:

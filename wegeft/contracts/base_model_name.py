@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?\Z", re.ASCII)
 
 
@@ -18,10 +17,10 @@ def pinned_name(base_model: str, revision: str | None) -> str:
     return f"{base_model}@{revision}" if revision else base_model
 
 
-def commit_of(base_model: str) -> str | None:
-    """Return the commit behind ``@`` in a base model's name; None where none is told, or what is told is a digest."""
-    pin = base_model.partition("@")[2]
-    return pin if _COMMIT.match(pin) else None
+def revision_of(base_model: str) -> str | None:
+    """Return the commit, branch or tag behind ``@`` in the name of a hub's model; None where none is told, or what is told is a digest."""
+    name, _, pin = base_model.partition("@")
+    return pin if pin and ":" not in pin and is_hub_id(name) else None
 
 
 def unpinned_name(base_model: str) -> str:

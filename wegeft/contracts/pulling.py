@@ -1,7 +1,7 @@
 """What a pull begins with: a version and its short files, in one answer.
 
 The answer is a line of JSON, a :class:`PullView`, and after it the bytes of the files that it says follow, one behind the other: their
-lengths are in the manifest. In JSON and base64 a megabyte took longer than another way there and back.
+lengths are in the manifest. Bytes in JSON and base64 would take longer than another way there and back.
 """
 
 from __future__ import annotations
