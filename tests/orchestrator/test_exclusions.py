@@ -61,7 +61,8 @@ def test_every_reason_that_there_is_comes_to_be() -> None:
     by_rounds = {one.reason for one in decision.left_out}
     krum = a_federation(min_sites=5, defence={"name": "krum", "malicious": 1})
     by_defence = {one.reason for one in Simulation(krum, sites_of(5), seed=4).run_round(1, 1).left_out}
-    by_buffer = {one.reason for one in leave_out({"a"}, set(), {"a"}, [sent("b", 1, ReasonCode.TOO_STALE)], set())}
+    sent_before = [sent("b", 1, ReasonCode.TOO_STALE), sent("c", 1, ReasonCode.ROLLED_BACK)]
+    by_buffer = {one.reason for one in leave_out({"a"}, set(), {"a"}, sent_before, set())}
     assert by_rounds | by_defence | by_buffer == set(ReasonCode)
 
 
