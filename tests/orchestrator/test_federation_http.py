@@ -187,7 +187,7 @@ def test_a_revoked_site_is_out_of_the_open_round_and_of_all_others(world: World)
 
 
 def test_rounds_without_a_quorum_are_tried_again_until_the_job_fails(world: World) -> None:
-    job_id, (site, other) = world.begin(0, 1, deadline="1s", max_failed_rounds=1)
+    job_id, (site, other) = world.begin(0, 1, deadline="4s", max_failed_rounds=1)
     offer = other.offer()
     assert offer is not None
     decline = Decline(job_id=job_id, round=1, site=other.pseudonym, reason=ReasonCode.DECLINED)
