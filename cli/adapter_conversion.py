@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import rich_click as click
 
 from cli.connection import connect
@@ -25,12 +27,12 @@ from wegeft.contracts.formats import DerivedFormat, StoredDtype
     "formats",
     required=True,
     multiple=True,
-    type=click.Choice(["lora", "gguf", "mlx"]),
+    type=click.Choice(get_args(DerivedFormat)),
     help="lora: a standard LoRA, for vLLM, PEFT and most engines. gguf: for llama.cpp and Ollama. mlx: for mlx-lm. Can be given again.",
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16", "q8_0"]),
+    type=click.Choice(get_args(StoredDtype)),
     default="float32",
     show_default=True,
     help="How numbers are stored; q8_0 is for gguf alone.",

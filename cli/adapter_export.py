@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, assert_never
+from typing import TYPE_CHECKING, Any, Literal, assert_never, get_args
 
 import rich_click as click
 
@@ -18,8 +18,9 @@ from cli.connection import connect
 from cli.options import example, json_option
 from cli.output import note, print_fields, print_json, show_bytes
 from wegeft.contracts.adapter import CONFIG_FILE, AdapterRef
+from wegeft.contracts.base_model_name import unpin
 from wegeft.contracts.errors import InvalidAdapterConfig, InvalidReference, InvalidSetting
-from workers.base_identity import unpin
+from wegeft.contracts.formats import StoredDtype
 
 if TYPE_CHECKING:
     from wegeft.client import Client
@@ -76,7 +77,7 @@ class Wish:
 @click.option("--base-model", metavar="MODEL", help="Id, folder or .gguf of the base model; by default the one that the adapter names.")
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16", "q8_0"]),
+    type=click.Choice(get_args(StoredDtype)),
     help="How numbers are stored: float32, or for merged as the base model's, where it is not said; q8_0 is for gguf alone.",
 )
 @click.option("--ollama-base", metavar="MODEL", help="For gguf: what the Modelfile builds on; by default the base model's name.")

@@ -54,7 +54,7 @@ _STATES: dict[str, str] = {"published": "as published", "attached": "yes", "conv
 @click.argument("layout", metavar="FORMAT", type=click.Choice(get_args(DerivedFormat)))
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16", "q8_0"]),
+    type=click.Choice(get_args(StoredDtype)),
     default="float32",
     show_default=True,
     help="How its numbers are stored.",

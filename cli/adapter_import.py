@@ -13,8 +13,8 @@ from cli.adapter_export import base_in, check_target
 from cli.base_models import find_base
 from cli.options import example, json_option
 from cli.output import note, print_fields, print_json, show_bytes
+from wegeft.contracts.base_model_name import unpin
 from wegeft.contracts.errors import InvalidSetting
-from workers.base_identity import unpin
 
 Origin = Literal["gift", "peft-fork"]
 

@@ -43,9 +43,7 @@ def find_base(name: str, revision: str | None = None) -> FoundBase:
         raise BaseModelNotFound(
             error.message, path="--base-model", value=name, hint=f"for the folder of that name, --base-model ./{name}"
         ) from error
-    path = source.folder or source.gguf
-    assert path is not None  # noqa: S101 - a source has one of the two
-    return FoundBase(name=name, identity=source.identity, path=path, former_identity=source.former_identity)
+    return FoundBase(name=name, identity=source.identity, path=source.path, former_identity=source.former_identity)
 
 
 def check_is_base(found: FoundBase, wanted: str, *, allow_other: bool) -> None:

@@ -21,10 +21,10 @@ from cli.provenance import lineage, signature, trust, verify
 from cli.push import push
 from cli.visibility import SEEN_BY, visibility
 from wegeft.contracts.adapter import AdapterPage, AdapterRef, AdapterView, VersionView
+from wegeft.contracts.base_model_name import unpin
 from wegeft.contracts.errors import InvalidSetting
 from wegeft.contracts.formats import DerivedFormat
 from wegeft.contracts.provenance import EvaluationView
-from workers.base_identity import unpin
 
 if TYPE_CHECKING:
     from wegeft.client import Client

@@ -100,7 +100,7 @@ def make_router(services: OrchestratorServices) -> APIRouter:
 
 def _report_router(desk: _Desk) -> APIRouter:
     router = APIRouter()
-    clock = desk.services.clock
+    services = desk.services
 
     @router.get("/task", summary="What to train or to convert")
     def get_task(lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> AttemptTask:
@@ -115,7 +115,12 @@ def _report_router(desk: _Desk) -> APIRouter:
     @takes_reports
     def post_events(body: EventBatch, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> None:
         with desk.heard(lease) as (connection, _):
-            ledger.record_events(connection, lease, body, clock())
+            ledger.record_events(connection, lease, body, services.clock())
+
+    @router.post("/failure", status_code=204, summary="End the attempt without a result")
+    def post_failure(body: ErrorBody, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> None:
+        with writing(services.engine) as connection:
+            ledger.record_failure(connection, lease, body, services.clock())
 
     return router
 
@@ -157,11 +162,6 @@ def _delivery_router(desk: _Desk) -> APIRouter:
         lease: Annotated[ledger.Lease, Depends(desk.lease)],
     ) -> PublishedVersion:
         return attach_result(services, lease, body)
-
-    @router.post("/failure", status_code=204, summary="End the attempt without a result")
-    def post_failure(body: ErrorBody, lease: Annotated[ledger.Lease, Depends(desk.lease)]) -> None:
-        with writing(services.engine) as connection:
-            ledger.record_failure(connection, lease, body, services.clock())
 
     return router
 

@@ -64,7 +64,7 @@ class Conversion:
         if not is_same_model(self._identity_of(source), spec.base_identity):
             message, hint = "the model is not the one that the version was trained on", f"that was {spec.base_identity}"
             raise BaseModelUnusable(message, path="base_model", value=source.identity, hint=hint)
-        return source, open_base_of(path_of(source), native)
+        return source, open_base_of(source.path, native)
 
     def _identity_of(self, source: ModelSource) -> str:
         return comparable_identity(self.task.spec.base_identity, source.identity, source.former_identity)
@@ -77,16 +77,9 @@ class Conversion:
         for name in sorted(FORMAT_FILES[layout]):
             blob = self.client.put_blob(target / name)
             files.append(FileEntry(path=name, digest=blob.digest, size=blob.size))
-        measured = measurement_of(written, self._identity_of(source), path_of(source))
+        measured = measurement_of(written, self._identity_of(source), source.path)
         return ConvertedFormat(format=layout, attachment=FormatAttachment(files=tuple(files), **measured.model_dump()))
 
     def _advance(self, step: int, text: str) -> None:
         self.report(Advanced(step=step, total_steps=1 + len(self.task.spec.formats), text=text))
         self.check_stop()
-
-
-def path_of(source: ModelSource) -> Path:
-    """Return where a model is: its folder, or its file."""
-    path = source.folder or source.gguf
-    assert path is not None  # noqa: S101 - a source has one of the two
-    return path

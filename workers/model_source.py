@@ -43,6 +43,13 @@ class ModelSource:
     """As the model's card states it."""
 
     @property
+    def path(self) -> Path:
+        """The folder, or the file."""
+        path = self.folder or self.gguf
+        assert path is not None  # noqa: S101 - a source has one of the two
+        return path
+
+    @property
     def config_digest(self) -> str | None:
         """``sha256:…`` of its ``config.json``; None for a GGUF file."""
         return digest_of((self.folder / "config.json").read_bytes()) if self.folder else None

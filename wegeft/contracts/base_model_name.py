@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?\Z", re.ASCII)
+_PINNED = re.compile(r"(?P<name>.+)@(?P<pin>[0-9a-f]{40}|(?P<kind>sha256|weights1):[0-9a-f]{64})")
+"""What a full pin looks like: a commit, or a digest of a file or of a folder's weights."""
 
 
 def is_hub_id(base_model: str) -> bool:
@@ -21,6 +23,26 @@ def revision_of(base_model: str) -> str | None:
     """Return the commit, branch or tag behind ``@`` in the name of a hub's model; None where none is told, or what is told is a digest."""
     name, _, pin = base_model.partition("@")
     return pin if pin and ":" not in pin and is_hub_id(name) else None
+
+
+def kind_of_pin(base_model: str) -> str | None:
+    """Return what the full pin behind ``@`` is of, ``commit``, ``sha256`` or ``weights1``; None where there is none."""
+    match = _PINNED.fullmatch(base_model)
+    return None if match is None else match["kind"] or "commit"
+
+
+def have_same_pin(first: str, second: str) -> bool | None:
+    """Return whether two names have the same full pin; None where they have none of one kind, and say nothing of each other."""
+    kind = kind_of_pin(first)
+    return None if kind is None or kind != kind_of_pin(second) else first.rpartition("@")[2] == second.rpartition("@")[2]
+
+
+def unpin(base_model: str) -> tuple[str, str | None]:
+    """Return a name without its full pin, and the commit where that is one; a name without a full pin as it is."""
+    match = _PINNED.fullmatch(base_model)
+    if match is None:
+        return base_model, None
+    return match["name"], match["pin"] if match["kind"] is None else None
 
 
 def unpinned_name(base_model: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, RootModel, Tag, model_validator
 
 from wegeft.contracts.conversion_spec import ConversionSpec
 from wegeft.contracts.formats import AttachedFormat, DerivedFormat, FormatAttachment, StoredDtype
+from wegeft.contracts.job_kinds import kind_of
 from wegeft.contracts.training import JobView, TrainingTask
 
 
@@ -77,12 +78,7 @@ class ConversionResult(BaseModel):
     formats: Annotated[tuple[ConvertedFormat, ...], Field(min_length=1, max_length=3)]
 
 
-def _kind_of(found: Any) -> str:
-    kind = found.get("kind") if isinstance(found, dict) else getattr(found, "kind", None)
-    return "conversion" if kind == "conversion" else "training"
-
-
-AnyTask = Annotated[Annotated[TrainingTask, Tag("training")] | Annotated[ConversionTask, Tag("conversion")], Discriminator(_kind_of)]
+AnyTask = Annotated[Annotated[TrainingTask, Tag("training")] | Annotated[ConversionTask, Tag("conversion")], Discriminator(kind_of)]
 """What a worker is to do."""
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from wegeft.contracts.adapter import Digest, FileEntry
-from wegeft.contracts.base_model_name import unpinned_name
+from wegeft.contracts.base_model_name import have_same_pin, unpinned_name
 
 DerivedFormat = Literal["lora", "gguf", "mlx"]
 """What can be attached: a standard LoRA of PEFT, an adapter for llama.cpp and Ollama, and one for mlx-lm."""
@@ -111,7 +111,5 @@ class FormatList(BaseModel):
 
 def may_be_same_base(first: str, second: str) -> bool:
     """Whether two names can mean one base model: by their pins where both have one of a kind, else by their names."""
-    pins = [identity.removeprefix(unpinned_name(identity)) for identity in (first, second)]
-    if all(pins) and len(pins[0]) == len(pins[1]):
-        return pins[0] == pins[1]
-    return unpinned_name(first) == unpinned_name(second)
+    known = have_same_pin(first, second)
+    return unpinned_name(first) == unpinned_name(second) if known is None else known

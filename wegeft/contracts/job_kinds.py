@@ -10,14 +10,15 @@ from wegeft.contracts.conversion_spec import ConversionSpec
 from wegeft.contracts.job import JobSpec
 
 
-def _kind_of(found: Any) -> str:
+def kind_of(found: Any) -> str:
+    """Return of which kind a job is, by its spec or its task, read or not."""
     kind = found.get("kind") if isinstance(found, dict) else getattr(found, "kind", None)
     return "conversion" if kind == "conversion" else "training"
 
 
 AnySpec = Annotated[
     Annotated[JobSpec, Tag("training")] | Annotated[ConversionSpec, Tag("conversion")],
-    Discriminator(_kind_of),
+    Discriminator(kind_of),
 ]
 """What a job is to do; a conversion's says so in its ``kind``, and job.yaml has no such field."""
 
