@@ -7,7 +7,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -25,6 +26,7 @@ from wegeft.contracts.pulling import PULL_TYPE, PullView, read_pull
 
 RESUMED_FROM_BYTES = 8 << 20
 """A shorter file is sooner fetched anew than its rest is asked for."""
+_SYNCED_AT_ONCE = 4
 _FORBIDDEN = frozenset("/\\:\0")
 
 
@@ -88,13 +90,18 @@ def _checked(content: bytes, entry: FileEntry) -> bytes:
 
 
 def _write_synced(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write new files into a folder that nobody else sees yet; all are on the disk in the end."""
-    for name, content in contents.items():
-        with (folder / name).open("xb") as file:
+    """Write new files into a folder that nobody else sees yet; all are on the disk in the end.
+
+    They are synced at the same time, for a journal commits what waits for it at once: three files take hardly longer than one.
+    """
+    with ExitStack() as stack:
+        written = [stack.enter_context((folder / name).open("xb")) for name in contents]
+        for file, content in zip(written, contents.values(), strict=True):
             os.fchmod(file.fileno(), 0o644)
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+        with ThreadPoolExecutor(_SYNCED_AT_ONCE) as pool:
+            list(pool.map(os.fsync, written))
 
 
 def fetch_folder(transport: Transport, prefix: str, files: Iterable[FileEntry], folder: Path, signature: str | None) -> None:
