@@ -5,8 +5,9 @@
 
 Each case is a sound adapter with one file damaged by seeded mutations, judged by the gate that every publication passes. What is accepted
 is read again by the libraries that people use: safetensors must find the same tensors with the same bytes, and PEFT the same rank, base
-model and targets. Seconds are of the processor. Memory is what one case allocated at its highest, traced for every ``--trace``-th case and,
-again, for the slowest.
+model and targets. Seconds are of the processor; the twenty slowest cases are judged three times again, and the least of each counts:
+what does not come again was not the case but a collection of this process's garbage, with all of PEFT and torch in it. Memory is what
+one case allocated at its highest, traced for every ``--trace``-th case and, again, for the slowest.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import tracemalloc
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -215,16 +217,29 @@ def main(given: Sequence[str] | None = None) -> int:
     return tell(findings)
 
 
+def seconds_again(case: Case) -> float:
+    """Return the least processor seconds of three more judgements."""
+    taken = []
+    for _ in range(3):
+        started = time.process_time()
+        with suppress(Exception):  # counted by try_case
+            judge(case)
+        taken.append(time.process_time() - started)
+    return min(taken)
+
+
 def tell(findings: Findings) -> int:
     """Print what was found; return 1 where a limit is broken."""
     for verdict, count in sorted(findings.verdicts.items()):
         print(f"{count:8,} {verdict}")
-    milliseconds = [1000 * seconds for seconds, _ in findings.slowest]
-    print(f"\nslowest: {milliseconds[0]:.1f} ms of the processor (then {milliseconds[-1]:.1f}), limit {MOST_MILLISECONDS:g}")
+    first, again = [seconds for seconds, _ in findings.slowest], [seconds_again(case) for _, case in findings.slowest]
+    number = findings.slowest[again.index(max(again))][1].number
+    print(f"\nslowest: case {number}, {1000 * max(again):.1f} ms of the processor, limit {MOST_MILLISECONDS:g}")
+    print(f"  at first sight {1000 * first[0]:.1f} ms, case {findings.slowest[0][1].number}, which took {1000 * again[0]:.1f} ms again")
     print(f"most memory of a case: {findings.peak_mebibytes:.2f} MiB, limit {MOST_MEBIBYTES:g}")
     print(f"faults: {len(findings.faults)}")
     print("\n".join(f"  {fault}" for fault in findings.faults[:50]))
-    is_slow = milliseconds[0] > MOST_MILLISECONDS or findings.peak_mebibytes > MOST_MEBIBYTES
+    is_slow = 1000 * max(again) > MOST_MILLISECONDS or findings.peak_mebibytes > MOST_MEBIBYTES
     return int(bool(findings.faults) or is_slow)
 
 

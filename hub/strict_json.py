@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from wegeft.contracts.errors import shorten
@@ -10,6 +11,7 @@ from wegeft.contracts.json_names import collect_unique
 
 MAX_DEPTH = 32
 MAX_INTEGER = 2**63 - 1
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def parse_object(content: bytes) -> dict[str, Any]:
@@ -42,7 +44,7 @@ def _check(value: object, depth: int) -> None:
         case list():
             for item in value:
                 _check(item, depth - 1)
-        case str() if any("\ud800" <= character <= "\udfff" for character in value):
+        case str() if _LONE_SURROGATE.search(value):
             raise ValueError(f"{shorten(ascii(value), 40)} is not text")
         case float() if value in (float("inf"), float("-inf")):
             raise ValueError("a number is too large")

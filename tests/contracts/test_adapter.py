@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -221,6 +222,14 @@ def test_what_is_no_manifest_is_refused(change: dict[str, Any]) -> None:
     good = json.loads(make_manifest(FILES, {}).to_bytes())
     with pytest.raises(ValidationError):
         Manifest.model_validate(good | change)
+
+
+@pytest.mark.parametrize("change", [lambda layer: [True] * 10_000, lambda layer: [layer] * 65], ids=["nonsense", "too many"])
+def test_a_long_list_of_files_is_refused_in_one_problem(change: Callable[[object], list[object]]) -> None:
+    good = json.loads(make_manifest(FILES, {}).to_bytes())
+    with pytest.raises(ValidationError) as refusal:
+        Manifest.model_validate_json(json.dumps(good | {"layers": change(good["layers"][0])}))
+    assert refusal.value.error_count() == 1
 
 
 def test_values_are_frozen() -> None:

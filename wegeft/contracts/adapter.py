@@ -8,7 +8,7 @@ import re
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field
 
 from wegeft.contracts.errors import InvalidInput, InvalidReference
 from wegeft.contracts.visibility import Visibility
@@ -26,6 +26,8 @@ JOB_FILE = "job.json"
 METRICS_FILE = "metrics.json"
 PUBLISHABLE_FILES = frozenset({CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, JOB_FILE, METRICS_FILE})
 """The only files that a version may hold; everything else, pickles above all, is refused."""
+MAX_FILES = 64
+"""A manifest that lists more is refused before its entries are read."""
 
 LATEST = "latest"
 RESERVED_NAMES = frozenset(
@@ -202,7 +204,7 @@ class Manifest(BaseModel):
     mediaType: str = MANIFEST_MEDIA_TYPE  # noqa: N815 - the OCI specification's spelling
     artifactType: str = ARTIFACT_TYPE  # noqa: N815 - the OCI specification's spelling
     config: Descriptor
-    layers: tuple[Descriptor, ...]
+    layers: Annotated[tuple[Descriptor, ...], FailFast(), Field(max_length=MAX_FILES)]
     annotations: dict[str, str] = Field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
