@@ -130,7 +130,7 @@ def test_versions_count_up_and_the_alias_moves(service: Service, tmp_path: Path)
     """The same job twice makes versions 1 and 2; `latest` moves, and 1 stays what it was."""
     job_file = write_job(tmp_path / "work", max_steps=2, output={"adapter": "demo/counted"})
     for _ in range(2):
-        service.wgctl("submit", str(job_file), "--wait", "-o", "output.aliases=[production]")
+        service.wgctl("submit", str(job_file), "--wait", "--set", "output.aliases=[production]")
     versions = service.wgctl_json("adapters", "versions", "demo/counted")
     assert sorted(version["version"] for version in versions) == [1, 2]
     shown = service.wgctl_json("adapters", "show", "demo/counted")
