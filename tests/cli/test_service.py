@@ -262,7 +262,7 @@ def test_a_job_from_standard_input_starts_from_the_current_folder(wgctl: Wgctl) 
 
 @pytest.mark.slow
 def test_a_log_goes_on_where_its_server_is_killed_and_started_again(wgctl: Wgctl) -> None:
-    job_id = wgctl("submit", write_job(wgctl.folder, name="told", max_steps=240, save_steps=5)).out.strip()
+    job_id = wgctl("submit", write_job(wgctl.folder, name="told", max_steps=120, save_steps=5)).out.strip()
     reader = wgctl.start("jobs", "logs", "-f", job_id, "--json", stdout=subprocess.PIPE)
     wait_until(lambda: wgctl("jobs", "show", job_id, "--json").json["step"] >= 5, 60)
     wgctl.kill_service()
