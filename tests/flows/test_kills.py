@@ -146,7 +146,7 @@ def find_part(service: Service, part: str) -> int:
 
 
 def test_killed_orchestrator_takes_its_ray_along_and_the_job_succeeds_when_it_is_started_again(service: Service, tmp_path: Path) -> None:
-    """SIGKILL of the orchestrator in the middle: all that it started ends. Started again on the same home: one version, from the checkpoint.
+    """SIGKILL of the orchestrator in the middle: all that it started ends. Started again on its home: one version, from the checkpoint.
 
     The last test with the module's service, which it ends.
     """
