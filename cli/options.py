@@ -51,7 +51,7 @@ _WANTED: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     ("--rank", {"type": click.IntRange(1), "metavar": "NUMBER", "help": "Only adapters of this rank."}),
     ("--task", {"metavar": "TASK", "help": "For example causal_lm or sequence_classification."}),
-    ("--licence", {"metavar": "NAME", "help": "As the card says, for example apache-2.0."}),
+    ("--license", {"metavar": "NAME", "help": "As the card says, for example apache-2.0."}),
     (
         "--format",
         {
@@ -77,12 +77,14 @@ _WANTED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--after", {"metavar": "CURSOR", "help": "Go on behind an earlier page: its next_cursor."}),
 )
 """Which adapters to list, under the names that the service takes."""
+_ALSO = {"--limit": "-n", "--license": "--licence"}
+"""Second names of some."""
 
 
 def wanted_options(command: Command) -> Command:
     """Give a command the options that say which adapters to list, under the names that the service takes."""
     for name, settings in reversed(_WANTED):
-        names = ("-n", name) if name == "--limit" else (name,)
+        names = (name, _ALSO[name]) if name in _ALSO else (name,)
         command = click.option(*names, **settings)(command)
     return command
 

@@ -13,6 +13,7 @@ from cli.main import main
 from cli.signing_key import find_signer, rotate_key
 from hub.folder_store import FolderStore
 from infra.settings import load_settings
+from tests.hub.hf_clients import write_adapter
 from tests.hub.serving import NOW, Hub, listening, made_hub
 from tests.hub.test_provenance import adapter, files
 from wegeft.client.trust import TrustStore
@@ -103,7 +104,7 @@ def test_a_version_and_a_folder_are_verified(call: Call, tmp_path: Path, monkeyp
         ("evaluations add demo/x@1 accuracy 1 --data sha256:1", 2),
         ("card demo/none", 4),
         ("card demo/x --file missing.md", 2),
-        ("card demo/x --licence gratis", 2),
+        ("card demo/x --license gratis", 2),
         ("card demo/x --reset --edit", 2),
     ],
 )
@@ -132,6 +133,16 @@ def test_show_says_what_is_known(call: Call) -> None:
     assert "vllm: once converted; wgctl adapters export demo/x@2 --format lora; needs max_lora_rank 8" in out
     assert "accuracy  0.7" in out
     assert any(line.split() == ["licence", "MIT"] for line in call("adapters", "show", "demo/x")[1].splitlines())
+
+
+def test_lists_name_a_licence_as_cards_do(call: Call, tmp_path: Path) -> None:
+    """Under the key that model cards have, for programs; people may write either word."""
+    (write_adapter(tmp_path / "adapter") / CARD_FILE).write_bytes(CARD)
+    assert call("adapters", "push", "adapter", "demo/licensed")[::2] == (0, "")
+    for option in ("--license", "--licence"):
+        _, out, _ = call("adapters", "ls", option, "mit", "--json")
+        assert [(view["adapter"], view["license"]) for view in json.loads(out)["adapters"]] == [("demo/licensed", "mit")]
+        assert json.loads(call("adapters", "ls", option, "gpl", "--json")[1])["adapters"] == []
 
 
 def test_signatures_and_attestations_are_printed(call: Call) -> None:
