@@ -262,14 +262,16 @@ def test_a_job_from_standard_input_starts_from_the_current_folder(wgctl: Wgctl) 
 
 @pytest.mark.slow
 def test_a_log_goes_on_where_its_server_is_killed_and_started_again(wgctl: Wgctl) -> None:
-    job_id = wgctl("submit", write_job(wgctl.folder, name="told", max_steps=120, save_steps=5)).out.strip()
+    job_id = wgctl("submit", write_job(wgctl.folder, name="told", max_steps=300, save_steps=10)).out.strip()
     reader = wgctl.start("jobs", "logs", "-f", job_id, "--json", stdout=subprocess.PIPE)
+    assert reader.stdout is not None
+    first = reader.stdout.readline()
     wait_until(lambda: wgctl("jobs", "show", job_id, "--json").json["step"] >= 5, 60)
     wgctl.kill_service()
     wgctl("up", "--detach")
     out, err = reader.communicate(timeout=120)
     assert reader.returncode == 0, err
-    records = [json.loads(line) for line in out.splitlines()]
+    records = [json.loads(line) for line in (first + out).splitlines()]
     assert [record["sequence"] for record in records] == sorted({record["sequence"] for record in records})
     assert records[-1]["event"] == {"type": "state", "state": "succeeded", "text": records[-1]["event"]["text"]}
     assert wgctl("jobs", "show", job_id, "--json").json["attempt"] == 2
