@@ -32,6 +32,7 @@ def find_base(name: str, revision: str | None = None) -> FoundBase:
     if not is_terminal(sys.stderr):
         # Read once, when the libraries are imported: a log has no use for bars.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
     from workers.model_source import find_model
 
     try:

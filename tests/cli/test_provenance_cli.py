@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.home import Home
+from cli.hub import short_source
 from cli.main import main
 from cli.signing_key import find_signer, rotate_key
 from hub.folder_store import FolderStore
@@ -143,6 +144,18 @@ def test_lists_name_a_licence_as_cards_do(call: Call, tmp_path: Path) -> None:
         _, out, _ = call("adapters", "ls", option, "mit", "--json")
         assert [(view["adapter"], view["license"]) for view in json.loads(out)["adapters"]] == [("demo/licensed", "mit")]
         assert json.loads(call("adapters", "ls", option, "gpl", "--json")[1])["adapters"] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("job:job-01m80n6d20v21bvg662d905pkb", "job:job-01m80n6d20v21bvg662d905pkb"),
+        (f"commit:{'ab' * 32}:{'0' * 40}", "commit:abababababab:000000000000"),
+        ("round:7:1", "round:7:1"),
+    ],
+)
+def test_a_table_shows_the_beginnings_of_digests(source: str, shown: str) -> None:
+    assert short_source(source) == shown
 
 
 def test_signatures_and_attestations_are_printed(call: Call) -> None:
