@@ -5,7 +5,7 @@ SEED ?= 1
 SECONDS_BOUND ?= 600
 JOBS ?= 4
 
-.PHONY: help install check test soak bench demo demo-federation docs clean
+.PHONY: help install check lint types collection test soak bench demo demo-federation docs clean
 help: ## say what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
@@ -18,11 +18,21 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,demo]'
 	touch $@
 
-check: install ## lint, types, rooms and arrows
+check: install ## lint, types, rooms and arrows, and that all tests can be loaded
+	$(MAKE) --no-print-directory --jobs 2 types lint collection
+
+types: install
+	$(BIN)/mypy
+
+lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Each process of `make test` loads all tests; what this one compiles, with pytest's own assertions, is there for all of them.
+check collection test: export PYTHONDONTWRITEBYTECODE =
+collection: install
+	@said=$$($(BIN)/python -m pytest --collect-only -qq 2>&1) || { echo "$$said"; exit 1; }
 
 # Most of a test's time is spent waiting for servers, so there are more jobs than cores.
 test: install ## pass the tests, in JOBS=4 processes

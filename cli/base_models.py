@@ -32,18 +32,25 @@ def find_base(name: str, revision: str | None = None) -> FoundBase:
     if not is_terminal(sys.stderr):
         # Read once, when the libraries are imported: a log has no use for bars.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
     from workers.model_source import find_model
 
     try:
         source = find_model(name, revision)
     except BaseModelNotFound as error:
-        if not (is_hub_id(name) and Path(name).is_dir()):
+        hint = _hint_for(name)
+        if hint is None:
             raise
-        # What reads as an id is one; here is a person who can say which is meant.
-        raise BaseModelNotFound(
-            error.message, path="--base-model", value=name, hint=f"for the folder of that name, --base-model ./{name}"
-        ) from error
+        raise BaseModelNotFound(error.message, path="--base-model", value=name, hint=hint) from error
     return FoundBase(name=name, identity=source.identity, path=source.path, former_identity=source.former_identity)
+
+
+def _hint_for(name: str) -> str | None:
+    """Return what a person can say about a base model that is not where its name says; None where what went wrong says more."""
+    if not is_hub_id(name):
+        return "--base-model PATH says where it is on this machine"
+    # What reads as an id is one; here is a person who can say which is meant.
+    return f"for the folder of that name, --base-model ./{name}" if Path(name).is_dir() else None
 
 
 def check_is_base(found: FoundBase, wanted: str, *, allow_other: bool) -> None:

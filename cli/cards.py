@@ -19,13 +19,13 @@ from wegeft.contracts.errors import InvalidInput, InvalidSetting
     epilog=example(
         "wgctl adapters card demo/arithmetic\n"
         "wgctl adapters card demo/arithmetic --file README.md\n"
-        "wgctl adapters card demo/arithmetic --licence apache-2.0"
+        "wgctl adapters card demo/arithmetic --license apache-2.0"
     ),
 )
 @click.argument("name")
 @click.option("--edit", "is_edited", is_flag=True, help="Open it in the editor that VISUAL or EDITOR names.")
 @click.option("--file", "file", type=click.Path(path_type=Path, allow_dash=True), help="Take this Markdown; - is standard input.")
-@click.option("--licence", "license_", metavar="SPDX", help="Set the licence, an SPDX id such as apache-2.0 or mit.")
+@click.option("--license", "--licence", "license_", metavar="SPDX", help="Set the licence, an SPDX id such as apache-2.0 or mit.")
 @click.option("--reset", "is_reset", is_flag=True, help="Forget what was edited: the latest version's own card is shown again.")
 @json_option
 def card(name: str, is_edited: bool, file: Path | None, license_: str | None, is_reset: bool, is_json: bool) -> None:
@@ -34,7 +34,7 @@ def card(name: str, is_edited: bool, file: Path | None, license_: str | None, is
     A version's own README.md never changes; an edited card is the adapter's, and stays when new versions come.
     """
     if sum((is_edited, file is not None, license_ is not None, is_reset)) > 1:
-        raise InvalidSetting("one change at a time", path="--edit", hint="one of --edit, --file, --licence and --reset")
+        raise InvalidSetting("one change at a time", path="--edit", hint="one of --edit, --file, --license and --reset")
     with connect() as client:
         if is_reset:
             client.reset_card(name)
@@ -48,7 +48,7 @@ def card(name: str, is_edited: bool, file: Path | None, license_: str | None, is
         sys.stdout.write("".join(f"{printable(line)}\n" for line in view.markdown.splitlines()))
     else:
         say(f"the card of {view.adapter} is {view.digest}")
-        note(f"licence {view.license}" if view.license else "it names no licence: --licence sets one")
+        note(f"licence {view.license}" if view.license else "it names no licence: --license sets one")
 
 
 def _changed(view: CardView, *, is_edited: bool, file: Path | None, license_: str | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -97,6 +98,11 @@ def short_model(identity: str) -> str:
     return name.rpartition("/")[2] if name.startswith("/") else name
 
 
+def short_source(source: str) -> str:
+    """Return where a version came from with the first digits of each digest and commit; programs read them whole."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b", r"\1", source)
+
+
 @adapters.command("show", epilog=example("wgctl adapters show demo/arithmetic\nwgctl adapters show demo/arithmetic@3"))
 @click.argument("ref")
 @json_option
@@ -178,7 +184,13 @@ def list_versions(name: str, is_json: bool) -> None:
         print_json(versions)
         return
     rows = [
-        (str(view.version), ", ".join(sorted(view.aliases)) or "-", view.source, show_bytes(view.size), show_age(view.created_at))
+        (
+            str(view.version),
+            ", ".join(sorted(view.aliases)) or "-",
+            short_source(view.source),
+            show_bytes(view.size),
+            show_age(view.created_at),
+        )
         for view in versions
     ]
     print_table(["#version", "aliases", "source", "#size", "published"], rows)

@@ -26,9 +26,15 @@ def json_option(command: Command) -> Command:
 
 
 def override_option(command: Command) -> Command:
-    """Add ``-o key=value``, which the command receives as ``overrides``."""
-    text = "Set a field of the job file, for example -o learning_rate=1e-3 or -o datasets.0.path=other.jsonl; may be given again."
-    return click.option("-o", "--override", "overrides", multiple=True, metavar="KEY=VALUE", help=text)(command)
+    """Add ``--set key=value``, which the command receives as ``overrides``; who writes ``-o``, as other trainers do, is told of it."""
+    text = "Set a field of the job file, for example --set learning_rate=1e-3 or --set datasets.0.path=other.jsonl; may be given again."
+    command = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=text)(command)
+    return click.option("-o", "--override", multiple=True, hidden=True, expose_value=False, callback=_refuse_override)(command)
+
+
+def _refuse_override(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> None:
+    if given:
+        raise click.UsageError(f"A field of the job file is set by --set, not by -o: {' '.join(f'--set {text}' for text in given)}")
 
 
 def job_file_argument(command: Command) -> Command:
@@ -45,7 +51,7 @@ _WANTED: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     ("--rank", {"type": click.IntRange(1), "metavar": "NUMBER", "help": "Only adapters of this rank."}),
     ("--task", {"metavar": "TASK", "help": "For example causal_lm or sequence_classification."}),
-    ("--licence", {"metavar": "NAME", "help": "As the card says, for example apache-2.0."}),
+    ("--license", {"metavar": "NAME", "help": "As the card says, for example apache-2.0."}),
     (
         "--format",
         {
@@ -71,12 +77,14 @@ _WANTED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--after", {"metavar": "CURSOR", "help": "Go on behind an earlier page: its next_cursor."}),
 )
 """Which adapters to list, under the names that the service takes."""
+_ALSO = {"--limit": "-n", "--license": "--licence"}
+"""Second names of some."""
 
 
 def wanted_options(command: Command) -> Command:
     """Give a command the options that say which adapters to list, under the names that the service takes."""
     for name, settings in reversed(_WANTED):
-        names = ("-n", name) if name == "--limit" else (name,)
+        names = (name, _ALSO[name]) if name in _ALSO else (name,)
         command = click.option(*names, **settings)(command)
     return command
 

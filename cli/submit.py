@@ -99,10 +99,10 @@ def validate(job_file: Path, overrides: tuple[str, ...], is_json: bool) -> None:
 submit.epilog = example(
     """
     wgctl submit job.yaml
-    wgctl submit job.yaml --wait -o learning_rate=1e-3 -o num_epochs=1
+    wgctl submit job.yaml --wait --set learning_rate=1e-3 --set num_epochs=1
     """
 )
-validate.epilog = example("wgctl validate job.yaml -o rank=32")
+validate.epilog = example("wgctl validate job.yaml --set rank=32")
 
 
 def plan_of(prepared: PreparedJob) -> JobPlan:

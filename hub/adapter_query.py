@@ -27,7 +27,7 @@ class FilterQuery(BaseModel):
     method: str | None = Field(default=None, description="For example `wegeft`.")
     rank: int | None = Field(default=None, ge=1, lt=2**31)
     task: str | None = Field(default=None, description="For example `causal_lm`.")
-    licence: str | None = Field(default=None, description="As the card says, for example `apache-2.0`.")
+    license: str | None = Field(default=None, description="As the card says, for example `apache-2.0`.")
     format: NativeFormat | None = Field(
         default=None, description="What it is stored as: WeGeFT's generators, LoRA as engines read it, or what PEFT alone reads."
     )
@@ -36,7 +36,7 @@ class FilterQuery(BaseModel):
     metric: Texts = Field(default=(), description="A bound such as `eval_loss<=0.5`; all that are given must hold.")
     attached: DerivedFormat | None = Field(default=None, description="A derived format that is attached to the newest version.")
 
-    @field_validator("search", "namespace", "base_model", "method", "task", "licence", "tag")
+    @field_validator("search", "namespace", "base_model", "method", "task", "license", "tag")
     @classmethod
     def _is_usable(cls, value: Any, info: ValidationInfo) -> Any:
         problem = catalog.problem_with("tags" if info.field_name == "tag" else str(info.field_name), value)
@@ -62,7 +62,7 @@ class FilterQuery(BaseModel):
             method=self.method,
             rank=self.rank,
             task=self.task,
-            licence=self.licence,
+            licence=self.license,
             tags=self.tag,
             format=self.format,
             is_signed=self.signed,

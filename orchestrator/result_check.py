@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from hub.validate import AdapterFacts
-from wegeft.contracts.base_model_name import is_hub_id
+from wegeft.contracts.base_model_name import is_commit, is_hub_id
 from wegeft.contracts.errors import Problem, ResultMismatch, shorten
 from wegeft.contracts.job import JobSpec
 from wegeft.contracts.training import TrainingResult
-
-_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 
 
 def check_result(spec: JobSpec, result: TrainingResult, facts: AdapterFacts) -> None:
@@ -29,7 +26,7 @@ def _problems(spec: JobSpec, result: TrainingResult, facts: AdapterFacts) -> Ite
     name, _, pin = result.base_model.rpartition("@")
     if name != _model_name(spec.base_model):
         yield _differs("base_model", result.base_model, f"{_model_name(spec.base_model)}@…")
-    elif _COMMIT.match(spec.base_model_revision or "") and pin != spec.base_model_revision:
+    elif is_commit(spec.base_model_revision or "") and pin != spec.base_model_revision:
         yield _differs("base_model", result.base_model, f"{name}@{spec.base_model_revision}")
     if facts.base_model != spec.base_model:
         yield _differs("adapter_config.json: base_model_name_or_path", facts.base_model, spec.base_model)

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from wegeft.contracts.adapter import digest_of
-from wegeft.contracts.base_model_name import is_hub_id
+from wegeft.contracts.base_model_name import is_commit, is_hub_id
 from wegeft.contracts.errors import BaseModelNotFound, BaseModelUnusable, shorten
 from workers.weights_digest import digest_weights
 
-_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _LICENSE = re.compile(r"^license:\s*['\"]?([\w.-]+)['\"]?\s*$", re.MULTILINE)
 _LOOKUP_SECONDS = 10.0
 _TOO_MANY_REQUESTS = 429
@@ -77,7 +76,7 @@ def find_config(base_model: str, revision: str | None = None, *, with_code: bool
     if not is_hub_id(base_model):
         return find_model(base_model, revision)
     folder = _snapshot(base_model, revision, ("config.json", "*.py") if with_code else ("config.json",))
-    commit = folder.name if _COMMIT.match(folder.name) else None
+    commit = folder.name if is_commit(folder.name) else None
     return ModelSource(folder=folder, identity=f"{base_model}@{folder.name}", commit=commit)
 
 
@@ -129,7 +128,7 @@ def _license_of(folder: Path) -> str | None:
 def _hub_source(base_model: str, revision: str | None, *, with_code: bool) -> ModelSource:
     folder = _snapshot(base_model, revision, (*_WANTED, "*.py") if with_code else _WANTED)
     _check_folder(folder)
-    commit = folder.name if _COMMIT.match(folder.name) else None
+    commit = folder.name if is_commit(folder.name) else None
     return ModelSource(folder=folder, identity=f"{base_model}@{folder.name}", commit=commit, license=_license_of(folder))
 
 

@@ -60,7 +60,8 @@ def main() -> int:
     finally:
         subprocess.run([*WGCTL, "down"], env=ENVIRONMENT, check=False, stdout=subprocess.DEVNULL)
     console.print(f"\nDone in {time.monotonic() - began:.0f} s. To look around:")
-    console.print("  export WEGEFT_HOME=.demo/home; .venv/bin/wgctl up --detach; .venv/bin/wgctl adapters versions demo/arithmetic")
+    for line in ("export WEGEFT_HOME=.demo/home", ".venv/bin/wgctl up --detach", ".venv/bin/wgctl adapters versions demo/arithmetic"):
+        console.print(f"  {line}")
     return 0
 
 

@@ -88,7 +88,7 @@ class Demo:
 
     def submit(self) -> str:
         """Submit the federated job and return its id."""
-        size = ("-o", f"federation.rounds={self.rounds}", "-o", f"max_steps={self.steps}", "-o", f"base_model={self.model}")
+        size = ("--set", f"federation.rounds={self.rounds}", "--set", f"max_steps={self.steps}", "--set", f"base_model={self.model}")
         return str(self.read("submit", str(JOB_FILE), *size, "--idempotency-key", "federated")["id"])
 
     def enrol(self, job_id: str, name: str) -> None:
@@ -194,7 +194,7 @@ class Demo:
             "evaluation.exact_match": "false",
             "test_datasets": "[]",  # all adapters are measured together at the end
         }
-        given = [part for key, value in changes.items() for part in ("-o", f"{key}={value}")]
+        given = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
         return ["submit", str(CENTRAL_FILE), "--wait", "--idempotency-key", name, *given]
 
     def measure(self, adapters: dict[str, str]) -> list[tuple[str, float, float]]:

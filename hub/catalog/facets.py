@@ -25,7 +25,7 @@ _COLUMNS = {
     "method": "method",
     "rank": "rank",
     "task": "task",
-    "licence": "licence",
+    "license": "licence",
     "format": "format",
     "signed": "is_signed",
     "namespace": "namespace",

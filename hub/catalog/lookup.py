@@ -86,7 +86,7 @@ def _adapter_view(row: Row[Any], aliases: dict[str, int]) -> AdapterView:
         method=row.method,
         rank=row.rank,
         task=row.task or None,
-        licence=row.licence or None,
+        license=row.licence or None,
         tags=split_tags(row.tags),
         created_at=row.created_at,
         updated_at=row.updated_at,

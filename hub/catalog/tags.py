@@ -14,6 +14,7 @@ from hub.catalog.tables import ADAPTERS, ALIASES, VERSIONS, key_of
 from infra import audit
 from infra.database import METADATA, UtcTime
 from wegeft.contracts.adapter import LATEST, AdapterName
+from wegeft.contracts.base_model_name import is_commit
 from wegeft.contracts.errors import AdapterNotFound, AliasNotFound, Conflict, InvalidReference, InvalidRequest
 
 TAGS = Table(
@@ -30,7 +31,6 @@ TAGS = Table(
 )
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}\Z")
-_LIKE_A_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _MAX_MESSAGE = 10_000
 
 
@@ -51,7 +51,7 @@ class Tag:
 
 def check_tag(text: str) -> str:
     """Return ``text`` if it can be a tag: neither a number, nor a commit, nor a name that moves by itself."""
-    if not _TAG.match(text) or text.isdecimal() or _LIKE_A_COMMIT.match(text) or text in ("main", LATEST):
+    if not _TAG.match(text) or text.isdecimal() or is_commit(text) or text in ("main", LATEST):
         raise InvalidReference(
             "not a valid tag", path="tag", value=text, hint="1 to 64 of A-Z a-z 0-9 . _ + -, as in 'v1.0'; not a number, 'main' or 'latest'"
         )

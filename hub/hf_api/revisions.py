@@ -12,9 +12,9 @@ from hub.hf_views import EMPTY_COMMIT, MAIN
 from hub.services import HubServices
 from infra.database import reading
 from wegeft.contracts.adapter import LATEST, AdapterName, AdapterRef, VersionView
+from wegeft.contracts.base_model_name import is_commit
 from wegeft.contracts.errors import AdapterNotFound, AliasNotFound, VersionNotFound
 
-_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}\Z")
 _HINT = "main, a version's number, an alias, a tag, or a commit"
 
@@ -42,7 +42,7 @@ def resolve_version(services: HubServices, adapter: AdapterName, revision: str) 
 
 def find_version(connection: Connection, adapter: AdapterName, revision: str) -> VersionView:
     """Return the version that a revision means; raise :class:`AdapterNotFound`, :class:`VersionNotFound` or :class:`AliasNotFound`."""
-    if _COMMIT.match(revision):
+    if is_commit(revision):
         return catalog.resolve_commit(connection, adapter, revision)
     if not _NAME.match(revision):
         catalog.find_adapter(connection, adapter)

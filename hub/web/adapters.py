@@ -32,7 +32,7 @@ from wegeft.contracts.formats import FormatList
 PAGE_SIZE = 30
 _VERSIONS_SHOWN = 20
 _CARD_CHARACTERS = 200_000
-_LISTED = ("search", "namespace", "base_model", "method", "rank", "task", "licence", "format", "signed", "attached")
+_LISTED = ("search", "namespace", "base_model", "method", "rank", "task", "license", "format", "signed", "attached")
 _SEVERAL = ("tag", "metric")
 _ORDERS: tuple[tuple[Order, str], ...] = (("updated", "Last published"), ("created", "Newest"), ("name", "Name"), ("size", "Largest"))
 

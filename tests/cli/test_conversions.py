@@ -17,7 +17,7 @@ from cli.base_models import check_is_base, find_base
 from cli.main import main
 from tests.method.models import adapted, error, llama, logits
 from tests.method.test_authors_checkpoints import MODULES, PUBLISHED, fork_reference, write_fork
-from wegeft.contracts.errors import InvalidAdapterConfig
+from wegeft.contracts.errors import BaseModelNotFound, InvalidAdapterConfig
 from workers.base_identity import is_same_model
 
 Call = Callable[..., tuple[int, Any]]
@@ -108,7 +108,7 @@ def test_a_person_reads_sizes_errors_and_what_to_do_next(
         ("export ./nothing --format lora -o OUT", 2, "invalid_reference", "adapter"),
         ("export demo/absent@3 --format lora -o OUT", 7, "service_unreachable", None),
         ("export model --format lora -o OUT", 2, "invalid_adapter_config", None),
-        ("export adapter --format lora --base-model ./absent -o OUT", 4, "base_model_not_found", "base_model"),
+        ("export adapter --format lora --base-model ./absent -o OUT", 4, "base_model_not_found", "--base-model"),
         ("export adapter --format lora --base-model ./other -o OUT", 2, "invalid_adapter_config", "--base-model"),
         ("import fork --from peft-fork -o adapter", 2, "invalid_setting", "--output"),
         ("import fork --from peft-fork --target a=b -o OUT", 2, "invalid_setting", "--target"),
@@ -156,6 +156,16 @@ def test_another_base_model_is_taken_where_one_insists(call: Call, tmp_path: Pat
     target = str(tmp_path / "out")
     status, answer = call("export", "adapter", "--format", "merged", "--base-model", "./other", "--allow-other-base", "-o", target)
     assert (status, answer["largest_error"] < 1e-5) == (0, True)
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "./model", "/nowhere/model"])
+def test_who_has_the_base_model_elsewhere_is_told_how_to_say_so(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter names the place that its base model had where it was trained."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BaseModelNotFound) as caught:
+        find_base(name)
+    (problem,) = caught.value.problems
+    assert (problem.path, problem.value, problem.hint) == ("--base-model", name, "--base-model PATH says where it is on this machine")
 
 
 def test_a_folder_is_known_by_what_adapters_of_before_name_it(work: Path) -> None:

@@ -92,6 +92,14 @@ def test_nothing_to_talk_to_is_said_with_what_to_do(wgctl: Wgctl) -> None:
     assert wgctl("jobs", "ls", "--json", status=7).error["code"] == "service_unreachable"
 
 
+@pytest.mark.parametrize("command", ["submit", "validate", "simulate"])
+@pytest.mark.parametrize("option", ["-o", "--override"])
+def test_a_field_is_set_by_its_own_option_and_o_is_for_output(command: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["federation", command] if command == "simulate" else [command]
+    assert main([*words, "job.yaml", option, "rank=8", "--json"]) == 2
+    assert json.loads(capsys.readouterr().err)["detail"].endswith("set by --set, not by -o: --set rank=8")
+
+
 def test_a_server_without_a_token_is_refused_here(make_wgctl: Callable[..., Wgctl]) -> None:
     wgctl = make_wgctl(WEGEFT_SERVER="http://127.0.0.1:9")
     assert "WEGEFT_TOKEN" in wgctl("jobs", "ls", status=2).err

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from cli.home import Home
+from cli.hub import short_source
 from cli.main import main
 from cli.signing_key import find_signer, rotate_key
 from hub.folder_store import FolderStore
 from infra.settings import load_settings
+from tests.hub.hf_clients import write_adapter
 from tests.hub.serving import NOW, Hub, listening, made_hub
 from tests.hub.test_provenance import adapter, files
 from wegeft.client.trust import TrustStore
@@ -103,7 +105,7 @@ def test_a_version_and_a_folder_are_verified(call: Call, tmp_path: Path, monkeyp
         ("evaluations add demo/x@1 accuracy 1 --data sha256:1", 2),
         ("card demo/none", 4),
         ("card demo/x --file missing.md", 2),
-        ("card demo/x --licence gratis", 2),
+        ("card demo/x --license gratis", 2),
         ("card demo/x --reset --edit", 2),
     ],
 )
@@ -132,6 +134,28 @@ def test_show_says_what_is_known(call: Call) -> None:
     assert "vllm: once converted; wgctl adapters export demo/x@2 --format lora; needs max_lora_rank 8" in out
     assert "accuracy  0.7" in out
     assert any(line.split() == ["licence", "MIT"] for line in call("adapters", "show", "demo/x")[1].splitlines())
+
+
+def test_lists_name_a_licence_as_cards_do(call: Call, tmp_path: Path) -> None:
+    """Under the key that model cards have, for programs; people may write either word."""
+    (write_adapter(tmp_path / "adapter") / CARD_FILE).write_bytes(CARD)
+    assert call("adapters", "push", "adapter", "demo/licensed")[::2] == (0, "")
+    for option in ("--license", "--licence"):
+        _, out, _ = call("adapters", "ls", option, "mit", "--json")
+        assert [(view["adapter"], view["license"]) for view in json.loads(out)["adapters"]] == [("demo/licensed", "mit")]
+        assert json.loads(call("adapters", "ls", option, "gpl", "--json")[1])["adapters"] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("job:job-01m80n6d20v21bvg662d905pkb", "job:job-01m80n6d20v21bvg662d905pkb"),
+        (f"commit:{'ab' * 32}:{'0' * 40}", "commit:abababababab:000000000000"),
+        ("round:7:1", "round:7:1"),
+    ],
+)
+def test_a_table_shows_the_beginnings_of_digests(source: str, shown: str) -> None:
+    assert short_source(source) == shown
 
 
 def test_signatures_and_attestations_are_printed(call: Call) -> None:

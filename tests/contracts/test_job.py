@@ -20,7 +20,7 @@ def problems_of(text: str, *overrides: str) -> dict[str, Problem]:
     with pytest.raises(InvalidJob) as caught:
         load_spec(text, overrides)
     problems = caught.value.problems
-    assert len({problem.path for problem in problems}) == len(problems) or any(problem.path == "-o" for problem in problems)
+    assert len({problem.path for problem in problems}) == len(problems) or any(problem.path == "--set" for problem in problems)
     return {problem.path: problem for problem in problems}
 
 

@@ -151,8 +151,8 @@ def test_recipes_train_as_many_numbers_as_published(recipe: str, kind: Any, arch
 
 
 def test_another_method_is_one_word_away(folder: Path) -> None:
-    (line,) = re.findall(r"^wgctl submit (math10k\.yaml -o .*)$", (FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    recipe, *options = line.split(" -o ")
+    (line,) = re.findall(r"^wgctl submit (math10k\.yaml --set .*)$", (FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    recipe, *options = line.split(" --set ")
     assert prepared(folder, recipe, *options).spec.method == "lora"
 
 

@@ -123,24 +123,6 @@ def wait_for_checkpoint(client: Client, job_id: str, step: int) -> None:
     wait_until(lambda: (saved := client.job(job_id).resume_from) is not None and saved.step >= step, f"a checkpoint of step {step}", 120)
 
 
-def test_killed_orchestrator_is_started_again_and_the_job_succeeds(tmp_path: Path) -> None:
-    """SIGKILL of the orchestrator in the middle, started again on the same home: one version, from the checkpoint."""
-    home = tmp_path / "home"
-    with running_service(home, **QUICK) as service:
-        job_id = submit(service, tmp_path / "restart")
-        with service.client() as client:
-            wait_for_checkpoint(client, job_id, 20)
-            old = worker_pid(client, job_id, 1)
-        service.kill()
-        wait_until(lambda: is_gone(old), "the worker ends when nobody answers it", 60)
-    with running_service(home, **QUICK) as restarted:
-        with restarted.client() as client:
-            job = client.wait(job_id, 120)
-        assert job.attempt >= 2
-        check_one_version(restarted, job_id)
-        assert steps_of(all_events(restarted, job_id), job.attempt)[0] > 20
-
-
 @pytest.mark.parametrize("part", ["gateway", "raylet", "gcs_server"])
 def test_killed_part_of_ray_costs_an_attempt_and_not_the_job(service: Service, tmp_path: Path, part: str) -> None:
     """SIGKILL of the child that drives Ray, of its node process or its control process: the job succeeds, on a new Ray if need be."""
@@ -161,6 +143,28 @@ def find_part(service: Service, part: str) -> int:
         if (part == "gateway" and part in line) or (line and Path(line[0]).name == part):
             return process.pid
     raise AssertionError(f"no {part} among the service's processes")
+
+
+def test_killed_orchestrator_takes_its_ray_along_and_the_job_succeeds_when_it_is_started_again(service: Service, tmp_path: Path) -> None:
+    """SIGKILL of the orchestrator in the middle: all that it started ends. Started again on its home: one version, from the checkpoint.
+
+    The last test with the module's service, which it ends.
+    """
+    job_id = submit(service, tmp_path)
+    with service.client() as client:
+        wait_for_checkpoint(client, job_id, 20)
+        started = psutil.Process(service.process.pid).children(recursive=True)
+        assert {"raylet", "gcs_server"} <= {process.name() for process in started}
+        assert worker_pid(client, job_id, 1) in {process.pid for process in started}
+    service.kill()
+    _, alive = psutil.wait_procs(started, timeout=60)
+    assert alive == []
+    with running_service(service.home, **QUICK) as restarted:
+        with restarted.client() as client:
+            job = client.wait(job_id, 120)
+        assert job.attempt >= 2
+        check_one_version(restarted, job_id)
+        assert steps_of(all_events(restarted, job_id), job.attempt)[0] > 20
 
 
 @pytest.mark.soak

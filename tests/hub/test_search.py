@@ -196,7 +196,7 @@ def test_facets_are_what_counting_by_hand_gives(shelf: Shelf) -> None:
             "method": Counter(row["method"] for row in rows),
             "rank": Counter(str(row["rank"]) for row in rows if row["rank"]),
             "task": Counter(row["task"] for row in rows if row["task"]),
-            "licence": Counter(row["licence"] for row in rows if row["licence"]),
+            "license": Counter(row["licence"] for row in rows if row["licence"]),
             "format": Counter(native_format(row["method"]) for row in rows),
             "signed": Counter("false" for _ in rows),
             "namespace": Counter(name.split("/")[0].lower() for name in names),

@@ -100,6 +100,18 @@ def test_stopping_after_any_step_and_resuming_ends_in_the_same_bytes(rows: list[
     assert digest_of(run(rows, checkpoint=checkpoint, has_held_out=False)[0]) == digest_of(whole)
 
 
+def test_a_checkpoint_that_names_its_base_model_as_formerly_goes_on(rows: list[Row]) -> None:
+    """Folders were named by their configuration's digest before they were by their weights'; no other name will do."""
+    whole, recorder = run(rows, save_steps=4)
+    files, former = recorder.saved[4], "tiny@sha256:" + "0" * 64
+    old = {**files, "state.json": json.dumps(json.loads(files["state.json"]) | {"base_model": former}).encode()}
+    resumed, _ = run(rows, checkpoint=old, former_identity=former, save_steps=4)
+    assert digest_of(resumed) == digest_of(whole)
+    for other in (None, "tiny@sha256:" + "1" * 64):
+        with pytest.raises(InvalidTensors, match="other data, settings or base model"):
+            run(rows, checkpoint=old, former_identity=other, save_steps=4)
+
+
 def test_a_checkpoint_holds_no_pickle(rows: list[Row]) -> None:
     _, recorder = run(rows, save_steps=4)
     files = recorder.saved[4]

@@ -83,11 +83,13 @@ def run(
     *,
     checkpoint: Mapping[str, bytes] | None = None,
     model: Any = None,
+    former_identity: str | None = None,
     **fields: Any,
 ) -> tuple[Outcome, Recorder]:
     recorder = recorder or Recorder()
     frozen = (model or make_model()).requires_grad_(requires_grad=False)
-    base = BaseModel(model=frozen, tokenizer=make_tokenizer(), identity="tiny@1", commit=None, license=None)
+    names: dict[str, Any] = {"identity": "tiny@1", "former_identity": former_identity}
+    base = BaseModel(model=frozen, tokenizer=make_tokenizer(), commit=None, license=None, **names)
     held_out = rows[8:] if fields.pop("has_held_out", True) else []
     if held_out:
         fields["test_datasets"] = [{"path": "held_out.jsonl"}]

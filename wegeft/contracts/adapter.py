@@ -282,7 +282,7 @@ class AdapterView(BaseModel):
     """0 where the method has none."""
     task: str | None = None
     """For example ``causal_lm``; None where the version does not say."""
-    licence: str | None = None
+    license: str | None = None
     """As its card says; None where it does not."""
     tags: tuple[str, ...] = ()
     """As its card says, sorted."""
@@ -322,7 +322,7 @@ class AdapterFacets(BaseModel):
     is_complete: bool
     """Whether these are all that the filter selects."""
     facets: dict[str, tuple[FacetValue, ...]]
-    """By the name of the filter: ``base_model``, ``method``, ``rank``, ``task``, ``licence``, ``format``, ``signed``, ``namespace`` and
+    """By the name of the filter: ``base_model``, ``method``, ``rank``, ``task``, ``license``, ``format``, ``signed``, ``namespace`` and
     ``tag``; each with its most frequent values, the most frequent first."""
 
 

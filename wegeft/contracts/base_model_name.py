@@ -5,8 +5,14 @@ from __future__ import annotations
 import re
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?\Z", re.ASCII)
-_PINNED = re.compile(r"(?P<name>.+)@(?P<pin>[0-9a-f]{40}|(?P<kind>sha256|weights1):[0-9a-f]{64})")
+_COMMIT = re.compile("[0-9a-f]{40}")
+_PINNED = re.compile(rf"(?P<name>.+)@(?P<pin>{_COMMIT.pattern}|(?P<kind>sha256|weights1):[0-9a-f]{{64}})")
 """What a full pin looks like: a commit, or a digest of a file or of a folder's weights."""
+
+
+def is_commit(text: str) -> bool:
+    """Return whether ``text`` is a commit as a model hub, or ours, names one: 40 lower-case hex digits."""
+    return _COMMIT.fullmatch(text) is not None
 
 
 def is_hub_id(base_model: str) -> bool:

@@ -1,4 +1,4 @@
-"""``-o key=value``: fields of a job file set from the command line."""
+"""``--set key=value``: fields of a job file set from the command line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def override(source: Source, overrides: tuple[str, ...]) -> Source:
         try:
             path = _set(data, text)
         except InvalidJob as error:
-            problems.append(Problem(path="-o", message=error.problems[0].message, value=shorten(text), hint=error.problems[0].hint))
+            problems.append(Problem(path="--set", message=error.problems[0].message, value=shorten(text), hint=error.problems[0].hint))
             continue
         positions = {known: place for known, place in positions.items() if known[: len(path)] != path} | {path: None}
     if problems:
@@ -39,7 +39,7 @@ def _set(data: dict[str, Data], text: str) -> Path:
     key, equals, written = text.partition("=")
     steps = _STEP.findall(key.strip())
     if not equals or not steps:
-        raise InvalidJob("an override must be key=value", hint="for example -o learning_rate=1e-3")
+        raise InvalidJob("an override must be key=value", hint="for example --set learning_rate=1e-3")
     value = parse_yaml(written).data
     here: Data = data
     path: Path = ()

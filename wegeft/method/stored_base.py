@@ -11,11 +11,10 @@ import transformers
 from torch import nn
 from transformers.models.auto import modeling_auto
 
+from wegeft.contracts.base_model_name import is_commit, unpin
 from wegeft.contracts.errors import BaseModelNotFound, BaseModelUnusable, InvalidAdapterConfig, shorten
 from wegeft.method.config import WeGeFTConfig
 
-_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
-_PIN = re.compile(r"@(?:[0-9a-f]{40}|(?:sha256|weights1):[0-9a-f]{64})\Z")
 _SNAPSHOT = re.compile(r"models--(?P<id>[^/\\]+)[/\\]snapshots[/\\](?P<commit>[0-9a-f]{40})")
 _INPUT_FILES = (
     "preprocessor_config.json",
@@ -88,7 +87,7 @@ def check_same_base(config: WeGeFTConfig, base_name: str | None) -> None:
     wanted = config.base_model_name_or_path
     if not wanted or not base_name:
         return
-    commits = {config.revision if _COMMIT.match(config.revision or "") else _commit_in(wanted), _commit_in(base_name)} - {None}
+    commits = {config.revision if is_commit(config.revision or "") else _commit_in(wanted), _commit_in(base_name)} - {None}
     if canonical_name(wanted) in _names_of(base_name) and len(commits) < 2:
         return
     hint = f"it was trained on {wanted}" + (f" at {config.revision}" if config.revision else "") + "; insist if this is the same model"
@@ -105,7 +104,7 @@ def _names_of(base_name: str) -> set[str]:
 
 def canonical_name(name: str) -> str:
     """Return what two names of one base model share: the id of a cached snapshot, the name of a GGUF file, an absolute path, or the id."""
-    plain = _PIN.sub("", name)
+    plain, _ = unpin(name)
     cached = _SNAPSHOT.search(plain)
     if cached is not None:
         return cached["id"].replace("--", "/", 1)
@@ -117,7 +116,4 @@ def canonical_name(name: str) -> str:
 
 def _commit_in(name: str) -> str | None:
     cached = _SNAPSHOT.search(name)
-    if cached is not None:
-        return cached["commit"]
-    pin = _PIN.search(name)
-    return pin.group().removeprefix("@") if pin is not None and _COMMIT.match(pin.group().removeprefix("@")) else None
+    return cached["commit"] if cached is not None else unpin(name)[1]
