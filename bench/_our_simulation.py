@@ -112,7 +112,7 @@ def main(path: Path) -> None:
     said, marks = json.loads(path.read_text()), path.with_name("marks")
     cell = Cell(**said["cell"])
     hands = min(usable_cores(), cell.sites)
-    crew: RayCrew[AnyOrder, AnyResult] = RayCrew(Noise(marks, cell.work_seconds).prepare, hands, path.with_name("ray"))
+    crew: RayCrew[AnyOrder, AnyResult] = RayCrew(Noise(marks, cell.work_seconds).prepare, hands, path.with_name("ray"), common="start")
 
     def tell(report: RoundReport) -> None:
         mark(marks, "round", report.record.round + 1)

@@ -170,7 +170,7 @@ def _crew(simulation: Simulation, given: dict[str, Any]) -> Iterator[Crew[Any, A
         from infra.settings import load_settings
 
         hands = min(given["actors"] or usable_cores(), len(simulation.examples))
-        crew = RayCrew(simulation.workplace.prepare, hands, load_settings().home / "ray-simulation")
+        crew = RayCrew(simulation.workplace.prepare, hands, load_settings().home / "ray-simulation", common="start")
     try:
         yield crew
     finally:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +80,15 @@ def gram_of_updates(state: FederationState, members: Sequence[Contribution]) -> 
             total[rows.start : rows.stop, columns.start : columns.stop] = products
             total[columns.start : columns.stop, rows.start : rows.stop] = products.T
     return (total + total.T) / 2
+
+
+def read_once(members: Sequence[Contribution]) -> Sequence[Contribution]:
+    """Return the members with their tensors at hand, where all of them are no more than a block; else as they are."""
+    return [_at_hand(member, member.load()) for member in members] if len(members) <= _block_of(members) else members
+
+
+def _at_hand(member: Contribution, tensors: Tensors) -> Contribution:
+    return replace(member, load=lambda: tensors)
 
 
 def _block_of(members: Sequence[Contribution]) -> int:
