@@ -88,7 +88,6 @@ def _root(gram: Any) -> tuple[Any, Any] | None:
 
 def _candidates(values: Any, cross_p: Any, cross_q: Any) -> list[tuple[Any, Any]]:
     """Return changes of the balanced factors, for P and Q, that bring them near the reference; cross: ``P₀Pᵀ`` and ``Q₀Qᵀ``."""
-    xp = library_of(values)
     u, _, vt = svd(cross_p + cross_q)
     found = [(u @ vt, u @ vt)]
     if float(values[-1]) * _GAUGE_CONDITION_LIMIT > float(values[0]):
