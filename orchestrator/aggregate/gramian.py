@@ -166,7 +166,7 @@ def _has_small_errors(moved: _Rows, first_p: Array, first_q: Array) -> bool:
 
 
 def _lengths(rows: Array) -> Array:
-    return np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    return np.asarray(np.sqrt(np.einsum("ij,ij->i", rows, rows)))
 
 
 def _products(left: _Stack, right: _Stack) -> Array:
