@@ -6,6 +6,7 @@ It is what ``wgctl federation simulate`` runs without ``--output``, with as many
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -40,8 +41,9 @@ def simulate_ours(cell: Cell, folder: Path, rule: str = "factor_mean") -> Timing
     """Time rounds of a simulation under ``rule``, in a process of its own."""
     path, log = folder / "run.json", folder / "run.log"
     path.write_text(json.dumps({"cell": asdict(cell), "rule": rule}))
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # as the command does
     with log.open("wb") as file:
-        process = subprocess.Popen([sys.executable, "-m", "bench._our_simulation", str(path)], stdout=file, stderr=file)
+        process = subprocess.Popen([sys.executable, "-m", "bench._our_simulation", str(path)], stdout=file, stderr=file, env=environment)
     try:
         with watching(lambda: [process.pid], SHORT_SECONDS) as samples:
             status = process.wait(timeout=cell.limit_seconds)
@@ -112,7 +114,7 @@ def main(path: Path) -> None:
     said, marks = json.loads(path.read_text()), path.with_name("marks")
     cell = Cell(**said["cell"])
     hands = min(usable_cores(), cell.sites)
-    crew: RayCrew[AnyOrder, AnyResult] = RayCrew(Noise(marks, cell.work_seconds).prepare, hands, path.with_name("ray"))
+    crew: RayCrew[AnyOrder, AnyResult] = RayCrew(Noise(marks, cell.work_seconds).prepare, hands, path.with_name("ray"), common="start")
 
     def tell(report: RoundReport) -> None:
         mark(marks, "round", report.record.round + 1)

@@ -144,29 +144,40 @@ def milliseconds(delays: Sequence[float]) -> str:
     return f"{1000 * statistics.median(delays):.0f}" if delays else ""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Time, and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--install", type=Path, metavar="FOLDER", help="make the peers' environments in FOLDER, and end")
-    parser.add_argument("--peers", type=Path, metavar="FOLDER", help="where they were made; without it ours alone is timed")
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS)
-    parser.add_argument("--cells", nargs="+", default=list(CELLS), metavar="SITESxMB")
-    parser.add_argument("--rounds", type=int, default=10, help="timed in each run")
+def parser_of(description: str | None, cells: Sequence[str], systems: Sequence[str], rounds: int) -> argparse.ArgumentParser:
+    """Return the parser of what is timed: by default ``cells`` and so many ``rounds``, and of ``systems`` those that are there."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", type=Path, metavar="FOLDER", help="where peers were made; without it ours alone is timed")
+    parser.add_argument("--systems", nargs="+", choices=systems)
+    parser.add_argument("--cells", nargs="+", default=list(cells), metavar="SITESxMB")
+    parser.add_argument("--rounds", type=int, default=rounds, help="timed in each run")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--work", type=float, default=0.0, metavar="SECONDS", help="of each site in each round")
     parser.add_argument("--limit", type=float, default=600.0, metavar="SECONDS", help="of one run; what was done until then counts")
     parser.add_argument("--json", action="store_true", help="print every timing instead of a table")
-    options = parser.parse_args(arguments)
-    if options.install:
-        install(options.install)
-        return
-    options.systems = options.systems or (list(SYSTEMS) if options.peers else list(SYSTEMS[:2]))
-    found = run_all([parse_cell(text, options) for text in options.cells], options)
+    return parser
+
+
+def time_all(options: argparse.Namespace, systems: Sequence[str], peers: str, choose: Callable[[str, Path | None], Run] = runner) -> None:
+    """Time what ``options`` ask for, of ``systems`` by default, and print it; ``peers``: what they are, with their versions."""
+    options.systems = options.systems or [name for name in systems if options.peers or name.startswith("ours")]
+    found = run_all([parse_cell(text, options) for text in options.cells], options, choose)
     if options.json:
         print(json.dumps({cell: {name: [asdict(one) for one in runs] for name, runs in row.items()} for cell, row in found.items()}))
         return
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; {FLOWER}, {NVFLARE}\n")
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; {peers}\n")
     print_table(found)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Time, and print."""
+    parser = parser_of(__doc__, CELLS, SYSTEMS, rounds=10)
+    parser.add_argument("--install", type=Path, metavar="FOLDER", help="make the peers' environments in FOLDER, and end")
+    options = parser.parse_args(arguments)
+    if options.install:
+        install(options.install)
+    else:
+        time_all(options, SYSTEMS, f"{FLOWER}, {NVFLARE}")
 
 
 if __name__ == "__main__":

@@ -16,17 +16,12 @@ server application and the runtime ask again and again, and FedAvg averages arra
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from bench._flower_rounds import simulate_flower
 from bench._our_simulation import simulate_ours
-from bench.federation_rounds import FLOWER, Run, parse_cell, print_table, run_all
+from bench.federation_rounds import FLOWER, Run, parser_of, time_all
 
 CELLS = ("8x0.1", "8x1", "20x0.1", "20x1")
 SYSTEMS = ("ours", "ours, generator_exact", "flower")
@@ -46,23 +41,8 @@ def simulator(system: str, peers: Path | None) -> Run:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time, and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peers", type=Path, metavar="FOLDER", help="where peers were made; without it ours alone is timed")
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS)
-    parser.add_argument("--cells", nargs="+", default=list(CELLS), metavar="SITESxMB")
-    parser.add_argument("--rounds", type=int, default=30, help="timed in each run")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--work", type=float, default=0.0, metavar="SECONDS", help="of each site in each round")
-    parser.add_argument("--limit", type=float, default=600.0, metavar="SECONDS", help="of one run")
-    parser.add_argument("--json", action="store_true", help="print every timing instead of a table")
-    options = parser.parse_args(arguments)
-    options.systems = options.systems or list(SYSTEMS if options.peers else SYSTEMS[:2])
-    found = run_all([parse_cell(text, options) for text in options.cells], options, simulator)
-    if options.json:
-        print(json.dumps({cell: {name: [asdict(one) for one in runs] for name, runs in row.items()} for cell, row in found.items()}))
-        return
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; {FLOWER} with its Ray\n")
-    print_table(found)
+    options = parser_of(__doc__, CELLS, SYSTEMS, rounds=30).parse_args(arguments)
+    time_all(options, SYSTEMS, f"{FLOWER} with its Ray", simulator)
 
 
 if __name__ == "__main__":

@@ -257,14 +257,14 @@ def verify(job_id: str, number: int | None, is_json: bool) -> None:
     """Check committed rounds from their evidence, and compute them again: whose updates, signed, receipted, and what came of them.
 
     All is computed here, from what the service has stored; only an administrator's token may read updates, and others are told what could
-    not be looked at. The result is compared bit for bit, which holds on the same kind of machine. Exit status 1 where something is wrong.
+    not be looked at. The result is compared bit for bit, which holds on the same kind of machine. Exit status 7 where something is wrong.
     """
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
     from cli.round_checks import Verifier
     from wegeft.client import Client
-    from wegeft.contracts.errors import WegeftError
+    from wegeft.contracts.errors import DigestMismatch
 
     found = []
     with _connected() as (client, service), Client(service.server, service.token) as hub, TemporaryDirectory() as folder:
@@ -279,8 +279,10 @@ def verify(job_id: str, number: int | None, is_json: bool) -> None:
         note("no round is committed yet")
     failed = [one for one in found if one.failed]
     if failed:
-        raise WegeftError(
-            f"{len(failed)} of {len(found)} rounds are not what their records say: {', '.join(str(one.round) for one in failed)}"
+        numbers = ", ".join(str(one.round) for one in failed)
+        raise DigestMismatch(
+            f"{len(failed)} of {len(found)} rounds are not what their records say: {numbers}",
+            problems=[problem for one in failed for problem in one.problems()],
         )
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from orchestrator.round_proof import Check, check_round
 from wegeft.contracts.adapter import WEIGHTS_FILE
-from wegeft.contracts.errors import WegeftError
+from wegeft.contracts.errors import Problem, WegeftError
 
 if TYPE_CHECKING:
     from wegeft.client import Client
@@ -30,6 +30,10 @@ class RoundChecks(BaseModel):
     def failed(self) -> int:
         """How many checks have found something wrong."""
         return sum(check.is_ok is False for check in self.checks)
+
+    def problems(self) -> list[Problem]:
+        """Return what is wrong, with the name of the check that found it."""
+        return [Problem(path=f"round {self.round}, {check.name}", message=check.found) for check in self.checks if check.is_ok is False]
 
 
 @dataclass

@@ -14,9 +14,8 @@ from itertools import islice
 
 import numpy as np
 
-from orchestrator.aggregate.gramian import update_of
+from orchestrator.aggregate.gramian import Length, length_of, update_of
 from orchestrator.aggregate.state import Contribution, FederationState, Tensors
-from wegeft.algebra import norm
 from wegeft.contracts.control_variates import is_control
 from wegeft.contracts.errors import InvalidTensors, Problem, shorten
 from wegeft.contracts.federation import Offer, SignedUpdate, Site, SiteState, Update
@@ -130,13 +129,18 @@ def _number_problems(tensors: Tensors, terms: Terms) -> Iterator[Problem]:
         return
     rank = None if terms.offer.rank == _full_rank(terms) else terms.offer.rank
     member = Contribution(site=terms.offer.site, examples=1, load=lambda: tensors, rank=rank)
-    length = math.hypot(*(norm(update) for update in update_of(terms.state, member).values()))
-    if not length <= terms.offer.max_update_norm:
-        limit = terms.offer.max_update_norm
-        yield Problem(
-            path="norm", message=f"of the update must be {limit:g} or less", value=f"{length:g}", hint="train fewer or smaller steps"
-        )
+    yield from _norm_problems(length_of(update_of(terms.state, member).values()), terms.offer.max_update_norm)
     yield from _control_problems(tensors, terms.offer)
+
+
+def _norm_problems(length: Length, limit: float) -> Iterator[Problem]:
+    """Yield the problem with an update that is too long, or of whose norm rounding leaves nothing to go by."""
+    if not length.norm <= limit:
+        hint = "train fewer or smaller steps"
+        yield Problem(path="norm", message=f"of the update must be {limit:g} or less", value=f"{length.norm:g}", hint=hint)
+    elif not length.is_told:
+        message, hint = "of the update is lost in rounding: its factors cancel each other", "send factors of about the same length"
+        yield Problem(path="norm", message=message, value=f"{length.norm:g} of {length.terms:g}", hint=hint)
 
 
 def _control_problems(tensors: Tensors, offer: Offer) -> Iterator[Problem]:

@@ -88,9 +88,12 @@ class Server:
         )
         offers, starts = make_offers(self._federation, standing.state, round_, [self._sites[name] for name in asked], standing.attempt)
         present = {name: offer for name, offer in offers.items() if not self._misses(standing, name)}
-        answered = self._answers.collect(present, starts, standing, self.hostile)
+        answered: dict[str, Answer | Failed] = {}
+        arrivals: list[Arrival] = []
+        for name, answer in self._answers.collect(present, starts, standing, self.hostile):
+            answered[name] = answer
+            arrivals.append(self._judge(standing, round_, offers[name], answer))  # while others train
         taken = _Taken(answers=answered, received=sum(len(starts[offer.start]) for offer in present.values()))
-        arrivals = [self._judge(standing, round_, offers[name], answer) for name, answer in sorted(answered.items())]
         decision = decide(round_, arrivals, round_.deadline_at)
         assert not isinstance(decision, Wait)  # noqa: S101 - at its deadline no round waits
         if isinstance(decision, Fail):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,8 +46,8 @@ class Answers:
 
     def collect(
         self, offers: Mapping[str, Offer], starts: Mapping[str, bytes], standing: Standing, hostile: Sequence[str]
-    ) -> dict[str, Answer | Failed]:
-        """Return what each site that was asked and is there sends, by name."""
+    ) -> Iterator[tuple[str, Answer | Failed]]:
+        """Yield what each site that was asked and is there sends, as soon as it is there; hostile ones come last."""
         attack = self.scenario.hostility.attack if self.scenario.hostility else None
         training = [site for site in sorted(offers) if site not in hostile or attack not in UNTRAINED]
         orders = [
@@ -60,16 +60,23 @@ class Answers:
             )
             for site in training
         ]
-        results = dict(zip(training, self.crew.do(orders, self.done), strict=True))
-        answers: dict[str, Answer | Failed] = {
-            site: self._honest(offers[site], result) for site, result in results.items() if site not in hostile
-        }
+        honest: dict[str, Answer] = {}
+        theirs: dict[str, AnyResult] = {}
+        for count, (index, result) in enumerate(self.crew.each(orders), start=1):
+            self.done(count)
+            site = training[index]
+            if site in hostile:
+                theirs[site] = result
+                continue
+            answer = self._honest(offers[site], result)
+            if isinstance(answer, Answer) and attack is not None:
+                honest[site] = answer
+            yield site, answer
         if attack is not None:
             present = [site for site in sorted(offers) if site in hostile]
-            honest = [_moved(offers[site], answer) for site, answer in answers.items() if isinstance(answer, Answer)]
-            plot = _Plot(attack=attack, standing=standing, honest=honest, hostile=len(present), leader=hostile[0])
-            answers |= {site: self._hostile(offers[site], results.get(site), plot) for site in present}
-        return answers
+            moved = [_moved(offers[site], honest[site]) for site in sorted(honest)]
+            plot = _Plot(attack=attack, standing=standing, honest=moved, hostile=len(present), leader=hostile[0])
+            yield from ((site, self._hostile(offers[site], theirs.get(site), plot)) for site in present)
 
     def _flipped(self, site: str) -> list[AnyRow]:
         return flip_answers(self.place.rows, self.place.parts[site])

@@ -10,7 +10,7 @@ import numpy as np
 
 from orchestrator.aggregate.defences import check_preconditions, shares, weigh
 from orchestrator.aggregate.entrywise import Middle, combine_entries, equal_weights, middle_of, select_for_bulyan
-from orchestrator.aggregate.gramian import gram_of_updates, score_members, update_of
+from orchestrator.aggregate.gramian import gram_of_updates, read_once, score_members, update_of
 from orchestrator.aggregate.optimisers import take_step
 from orchestrator.aggregate.rules import Combined, combine
 from orchestrator.aggregate.state import Array, Contribution, Edit, FederationState, Outcome, Plan, Refused, change_of
@@ -59,7 +59,7 @@ def aggregate(plan: Plan, state: FederationState, contributions: Sequence[Contri
 
 
 def _put_together(plan: Plan, state: FederationState, members: Sequence[Contribution]) -> Outcome | Refused:
-    sites = [member.site for member in members]
+    sites, members = [member.site for member in members], read_once(members)
     needs_gram = not isinstance(plan.defence, NoDefence | CoordinateMedian | TrimmedMean)
     gram = gram_of_updates(state, members) if needs_gram or len(members) <= plan.scored_sites else None
     sums, weights, cut = _sum_up(plan, state, members, gram)

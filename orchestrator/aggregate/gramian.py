@@ -1,24 +1,30 @@
 """Inner products of all pairs of updates, over all generators: everything that a defence needs to know, in any gauge.
 
 Computed on updates (differences of factors), not on whole generators, in float64, so that distances between updates much smaller than
-the generator do not cancel. Members are read in blocks, as they were sent: memory grows with the block, whose bytes are bounded, and
-reading with members² / block.
+the generator do not cancel. What a member began from is common to all: its update is ``δPᵀ(Q₀ + δQ) + P₀ᵀδQ``, so the inner products of
+the rows of all δP and P₀, and of all δQ and Q₀, are enough, and no row is there twice. Members are read in blocks, as they were sent:
+memory grows with the block, whose bytes are bounded, and reading with members² / block.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from orchestrator.aggregate.state import Array, Contribution, FederationState, Score, Tensors, start_at, trained_by
+from orchestrator.aggregate.state import Array, Contribution, Edit, FederationState, Score, Tensors, start_at, trained_by
 from wegeft.algebra import Generator, difference
 
 _BLOCK = 32
 """Members in a block at most."""
 _BLOCK_BYTES = 128_000_000
 """Of their tensors in a block at most; a block has one member at least."""
+_MOST_CANCELLED = 1e6
+_MOST_GROWTH = 8.0
+"""Of the terms whose rounding errors count, when an update is written with the start in common, against when it stands for itself."""
 
 
 def update_of(state: FederationState, member: Contribution) -> dict[str, Generator]:
@@ -33,6 +39,31 @@ def _update_of(state: FederationState, member: Contribution, tensors: Tensors, g
     return difference(trained_by(edit, group, tensors, start), start)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Length:
+    """How long an update is."""
+
+    norm: float
+    """Frobenius, over all generators."""
+    terms: float
+    """The norms of its terms of rank one, added up: no less than ``norm``, which is not told closer than to some 10⁻⁸ of this."""
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the terms do not cancel so far that rounding errors are what is left of them."""
+        return self.terms <= _MOST_CANCELLED * self.norm
+
+
+def length_of(updates: Collection[Generator]) -> Length:
+    """Return how long the direct sum of ``updates`` is."""
+    norms, terms = [], 0.0
+    for update in updates:
+        products_p, products_q = update.p @ update.p.T, update.q @ update.q.T
+        norms.append(abs(update.scale) * math.sqrt(max(0.0, float((products_p * products_q).sum()))))
+        terms += abs(update.scale) * float(np.sqrt(np.diag(products_p)) @ np.sqrt(np.diag(products_q)))
+    return Length(norm=math.hypot(*norms), terms=terms)
+
+
 def gram_of_updates(state: FederationState, members: Sequence[Contribution]) -> Array:
     """Return the matrix of ``Σ over generators ⟨Uᵢ, Uⱼ⟩``, rows and columns in the order of ``members``."""
     total = np.zeros((len(members), len(members)))
@@ -44,12 +75,20 @@ def gram_of_updates(state: FederationState, members: Sequence[Contribution]) -> 
             right = left if columns == rows else [(members[column], members[column].load()) for column in columns]
             products = np.zeros((len(rows), len(columns)))
             for group in state.edits:
-                ours = [_update_of(state, member, tensors, group) for member, tensors in left]
-                theirs = ours if right is left else [_update_of(state, member, tensors, group) for member, tensors in right]
-                products += _products(ours, theirs)
+                ours = _stacked(state, left, group)
+                products += _products(ours, ours if right is left else _stacked(state, right, group))
             total[rows.start : rows.stop, columns.start : columns.stop] = products
             total[columns.start : columns.stop, rows.start : rows.stop] = products.T
     return (total + total.T) / 2
+
+
+def read_once(members: Sequence[Contribution]) -> Sequence[Contribution]:
+    """Return the members with their tensors at hand, where all of them are no more than a block; else as they are."""
+    return [_at_hand(member, member.load()) for member in members] if len(members) <= _block_of(members) else members
+
+
+def _at_hand(member: Contribution, tensors: Tensors) -> Contribution:
+    return replace(member, load=lambda: tensors)
 
 
 def _block_of(members: Sequence[Contribution]) -> int:
@@ -58,17 +97,92 @@ def _block_of(members: Sequence[Contribution]) -> int:
     return max(1, min(_BLOCK, _BLOCK_BYTES // max(1, sent)))
 
 
-def _products(left: Sequence[Generator], right: Sequence[Generator]) -> Array:
-    rows_p, rows_q, row_starts = _stacked(left)
-    columns_p, columns_q, column_starts = _stacked(right)
-    products = (rows_p @ columns_p.T) * (rows_q @ columns_q.T)
-    return np.asarray(np.add.reduceat(np.add.reduceat(products, row_starts, axis=0), column_starts, axis=1))
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Rows:
+    """An update of one generator: ``pᵀ(Q₀ + q) + P₀ᵀq``, or ``pᵀq`` where it is whole."""
+
+    p: Array
+    q: Array
+    is_whole: bool = False
 
 
-def _stacked(updates: Sequence[Generator]) -> tuple[Array, Array, list[int]]:
-    p = np.concatenate([update.p * update.scale for update in updates])
-    starts = np.cumsum([0, *(update.rank for update in updates[:-1])])
-    return p, np.concatenate([update.q for update in updates]), [int(start) for start in starts]
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Stack:
+    """The rows of several members, one after the other, and below them those of the start that they have in common."""
+
+    p: Array
+    q: Array
+    starts: list[int]
+    """Each member's first row."""
+    bases: NDArray[np.intp]
+    """For each member's row, the row of the start that it moved from."""
+    is_moved: Array
+    """1 for rows that moved from the start; 0 for those of whole updates."""
+
+
+def _stacked(state: FederationState, members: Sequence[tuple[Contribution, Tensors]], group: str) -> _Stack:
+    pair = state.edits[group].pair
+    first_p, first_q = pair.scale * pair.p, pair.q
+    rows = [_rows_of(state, member, tensors, group, first_p) for member, tensors in members]
+    counts = [len(one.p) for one in rows]
+    moved = [np.zeros(len(one.p)) if one.is_whole else np.ones(len(one.p)) for one in rows]
+    bases = [np.zeros(len(one.p), dtype=np.intp) if one.is_whole else np.arange(len(one.p)) for one in rows]
+    return _Stack(
+        p=np.concatenate([*(one.p for one in rows), first_p]),
+        q=np.concatenate([*(one.q for one in rows), first_q]),
+        starts=[int(start) for start in np.cumsum([0, *counts[:-1]])],
+        bases=sum(counts) + np.concatenate(bases),
+        is_moved=np.concatenate(moved),
+    )
+
+
+def _rows_of(state: FederationState, member: Contribution, tensors: Tensors, group: str, first_p: Array) -> _Rows:
+    edit = state.edits[group]
+    if member.start is None and (member.rank is None or member.rank >= edit.pair.rank):
+        moved = _moved_rows(edit, tensors, group)
+        if _has_small_errors(moved, first_p, edit.pair.q):
+            return moved
+    update = _update_of(state, member, tensors, group)
+    return _Rows(p=update.p * update.scale, q=update.q, is_whole=True)
+
+
+def _moved_rows(edit: Edit, tensors: Tensors, group: str) -> _Rows:
+    pair, core = edit.pair, tensors.get(f"{group}.core")
+    if core is not None:
+        return _Rows(p=np.zeros_like(pair.p), q=np.asarray(core, dtype=np.float64) @ pair.q)
+    phi, psi = tensors.get(f"{group}.phi"), tensors.get(f"{group}.psi")
+    p = np.zeros_like(pair.p) if phi is None else pair.scale * np.asarray(phi, dtype=np.float64).T
+    return _Rows(p=p, q=np.zeros_like(pair.q) if psi is None else np.asarray(psi, dtype=np.float64))
+
+
+def _has_small_errors(moved: _Rows, first_p: Array, first_q: Array) -> bool:
+    """Return whether rounding errors do not grow when Q is put together from Q₀ and δQ only after it was multiplied.
+
+    They do where Q became much shorter than Q₀ while P became much longer: in a hostile gauge.
+    """
+    p, q = _lengths(moved.p), _lengths(moved.q)
+    apart = float(p @ (_lengths(first_q) + q))
+    return apart <= _MOST_GROWTH * float(p @ _lengths(first_q + moved.q) + _lengths(first_p) @ q)
+
+
+def _lengths(rows: Array) -> Array:
+    return np.asarray(np.sqrt(np.einsum("ij,ij->i", rows, rows)))
+
+
+def _products(left: _Stack, right: _Stack) -> Array:
+    """Return the inner products of all updates of ``left`` with all of ``right``."""
+    p, q = left.p @ right.p.T, left.q @ right.q.T  # of one stack with itself, half of the work
+    rows, columns = len(left.bases), len(right.bases)
+    ours, theirs = left.is_moved[:, None], right.is_moved
+    q_own, p_own = q[:rows, :columns], p[:rows, :columns]
+    from_left = q_own + ours * q[left.bases, :columns]  # (Q₀ + δQᵢ)·δQⱼ
+    at_right = theirs * q[:rows, right.bases]
+    from_both = from_left + at_right + ours * theirs * q[np.ix_(left.bases, right.bases)]
+    terms = p_own * from_both
+    terms += theirs * p[:rows, right.bases] * from_left
+    terms += ours * p[left.bases, :columns] * (q_own + at_right)
+    terms += ours * theirs * p[np.ix_(left.bases, right.bases)] * q_own
+    return np.asarray(np.add.reduceat(np.add.reduceat(terms, left.starts, axis=0), right.starts, axis=1))
 
 
 def score_members(gram: Array, sites: Sequence[str], coefficients: Mapping[str, float]) -> dict[str, Score]:

@@ -12,7 +12,7 @@ import pytest
 
 from bench import federation_rounds as bench
 from bench._noop_site import take_part
-from bench._round_timing import Mark, cpu_seconds, mark, read_marks, timing_of
+from bench._round_timing import Mark, Timing, cpu_seconds, mark, read_marks, timing_of
 from infra.database import writing
 from orchestrator.ledger import sites
 from tests.orchestrator.federating import SERVER_KEY, Server, key_of, now
@@ -96,3 +96,24 @@ def test_site_that_trains_nothing_answers_every_round(tmp_path: Path) -> None:
 def test_sizes_of_cells_are_those_of_the_issue() -> None:
     cells = [bench.parse_cell(text, argparse.Namespace(rounds=1, work=0.0, limit=1.0)) for text in bench.CELLS]
     assert {(cell.sites, cell.megabytes) for cell in cells} == {(sites, size) for sites in (2, 8, 32) for size in (0.1, 1, 16)}
+
+
+def test_without_peers_ours_alone_is_timed_unless_systems_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[str] = []
+
+    def choose(system: str, _peers: Path | None) -> bench.Run:
+        asked.append(system)
+        return lambda cell, _folder: Timing(periods=(1.0,) * cell.rounds, cpu_seconds=2.0)
+
+    for given, expected in (
+        ([], ["ours", "ours, generator_exact"]),
+        (["--systems", "flower"], ["flower"]),
+        (["--peers", "x"], bench.SYSTEMS),
+    ):
+        asked.clear()
+        options = bench.parser_of(None, ["2x1"], bench.SYSTEMS, rounds=3).parse_args(["--repeats", "1", *given])
+        bench.time_all(options, bench.SYSTEMS, "peers of one version", choose)
+        assert asked == list(expected)
+    told = capsys.readouterr()
+    assert "peers of one version" in told.out
+    assert "2 × 1 MB: flower: 1.00 s a round, 2.00 s CPU, 3 rounds" in told.err

@@ -115,9 +115,10 @@ def test_verify_proves_every_round_and_finds_one_changed_byte(world: World, wgct
     assert record is not None
     digest = record.members[0].tensors
     blobs[digest] = blobs[digest][:-1] + bytes([blobs[digest][-1] ^ 1])
-    told = wgctl("federation", "verify", job_id, status=1)
+    told = wgctl("federation", "verify", job_id, status=7)
     assert [line.split()[1] for line in told.splitlines() if "FAILED" in line] == ["tensors", "result"]
     assert "1 of 2 rounds are not what their records say: 2" in wgctl.err
+    assert "round 2, tensors: " in wgctl.err
     monkeypatch.setenv("WEGEFT_TOKEN", world.server.make_token("read"))
     seen = {check["name"]: check["is_ok"] for check in wgctl.json("federation", "verify", job_id, "--round", "1")[0]["checks"]}
     assert (seen["signatures"], seen["receipts"], seen["tensors"], seen["result"]) == (True, True, None, None)

@@ -66,10 +66,23 @@ class BufferedStory(Story):
                 return
         raise AssertionError(views)
 
+    def answer(self, *indices: int) -> None:
+        """Send what these sites make of what they are asked, in this order."""
+        for index in indices:
+            self.send(index, self.must_take(index))
+
     def record(self, number: int) -> RoundRecord:
         record = next(view.record for view in self.server.rounds(self.job_id) if view.round == number)
         assert record is not None
         return record
+
+
+def begin(engine: Engine, **section: Any) -> BufferedStory:
+    """Three sites, and a first version that waits for two of them."""
+    story = BufferedStory(engine, **section)
+    story.join(0, 1, 2)
+    story.advance(1)
+    return story
 
 
 def tell(engine: Engine, dies_at: int = -1, **section: Any) -> BufferedStory:
@@ -80,8 +93,7 @@ def tell(engine: Engine, dies_at: int = -1, **section: Any) -> BufferedStory:
     story.advance(1)
     slow = story.must_take(2)
     for number in (1, 2):
-        for index in (0, 1):
-            story.send(index, story.must_take(index))
+        story.answer(0, 1)
         story.advance(number + 1)
     story.send(1, story.must_take(1))
     story.send(2, slow)
@@ -146,32 +158,25 @@ def test_a_member_computes_a_buffered_version_again_from_its_record(sqlite: Engi
 
 
 def test_update_that_is_too_stale_is_refused_and_named(sqlite: Engine) -> None:
-    story = BufferedStory(sqlite, mode={**MODE, "max_staleness": 1})
-    story.join(0, 1, 2)
-    story.advance(1)
+    story = begin(sqlite, mode={**MODE, "max_staleness": 1})
     slow = story.must_take(2)
     for number in (1, 2):
-        for index in (0, 1):
-            story.send(index, story.must_take(index))
+        story.answer(0, 1)
         story.advance(number + 1)
     for _ in range(2):  # again is the same
         with pytest.raises(TooStale) as caught:
             story.send(2, slow)
         assert (caught.value.code, caught.value.http_status, caught.value.problems[0].value) == ("too_stale", 409, "1")
     assert story.must_take(2).round == 3
-    for index in (0, 1):
-        story.send(index, story.must_take(index))
+    story.answer(0, 1)
     story.advance(4)
     assert [(one.site, one.reason) for one in story.record(3).left_out] == [("s-2", ReasonCode.TOO_STALE)]
 
 
 def test_site_has_one_update_in_the_buffer_and_is_asked_again_when_it_is_used_up(sqlite: Engine) -> None:
-    story = BufferedStory(sqlite)
-    story.join(0, 1, 2)
-    story.advance(1)
+    story = begin(sqlite)
     old = story.must_take(0)
-    for index in (1, 2):
-        story.send(index, story.must_take(index))
+    story.answer(1, 2)
     story.advance(2)
     new = story.must_take(0)
     receipt = story.send(0, new)
@@ -189,9 +194,7 @@ def test_site_has_one_update_in_the_buffer_and_is_asked_again_when_it_is_used_up
 
 
 def test_accepted_update_waits_through_a_failed_try_and_revoked_ones_do_not_count(sqlite: Engine) -> None:
-    story = BufferedStory(sqlite, max_failed_rounds=2, deadline="10s")
-    story.join(0, 1, 2)
-    story.advance(1)
+    story = begin(sqlite, max_failed_rounds=2, deadline="10s")
     closes_at = story.server.rounds(story.job_id)[-1].closes_at
     assert closes_at is not None
     assert story.must_take(0).deadline_at == closes_at + 2 * timedelta(seconds=10)
@@ -211,9 +214,7 @@ def test_accepted_update_waits_through_a_failed_try_and_revoked_ones_do_not_coun
 
 
 def test_federation_without_enough_updates_ends(sqlite: Engine) -> None:
-    story = BufferedStory(sqlite, max_failed_rounds=1, deadline="10s")
-    story.join(0, 1, 2)
-    story.advance(1)
+    story = begin(sqlite, max_failed_rounds=1, deadline="10s")
     story.send(0, story.must_take(0))
     for _ in range(2):
         story.time += 11
@@ -232,9 +233,7 @@ def train_offer(story: BufferedStory) -> Offer:
 
 
 def test_decline_is_an_answer_to_its_offer_alone(sqlite: Engine) -> None:
-    story = BufferedStory(sqlite)
-    story.join(0, 1, 2)
-    story.advance(1)
+    story = begin(sqlite)
     offer = story.must_take(2)
     with reading(sqlite) as connection:
         caller = Caller(job_id=story.job_id, site=sites.find_site(connection, "s-2"))
@@ -243,8 +242,7 @@ def test_decline_is_an_answer_to_its_offer_alone(sqlite: Engine) -> None:
     assert story.take(2) is None
     with pytest.raises(Conflict, match="was taken before"):
         story.send(2, offer)
-    for index in (0, 1):
-        story.send(index, story.must_take(index))
+    story.answer(0, 1)
     story.advance(2)
     assert [(one.site, one.reason) for one in story.record(1).left_out] == [("s-2", ReasonCode.DECLINED)]
     assert story.must_take(2).round == 2
@@ -252,12 +250,9 @@ def test_decline_is_an_answer_to_its_offer_alone(sqlite: Engine) -> None:
 
 def test_what_waits_when_the_federation_goes_back_counts_no_more(engines: Iterator[Engine]) -> None:
     """Sites are asked anew, what they are still working on is late, and the next version's record names who had waited."""
-    story = BufferedStory(next(engines))
-    story.join(0, 1, 2)
-    story.advance(1)
+    story = begin(next(engines))
     slow = story.must_take(2)
-    for index in (0, 1):
-        story.send(index, story.must_take(index))
+    story.answer(0, 1)
     story.advance(2)
     asked = story.must_take(0)
     receipt = story.send(0, asked)
@@ -268,13 +263,11 @@ def test_what_waits_when_the_federation_goes_back_counts_no_more(engines: Iterat
     with pytest.raises(StaleRound) as told:
         story.send(2, slow)
     assert told.value.problems[0].value == "3"
-    for index in (1, 2):
-        story.send(index, story.must_take(index))
+    story.answer(1, 2)
     story.advance(4)
     record = story.record(3)
     assert {one.site: (one.staleness, one.position) for one in record.members} == {"s-1": (0, 4), "s-2": (0, 5)}
     assert [(one.site, one.reason) for one in record.left_out] == [("s-0", ReasonCode.ROLLED_BACK)]
-    for index in (1, 2):
-        story.send(index, story.must_take(index))
+    story.answer(1, 2)
     story.advance(5)
     assert [(one.site, one.reason) for one in story.record(4).left_out] == [("s-0", ReasonCode.NO_ANSWER)]

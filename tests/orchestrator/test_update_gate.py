@@ -170,6 +170,21 @@ def test_numbers_at_the_edge_of_float32_do_not_overflow_the_gate() -> None:
     assert paths(signed(offer), tiny, offer) == []
 
 
+@pytest.mark.parametrize(("length", "told"), [(1e2, "must be 1000 or less"), (1e9, "must be 1000 or less"), (1e14, "lost in rounding")])
+def test_factors_that_cancel_do_not_hide_an_update_from_the_bound(length: float, told: str) -> None:
+    """Of two terms of 10¹⁴, a difference of 10⁴ is lost when their inner products are rounded, and the update looks like nothing."""
+    state, offer = a_state(1), an_offer()
+    q = state.edits["q_proj"].pair.q
+    q[:] = np.round(64 * q) / 64
+    tensors = {name: np.zeros(form.shape, np.float32) for name, form in offer.tensors.items()}
+    tensors["q_proj.phi"][0, :2], tensors["q_proj.phi"][1, 1] = length, 1e4
+    tensors["q_proj.psi"][:2] = -q[:2]
+    tensors["q_proj.psi"][:2, 5] += [1, -1]
+    problems = check_update(signed(offer), tensors, Terms(offer=offer, site=a_site(), state=state, now=NOW))
+    assert [problem.path for problem in problems] == ["norm"]
+    assert told in problems[0].message, problems
+
+
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_a_site_that_changed_nothing_passes_any_bound(rank: int) -> None:
     offer = an_offer(rank, max_update_norm=1e-12)

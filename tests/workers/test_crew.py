@@ -28,6 +28,7 @@ def test_an_inline_crew_makes_ready_once_and_counts() -> None:
     assert made == []
     assert crew.do([3, 1, 2], counted.append) == [9, 1, 4]
     assert crew.do([]) == []
+    assert dict(crew.each([5, 6])) == {0: 25, 1: 36}
     assert (len(made), counted) == (1, [1, 2, 3])
     crew.close()
 
@@ -50,7 +51,7 @@ def test_actors_come_to_the_same_digest_as_one_process(tmp_path: Path) -> None:
 
 def _on_ray(model: Path, given: Given, folder: Path, hands: int) -> object:
     simulation = make_simulation(model, given, byzantine="1:gauge", drop=0.2)
-    crew = RayCrew(simulation.workplace.prepare, hands, folder)
+    crew = RayCrew(simulation.workplace.prepare, hands, folder, common="start")
     try:
         return simulate(simulation, Around(crew=crew))
     finally:

@@ -88,13 +88,12 @@ def _root(gram: Any) -> tuple[Any, Any] | None:
 
 def _candidates(values: Any, cross_p: Any, cross_q: Any) -> list[tuple[Any, Any]]:
     """Return changes of the balanced factors, for P and Q, that bring them near the reference; cross: ``P₀Pᵀ`` and ``Q₀Qᵀ``."""
-    xp = library_of(values)
     u, _, vt = svd(cross_p + cross_q)
     found = [(u @ vt, u @ vt)]
     if float(values[-1]) * _GAUGE_CONDITION_LIMIT > float(values[0]):
         right, left = cross_q / values, cross_p / values
-        found += [(xp.linalg.inv(right).T, right)] if _is_sound(right) else []
-        found += [(left, xp.linalg.inv(left).T)] if _is_sound(left) else []
+        found += [(back.T, right) for back in _inverse(right)]
+        found += [(left, back.T) for back in _inverse(left)]
     return found
 
 
@@ -103,9 +102,14 @@ def _cost(turn: Any, values: Any, cross: Any) -> float:
     return float(((turn * values) * turn).sum() - 2 * (turn * cross).sum())
 
 
-def _is_sound(matrix: Any) -> bool:
-    values = library_of(matrix).linalg.svdvals(matrix)
-    return float(values[-1]) * _GAUGE_CONDITION_LIMIT > float(values[0])
+def _inverse(matrix: Any) -> list[Any]:
+    """Return the inverse, or nothing where the matrix is not well conditioned."""
+    library = library_of(matrix)
+    try:
+        back = library.linalg.inv(matrix)
+    except library.linalg.LinAlgError:
+        return []
+    return [back] if float((matrix**2).sum() * (back**2).sum()) < _GAUGE_CONDITION_LIMIT**2 else []
 
 
 def _pad(factor: Any, rank: int) -> Any:
