@@ -38,8 +38,8 @@ class Condition:
     tag: str = ""
     term: str = ""
     """What PostgreSQL's index of terms is asked, in the language of ``tsquery``; it leaves as many as ``ids``."""
-    guesses: int = 0
-    """How many words PostgreSQL is asked for at once of which it may have counted none; 1 for the beginning of any number of words."""
+    lexemes: int = 1
+    """How many its term names."""
     is_open: bool = False
     """Whether its term is the beginning of a word, for which the index reads all that it leaves."""
     fts5: str = ""
@@ -155,6 +155,6 @@ def _postgres_word(wording: Wording, completed: Completed) -> Condition:
         sieve=have_all([term]),
         ids=select(one.c.version_id).where(one.c.words.op("@@")(cast(term, TSQUERY))),
         term=term,
-        guesses=0 if words and len(words) == 1 else len(words or "1"),
+        lexemes=len(words or asked.split()),
         is_open=not words,
     )

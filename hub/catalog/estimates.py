@@ -108,7 +108,7 @@ def _explained(connection: Connection, conditions: Sequence[Condition]) -> Estim
     asked = [query.limit(2**40).subquery() for query in (everything, nothing, *(condition.ids for condition in conditions))]
     told = connection.execute(_Plan(union_all(*(select(one) for one in asked)))).scalar_one()
     [listings, least, *left] = [float(plan["Plan Rows"]) for plan in told[0]["Plan"]["Plans"]]
-    unknown = [at for at, condition in enumerate(conditions) if condition.guesses and left[at] <= least * condition.guesses]
+    unknown = [at for at, condition in enumerate(conditions) if _is_guessed(condition, left[at], least)]
     inside = [at for at, condition in enumerate(conditions) if condition.kind != "elsewhere"]
     if not unknown and (len(inside) < 2 or min(left[at] for at in inside) <= _FEW):
         return Estimate(listings=listings, left=tuple(left))
@@ -116,6 +116,11 @@ def _explained(connection: Connection, conditions: Sequence[Condition]) -> Estim
     for at in unknown:
         left[at] = listings * sample.share([at], 0.5 / _NEWEST)
     return Estimate(listings=listings, left=tuple(left), sample=sample)
+
+
+def _is_guessed(condition: Condition, left: float, least: float) -> bool:
+    """Return whether PostgreSQL has counted no word that a condition asks for, and more than one may be meant."""
+    return condition.kind == "words" and (condition.is_open or condition.lexemes > 1) and left <= least * condition.lexemes
 
 
 def _sample_newest(connection: Connection, conditions: Mapping[int, Condition]) -> Sample:

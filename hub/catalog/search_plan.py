@@ -33,7 +33,7 @@ _APART = 0.6
 _READ = 0.15
 """What it costs to read one entry of an index, of a look at a listing."""
 _MET = 0.02
-"""What it costs to meet a term's entry, and to find out whether another term has it too."""
+"""What it costs to meet an entry of the rarest term, and as much again to find out whether another lexeme has it."""
 _SHOWN = tuple(one for one in LISTINGS.c if one.name != "words")
 _LOOKED = table("looked", *(column(one.name, one.type) for one in _SHOWN))
 _READ_AT_ONCE = 40_000
@@ -122,14 +122,29 @@ def _looks(case: _Case) -> Iterator[Way]:
     ranked, guess = case.ranked, case.guess
     if ranked[0][1] <= case.wish.few:
         yield Way(cost=_looking(case), select=partial(_look, ranked, is_sqlite=case.is_sqlite))
-    # The beginning of any number of words is read to its end.
-    named = [] if case.is_sqlite else [at for at, one in enumerate(case.conditions) if one.term and not one.is_open]
-    looked = guess.listings * guess.together(named)
-    if named and looked <= case.wish.few:
-        met = min(guess.left[at] for at in named) * len(named)
-        terms = [case.conditions[at] for at in named]
-        rest = [condition for condition in case.conditions if not any(condition is term for term in terms)]
-        yield Way(cost=met * _MET + looked * (1 + case.elsewhere), select=partial(_look_by_terms, terms, rest))
+    if not case.is_sqlite and (terms := _terms_worth(case)):
+        met, looked = guess.left[terms[0]] * _probes(case, terms), guess.listings * guess.together(terms)
+        if looked <= case.wish.few:
+            rest = [condition for at, condition in enumerate(case.conditions) if at not in terms]
+            select = partial(_look_by_terms, [case.conditions[at] for at in terms], rest)
+            yield Way(cost=met * _MET + looked * (1 + case.elsewhere), select=select)
+
+
+def _terms_worth(case: _Case) -> list[int]:
+    """Return the conditions whose terms are put together, the rarest first: each spares more looks than it costs."""
+    # The beginning of any number of words is read to its end, and spares nothing.
+    named = [at for at, condition in enumerate(case.conditions) if condition.term and not condition.is_open]
+    chosen: list[int] = []
+    for at in sorted(named, key=lambda at: case.guess.left[at]):
+        spared = case.guess.together(chosen) - case.guess.together([*chosen, at])
+        if not chosen or spared * case.guess.listings > case.guess.left[chosen[0]] * case.conditions[at].lexemes * _MET:
+            chosen.append(at)
+    return chosen
+
+
+def _probes(case: _Case, terms: Sequence[int]) -> int:
+    """Return how often the index is asked for each entry of the rarest term."""
+    return 1 + sum(case.conditions[at].lexemes for at in terms[1:])
 
 
 def _looking(case: _Case) -> float:
@@ -144,7 +159,7 @@ def _looking(case: _Case) -> float:
 def _look_by_terms(terms: Sequence[Condition], rest: Sequence[Condition]) -> Selected:
     """Return those that have all terms, as far as they pass the rest, before anything is sorted."""
     inexact = [condition.value for condition in terms if not condition.is_exact]
-    return _looked(have_all([condition.term for condition in terms]), *inexact, *(condition.value for condition in rest))
+    return _looked(have_all([condition.term for condition in terms]), *inexact, *(condition.value for condition in rest), is_sqlite=False)
 
 
 def _plain(conditions: tuple[ColumnElement[bool], ...], floor: ColumnElement[int] | None = None) -> Selected:
@@ -164,12 +179,17 @@ def _look(ranked: Sequence[tuple[Condition, float]], *, is_sqlite: bool) -> Sele
             conditions += [condition.sieve] if condition.is_exact else [condition.sieve, condition.value]
         else:
             conditions += [condition.value]
-    return _looked(*conditions)
+    return _looked(*conditions, is_sqlite=is_sqlite)
 
 
-def _looked(*conditions: ColumnElement[bool]) -> Selected:
+def _looked(*conditions: ColumnElement[bool], is_sqlite: bool) -> Selected:
     # Named and not derived from the query, because deriving its columns takes longer than all the rest.
-    found = select(*_SHOWN).where(*conditions).cte(_LOOKED.name).prefix_with("MATERIALIZED")
+    query = select(*_SHOWN).where(*conditions)
+    if is_sqlite:
+        found = query.cte(_LOOKED.name).prefix_with("MATERIALIZED")
+    else:
+        # An offset keeps the order of the list away from the choice of an index as well, and keeps no copy of what is looked at.
+        found = query.offset(0).cte(_LOOKED.name).prefix_with("NOT MATERIALIZED")
     return Selected(source=_LOOKED, listed=_LOOKED.c, conditions=(), newness=_LOOKED.c.version_id, key=_LOOKED.c.key, found=found)
 
 
