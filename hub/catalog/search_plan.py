@@ -32,7 +32,7 @@ _APART = 0.6
 """What it costs at least where only some of the listings are walked, which seldom lie beside one another."""
 _READ = 0.15
 """What it costs to read one entry of an index, of a look at a listing."""
-_MET = 0.02
+_MET = 0.05
 """What it costs to meet an entry of the rarest term, and as much again to find out whether another lexeme has it."""
 _SHOWN = tuple(one for one in LISTINGS.c if one.name != "words")
 _LOOKED = table("looked", *(column(one.name, one.type) for one in _SHOWN))
@@ -79,6 +79,13 @@ class _Case:
         """For how many conditions another table is asked of each listing."""
         return sum(condition.kind == "elsewhere" for condition in self.conditions)
 
+    @property
+    def asked_elsewhere(self) -> float:
+        """Of which part of all listings another table is asked."""
+        # PostgreSQL asks last what costs most.
+        inside = [position for position, condition in enumerate(self.conditions) if condition.kind != "elsewhere"]
+        return 1.0 if self.is_sqlite else self.guess.together(inside)
+
 
 def select_listings(connection: Connection, wanted: AdapterFilter, wish: Wish | None = None) -> Selected:
     """Return the listings that a filter selects, for a list in an order."""
@@ -110,7 +117,7 @@ def _way_along(case: _Case, first: int | None) -> Way:
     guess, order = case.guess, case.wish.order
     most, share = (guess.listings, 1.0) if first is None else (guess.left[first], guess.share(first))
     others = min(guess.together(range(len(case.conditions))) / share, 1.0)
-    step = (_STEP[order] if first is None else max(_STEP[order], _APART)) + case.elsewhere
+    step = (_STEP[order] if first is None else max(_STEP[order], _APART)) + case.elsewhere * min(case.asked_elsewhere / share, 1.0)
     walked = None if first is None else case.conditions[first]
     rest = [condition for condition, _ in case.ranked if condition is not walked]
     cost = min(most, case.wish.page / others) * step
