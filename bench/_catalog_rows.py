@@ -277,6 +277,8 @@ class _PostgresLoad:
     def finish(self) -> None:
         for _, statement in self._kept:
             self._connection.exec_driver_sql(statement)
+        # As a trigger does, which no row has come by.
+        self._connection.exec_driver_sql("INSERT INTO listing_words_known SELECT DISTINCT unnest(tsvector_to_array(words)) FROM listings")
         for table in ("adapters", "versions", "evaluations"):
             newest = f"(SELECT max(id) FROM {table})"
             self._connection.execute(text(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), {newest})"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, assert_never
 
@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import TSQUERY
 
 from hub.catalog.format_tables import DERIVED_FORMATS
 from hub.catalog.search import SIGNS, AdapterFilter, MetricBound, Order
+from hub.catalog.search_terms import any_of, have_all, term_of
 from hub.catalog.tables import LISTING_METRICS, LISTING_TAGS, LISTING_WORDS, LISTINGS, MAX_BASE_NAME
 from hub.catalog.words import Wording
 
@@ -22,7 +23,7 @@ Kind = Literal["column", "tag", "elsewhere", "words"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class Condition:
     """One condition of a filter."""
 
     kind: Kind
@@ -35,8 +36,12 @@ class Part:
     is_exact: bool = True
     """Whether ``ids`` and ``sieve`` have no others than it leaves."""
     tag: str = ""
-    is_begun: bool = False
-    """Whether it is the beginning of a word, for PostgreSQL."""
+    term: str = ""
+    """What PostgreSQL's index of terms is asked, in the language of ``tsquery``; it leaves as many as ``ids``."""
+    lexemes: int = 1
+    """How many its term names."""
+    is_open: bool = False
+    """Whether its term is the beginning of a word, for which the index reads all that it leaves."""
     fts5: str = ""
     """What is asked of SQLite's full-text index, whose order is that of publishing."""
 
@@ -63,80 +68,93 @@ class Part:
                 assert_never(self.kind)
 
 
-def parts_of(wanted: AdapterFilter, wording: Wording, *, is_sqlite: bool) -> Iterator[Part]:
-    """Yield the conditions of a filter, whose search is ``wording``."""
-    yield from (_tag_part(tag.lower(), is_sqlite=is_sqlite) for tag in dict.fromkeys(wanted.tags))
+Completed = Mapping[str, tuple[str, ...]]
+"""The words that begin as is asked, by the beginning, as far as they are known."""
+
+
+def conditions_of(wanted: AdapterFilter, wording: Wording, completed: Completed, *, is_sqlite: bool) -> Iterator[Condition]:
+    """Yield the conditions of a filter, whose search is ``wording``; ``completed`` is for PostgreSQL."""
+    yield from (_tag_condition(tag.lower(), is_sqlite=is_sqlite) for tag in dict.fromkeys(wanted.tags))
     if wanted.base_model is not None:
-        yield _base_part(wanted.base_model)
+        yield _base_condition(wanted.base_model)
     if wanted.namespace is not None:
-        yield _column_part("namespace", wanted.namespace.lower())
-    yield from (_column_part(name, getattr(wanted, name)) for name in _COLUMNS if getattr(wanted, name) is not None)
-    yield from (_metric_part(bound) for bound in wanted.metrics)
+        yield _column_condition("namespace", wanted.namespace.lower())
+    yield from (_column_condition(name, getattr(wanted, name)) for name in _COLUMNS if getattr(wanted, name) is not None)
+    yield from (_metric_condition(bound) for bound in wanted.metrics)
     if wanted.attached is not None:
-        yield _attached_part(wanted.attached)
+        yield _attached_condition(wanted.attached)
     if len(wording) and is_sqlite:
         yield _sqlite_words(wording)
     elif len(wording):
-        yield from map(_postgres_word, wording.each)
+        yield from (_postgres_word(each, completed) for each in wording.each)
 
 
-def _tag_part(tag: str, *, is_sqlite: bool) -> Part:
+def _tag_condition(tag: str, *, is_sqlite: bool) -> Condition:
     one = LISTING_TAGS.alias()
     place = func.instr if is_sqlite else func.strpos
     # No tag is empty, and none has an end of line in it.
     check = place("\n" + LISTINGS.c.tags.concat("\n"), f"\n{tag}\n") > 0 if tag else false()
-    return Part(kind="tag", tag=tag, check=check, ids=select(one.c.version_id).where(one.c.tag == tag))
+    return Condition(kind="tag", tag=tag, check=check, ids=select(one.c.version_id).where(one.c.tag == tag), term=term_of("tag", tag))
 
 
-def _column_part(name: str, value: object, and_also: Callable[[], ColumnElement[bool]] | None = None) -> Part:
+def _column_condition(name: str, value: object, and_also: Callable[[], ColumnElement[bool]] | None = None) -> Condition:
     one, sieve = LISTINGS.alias(), LISTINGS.c[name] == value
-    return Part(
+    return Condition(
         kind="column",
         check=sieve if and_also is None else sieve & and_also(),
         ids=select(one.c.version_id).where(one.c[name] == value),
         sieve=sieve,
         is_exact=and_also is None,
+        term=term_of(name, value) if isinstance(value, str) else "",
     )
 
 
-def _base_part(base_model: str) -> Part:
+def _base_condition(base_model: str) -> Condition:
     name, at, _ = base_model.partition("@")
     exact, whole = LISTINGS.c.base_model, base_model if at else name
 
     def is_exact() -> ColumnElement[bool]:
         return or_(exact == whole, exact.startswith(f"{whole}@", autoescape=True))
 
-    return _column_part("base_name", name[:MAX_BASE_NAME], is_exact if at or len(name) >= MAX_BASE_NAME else None)
+    return _column_condition("base_name", name[:MAX_BASE_NAME], is_exact if at or len(name) >= MAX_BASE_NAME else None)
 
 
-def _metric_part(bound: MetricBound) -> Part:
+def _metric_condition(bound: MetricBound) -> Condition:
     has, one = LISTING_METRICS.alias(), LISTING_METRICS.alias()
     within = SIGNS[bound.sign]
     check = exists().where(has.c.version_id == LISTINGS.c.version_id, has.c.name == bound.name, within(has.c.value, bound.value))
-    return Part(
+    return Condition(
         kind="elsewhere", check=check, ids=select(one.c.version_id).where(one.c.name == bound.name, within(one.c.value, bound.value))
     )
 
 
-def _attached_part(derived: str) -> Part:
+def _attached_condition(derived: str) -> Condition:
     has, one = DERIVED_FORMATS.alias(), DERIVED_FORMATS.alias()
     check = exists().where(has.c.version_id == LISTINGS.c.version_id, has.c.format == derived)
     # Once a version, however many types of numbers it is attached in.
-    return Part(kind="elsewhere", check=check, ids=select(one.c.version_id).where(one.c.format == derived).distinct())
+    return Condition(kind="elsewhere", check=check, ids=select(one.c.version_id).where(one.c.format == derived).distinct())
 
 
-def _sqlite_words(wording: Wording) -> Part:
+def _sqlite_words(wording: Wording) -> Condition:
     words = " " + LISTINGS.c.words.concat(" ")
     asked = (*(f" {word} " for word in wording.whole), *(f" {word}" for word in wording.begun))
     check = sql_literal(1) == 1
     for text in asked:
         check &= func.instr(words, text) > 0
     ids = select(LISTING_WORDS.c.rowid.label("version_id")).where(LISTING_WORDS.c.listing_words.op("MATCH")(wording.fts5))
-    return Part(kind="words", check=check, ids=ids, fts5=wording.fts5)
+    return Condition(kind="words", check=check, ids=ids, fts5=wording.fts5)
 
 
-def _postgres_word(wording: Wording) -> Part:
-    one, asked = LISTINGS.alias(), cast(wording.tsquery, TSQUERY)
-    sieve = LISTINGS.c.words.op("@@", is_comparison=True)(asked)
-    ids = select(one.c.version_id).where(one.c.words.op("@@")(asked))
-    return Part(kind="words", check=sieve, sieve=sieve, ids=ids, is_begun=bool(wording.begun))
+def _postgres_word(wording: Wording, completed: Completed) -> Condition:
+    one, [asked] = LISTINGS.alias(), wording.whole or wording.begun
+    words = wording.whole or completed.get(asked)
+    term = any_of(words) if words else wording.tsquery
+    return Condition(
+        kind="words",
+        check=LISTINGS.c.words.op("@@", is_comparison=True)(cast(wording.tsquery, TSQUERY)),
+        sieve=have_all([term]),
+        ids=select(one.c.version_id).where(one.c.words.op("@@")(cast(term, TSQUERY))),
+        term=term,
+        lexemes=len(words or asked.split()),
+        is_open=not words,
+    )

@@ -1,21 +1,22 @@
-"""How a list finds what a filter selects: among the few that one of its conditions leaves, or by walking in the order of the list.
+"""How a list finds what a filter selects: among the few that some of its conditions leave, or by walking in the order of the list.
 
 Databases choose by averages, and adapters are nowhere near even: a base model that half the hub edits and one that nobody has heard of
-look alike to them. So it is estimated first what each condition leaves. Looking costs as many listings as the rarest condition leaves;
-walking costs as many as are met before a page is full, which are few where what is asked for is frequent. The cheaper of the two is done.
+look alike to them. So it is estimated first what each condition leaves. Looking costs as many listings as indexes leave; walking costs
+as many as are met before a page is full, which are few where what is asked for is frequent. The cheapest way is gone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
+from functools import partial
 
 from sqlalchemy import ColumnElement, Connection, FromClause, column, false, func, select, table, true
 
-from hub.catalog.conditions import Part, parts_of
+from hub.catalog.conditions import Condition, conditions_of
 from hub.catalog.estimates import Estimate, estimate
 from hub.catalog.search import AdapterFilter, Order, Selected
+from hub.catalog.search_terms import complete, have_all
 from hub.catalog.tables import LISTING_TAGS, LISTING_WORDS, LISTINGS
 from hub.catalog.words import read_search
 
@@ -31,64 +32,141 @@ _APART = 0.6
 """What it costs at least where only some of the listings are walked, which seldom lie beside one another."""
 _READ = 0.15
 """What it costs to read one entry of an index, of a look at a listing."""
+_MET = 0.05
+"""What it costs to meet an entry of the rarest term, and as much again to find out whether another lexeme has it."""
 _SHOWN = tuple(one for one in LISTINGS.c if one.name != "words")
 _LOOKED = table("looked", *(column(one.name, one.type) for one in _SHOWN))
+_READ_AT_ONCE = 40_000
+"""Entries of another index that are read at once, at the most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What a plan is made for."""
+    """What is wanted of a list; it changes how listings are found, and never which they are."""
 
     order: Order = "updated"
     page: float = PAGE
     """Listings that are wanted of those that are selected."""
     few: int = FEW
     """How many may be looked at."""
-    dearness: float = 1.0
-    """How dear a walk is taken to be; all but the order change how listings are found, never which they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to find what a filter selects; all find the same."""
+
+    cost: float
+    """In looks at a listing somewhere."""
+    select: Callable[[], Selected]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Case:
+    """What is known where a way is chosen."""
+
+    conditions: tuple[Condition, ...]
+    guess: Estimate
+    wish: Wish
+    is_sqlite: bool
+
+    @property
+    def ranked(self) -> list[tuple[Condition, float]]:
+        """The conditions and what each leaves, the rarest first."""
+        return sorted(zip(self.conditions, self.guess.left, strict=True), key=lambda one: one[1])
+
+    @property
+    def elsewhere(self) -> int:
+        """For how many conditions another table is asked of each listing."""
+        return sum(condition.kind == "elsewhere" for condition in self.conditions)
+
+    @property
+    def asked_elsewhere(self) -> float:
+        """Of which part of all listings another table is asked."""
+        # PostgreSQL asks last what costs most.
+        inside = [position for position, condition in enumerate(self.conditions) if condition.kind != "elsewhere"]
+        return 1.0 if self.is_sqlite else self.guess.together(inside)
 
 
 def select_listings(connection: Connection, wanted: AdapterFilter, wish: Wish | None = None) -> Selected:
     """Return the listings that a filter selects, for a list in an order."""
-    wish = wish or Wish()
+    return min(ways_to(connection, wanted, wish or Wish()), key=lambda way: way.cost).select()
+
+
+def ways_to(connection: Connection, wanted: AdapterFilter, wish: Wish) -> list[Way]:
+    """Return the ways to find what a filter selects; one alone, whose cost nobody needs, where it is plainly the best."""
     wording = read_search(wanted.search or "")
-    if wording is None:
-        return _plain((false(),))
     is_sqlite = connection.dialect.name == "sqlite"
-    parts = tuple(parts_of(wanted, wording, is_sqlite=is_sqlite))
-    if not parts or (len(parts) == 1 and parts[0].is_in_order(wish.order)):
-        return _walk(parts[0] if parts else None, (), is_sqlite=is_sqlite)
-    guess = estimate(connection, parts)
-    ranked = sorted(zip(parts, guess.left, strict=True), key=lambda one: one[1])
-    costs = {position: _walking(parts, guess, position, wish) for position in _ways(parts, wish.order)}
-    cheapest = min(costs, key=lambda position: costs[position])
-    if ranked[0][1] <= wish.few and _looking(ranked, guess) <= costs[cheapest]:
-        return _look(ranked, is_sqlite=is_sqlite)
-    first = None if cheapest is None else parts[cheapest]
-    return _walk(first, [part for part, _ in ranked if part is not first], is_sqlite=is_sqlite)
+    completed = {} if wording is None or is_sqlite else complete(connection, wording.begun)
+    if wording is None or () in completed.values():
+        return [Way(cost=0, select=partial(_plain, (false(),)))]
+    conditions = tuple(conditions_of(wanted, wording, completed, is_sqlite=is_sqlite))
+    if not conditions or (len(conditions) == 1 and conditions[0].is_in_order(wish.order)):
+        return [Way(cost=0, select=partial(_walk, conditions[0] if conditions else None, (), is_sqlite=is_sqlite))]
+    case = _Case(conditions=conditions, guess=estimate(connection, conditions), wish=wish, is_sqlite=is_sqlite)
+    return [*_looks(case), *_walks(case)]
 
 
-def _ways(parts: Sequence[Part], order: Order) -> list[int | None]:
-    """Return the conditions in whose index one can walk; None is the order of all listings."""
-    return [None, *(position for position, part in enumerate(parts) if part.is_in_order(order))]
+def _walks(case: _Case) -> Iterator[Way]:
+    """Yield the walk through all listings, and those in the indexes of conditions."""
+    yield _way_along(case, None)
+    yield from (_way_along(case, at) for at, condition in enumerate(case.conditions) if condition.is_in_order(case.wish.order))
 
 
-def _walking(parts: Sequence[Part], guess: Estimate, first: int | None, wish: Wish) -> float:
-    """Return what a walk costs, in looks: to the end of what its index gives, or until the page is full."""
-    others = prod(guess.share(position) for position in range(len(parts)) if position != first)
-    most = guess.listings if first is None else guess.left[first]
-    step = _STEP[wish.order] if first is None else max(_STEP[wish.order], _APART)
-    step += sum(part.kind == "elsewhere" for position, part in enumerate(parts) if position != first)
-    return min(most, wish.page / others) * step * wish.dearness
+def _way_along(case: _Case, first: int | None) -> Way:
+    """Return the walk to the end of what an index gives, or until the page is full."""
+    guess, order = case.guess, case.wish.order
+    most, share = (guess.listings, 1.0) if first is None else (guess.left[first], guess.share(first))
+    others = min(guess.together(range(len(case.conditions))) / share, 1.0)
+    step = (_STEP[order] if first is None else max(_STEP[order], _APART)) + case.elsewhere * min(case.asked_elsewhere / share, 1.0)
+    walked = None if first is None else case.conditions[first]
+    rest = [condition for condition, _ in case.ranked if condition is not walked]
+    cost = min(most, case.wish.page / others) * step
+    return Way(cost=cost, select=partial(_walk, walked, rest, is_sqlite=case.is_sqlite))
 
 
-def _looking(ranked: Sequence[tuple[Part, float]], guess: Estimate) -> float:
+def _looks(case: _Case) -> Iterator[Way]:
+    """Yield the ways to look at what indexes leave, as far as they leave few."""
+    ranked, guess = case.ranked, case.guess
+    if ranked[0][1] <= case.wish.few:
+        yield Way(cost=_looking(case), select=partial(_look, ranked, is_sqlite=case.is_sqlite))
+    if not case.is_sqlite and (terms := _terms_worth(case)):
+        met, looked = guess.left[terms[0]] * _probes(case, terms), guess.listings * guess.together(terms)
+        if looked <= case.wish.few:
+            rest = [condition for at, condition in enumerate(case.conditions) if at not in terms]
+            select = partial(_look_by_terms, [case.conditions[at] for at in terms], rest)
+            yield Way(cost=met * _MET + looked * (1 + case.elsewhere), select=select)
+
+
+def _terms_worth(case: _Case) -> list[int]:
+    """Return the conditions whose terms are put together, the rarest first: each spares more looks than it costs."""
+    # The beginning of any number of words is read to its end, and spares nothing.
+    named = [at for at, condition in enumerate(case.conditions) if condition.term and not condition.is_open]
+    chosen: list[int] = []
+    for at in sorted(named, key=lambda at: case.guess.left[at]):
+        spared = case.guess.together(chosen) - case.guess.together([*chosen, at])
+        if not chosen or spared * case.guess.listings > case.guess.left[chosen[0]] * case.conditions[at].lexemes * _MET:
+            chosen.append(at)
+    return chosen
+
+
+def _probes(case: _Case, terms: Sequence[int]) -> int:
+    """Return how often the index is asked for each entry of the rarest term."""
+    return 1 + sum(case.conditions[at].lexemes for at in terms[1:])
+
+
+def _looking(case: _Case) -> float:
     """Return what it costs to look at what the rarest condition leaves."""
-    fewest = ranked[0][1]
-    beside = _beside(ranked)
+    ranked = case.ranked
+    fewest, beside = ranked[0][1], _beside(ranked)
     if beside is None:
-        return fewest * (1 + sum(part.kind == "elsewhere" for part, _ in ranked[1:]))
-    return (fewest + beside[1]) * _READ + fewest * beside[1] / max(guess.listings, 1)
+        return fewest * (1 + sum(condition.kind == "elsewhere" for condition, _ in ranked[1:]))
+    return (fewest + beside[1]) * _READ + fewest * beside[1] / max(case.guess.listings, 1)
+
+
+def _look_by_terms(terms: Sequence[Condition], rest: Sequence[Condition]) -> Selected:
+    """Return those that have all terms, as far as they pass the rest, before anything is sorted."""
+    inexact = [condition.value for condition in terms if not condition.is_exact]
+    return _looked(have_all([condition.term for condition in terms]), *inexact, *(condition.value for condition in rest), is_sqlite=False)
 
 
 def _plain(conditions: tuple[ColumnElement[bool], ...], floor: ColumnElement[int] | None = None) -> Selected:
@@ -97,39 +175,50 @@ def _plain(conditions: tuple[ColumnElement[bool], ...], floor: ColumnElement[int
     )
 
 
-def _look(ranked: Sequence[tuple[Part, float]], *, is_sqlite: bool) -> Selected:
+def _look(ranked: Sequence[tuple[Condition, float]], *, is_sqlite: bool) -> Selected:
     """Return those that the rarest condition leaves, as far as they pass the others, before anything is sorted."""
     (rarest, fewest), *others = ranked
     conditions = [_joined(ranked)]
     conditions += [] if rarest.is_exact else [rarest.value]
-    for part, left in others:
+    for condition, left in others:
         # PostgreSQL puts what several indexes find together before it looks at a listing, where reading them costs less than looking.
-        is_worth_reading = not is_sqlite and part.sieve is not None and left * _READ < fewest
-        conditions += [part.check if is_worth_reading else part.value]
+        if not is_sqlite and condition.sieve is not None and left * _READ < fewest:
+            conditions += [condition.sieve] if condition.is_exact else [condition.sieve, condition.value]
+        else:
+            conditions += [condition.value]
+    return _looked(*conditions, is_sqlite=is_sqlite)
+
+
+def _looked(*conditions: ColumnElement[bool], is_sqlite: bool) -> Selected:
     # Named and not derived from the query, because deriving its columns takes longer than all the rest.
-    found = select(*_SHOWN).where(*conditions).cte(_LOOKED.name).prefix_with("MATERIALIZED")
+    query = select(*_SHOWN).where(*conditions)
+    if is_sqlite:
+        found = query.cte(_LOOKED.name).prefix_with("MATERIALIZED")
+    else:
+        # An offset keeps the order of the list away from the choice of an index as well, and keeps no copy of what is looked at.
+        found = query.offset(0).cte(_LOOKED.name).prefix_with("NOT MATERIALIZED")
     return Selected(source=_LOOKED, listed=_LOOKED.c, conditions=(), newness=_LOOKED.c.version_id, key=_LOOKED.c.key, found=found)
 
 
-def _beside(ranked: Sequence[tuple[Part, float]]) -> tuple[Part, float] | None:
+def _beside(ranked: Sequence[tuple[Condition, float]]) -> tuple[Condition, float] | None:
     """Return what is put together with the rarest condition before any listing is looked at, where both are of other tables."""
     rarest, *others = ranked
-    return None if rarest[0].sieve is not None else next((one for one in others if one[0].sieve is None and one[1] <= FEW), None)
+    return None if rarest[0].sieve is not None else next((one for one in others if one[0].sieve is None and one[1] <= _READ_AT_ONCE), None)
 
 
-def _joined(ranked: Sequence[tuple[Part, float]]) -> ColumnElement[bool]:
+def _joined(ranked: Sequence[tuple[Condition, float]]) -> ColumnElement[bool]:
     """Return what holds for those that the rarest condition leaves; with the next one, where that is of other tables too."""
     rarest, beside = ranked[0][0], _beside(ranked)
     if beside is None:
         return rarest.found
     # SQLite's full-text index gives all that it finds at once, and is slow to be asked of one after the other.
-    outer, inner = sorted((rarest, beside[0]), key=lambda part: part.kind == "words")
+    outer, inner = sorted((rarest, beside[0]), key=lambda condition: condition.kind == "words")
     return LISTINGS.c.version_id.in_(outer.ids.where(outer.ids.selected_columns[0].in_(inner.ids)))
 
 
-def _walk(first: Part | None, rest: Sequence[Part], *, is_sqlite: bool) -> Selected:
+def _walk(first: Condition | None, rest: Sequence[Condition], *, is_sqlite: bool) -> Selected:
     """Return what an index gives in the order of the list, each of which is checked for the rest, in their order."""
-    others = tuple(part.value for part in rest)
+    others = tuple(condition.value for condition in rest)
     floor = _floor(first) if others else None
     if first is None:
         return _plain(others, floor)
@@ -158,7 +247,7 @@ def _walk_tag(tag: str, others: tuple[ColumnElement[bool], ...], floor: ColumnEl
     return Selected(source=source, listed=listings.c, conditions=conditions, newness=newness, key=key, floor=floor)
 
 
-def _floor(first: Part | None) -> ColumnElement[int]:
+def _floor(first: Condition | None) -> ColumnElement[int]:
     walked = select(LISTINGS.alias().c.version_id) if first is None else first.ids
     last = walked.order_by(walked.selected_columns[0].desc()).offset(LOOKED_AT).limit(1)
     return func.coalesce(last.scalar_subquery(), 0)

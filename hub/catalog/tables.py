@@ -100,7 +100,6 @@ LISTINGS = Table(
     Column("words", Text().with_variant(postgresql.TSVECTOR(), "postgresql"), nullable=False),
     Index(None, "size", "version_id"),
     *(Index(None, name, order) for name in LISTED_BY for order in ("version_id", "key")),
-    Index("ix_listings_words", "words", postgresql_using="gin").ddl_if(dialect="postgresql"),
 )
 """What lists show and filter: one row for each adapter, about its newest version, written where that is published."""
 
@@ -124,7 +123,7 @@ LISTING_METRICS = Table(
 )
 
 LISTING_WORDS = table("listing_words", column("rowid"), column("listing_words"))
-"""SQLite's full-text index over the words of listings, which triggers keep in step; PostgreSQL has an index on the column itself."""
+"""SQLite's full-text index over the words of listings, which triggers keep in step; PostgreSQL's is in :mod:`hub.catalog.search_terms`."""
 
 ALIASES = Table(
     "aliases",

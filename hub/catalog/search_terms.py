@@ -1,0 +1,66 @@
+"""The terms by which PostgreSQL finds listings: their words, and beside them what lists are mostly filtered by, in one index.
+
+One index for all puts several conditions together before any listing is looked at, and passes over what a frequent term has between two
+listings of a rare one. It does neither for the beginning of a word, of which it reads all that begins so; therefore the words that there
+are are kept by themselves, by a trigger, and a beginning is asked for as the words that begin with it. Words that nobody has any more
+stay there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import ColumnElement, Connection, cast, column, literal, literal_column, select, table, union_all
+from sqlalchemy.dialects.postgresql import TSQUERY, TSVECTOR
+from sqlalchemy.types import String
+
+from hub.catalog.tables import MAX_BASE_NAME
+
+MOST_COMPLETIONS = 64
+"""Words that a beginning is taken for; one of more words is asked for as a beginning."""
+_KNOWN = table("listing_words_known", column("word", String(collation="C")))
+_TERMS: ColumnElement[str] = literal_column(
+    "(listings.words || array_to_tsvector(ARRAY['=n=' || listings.namespace, '=b=' || listings.base_name, '=m=' || listings.method,"
+    " '=k=' || listings.task, '=l=' || listings.licence]"
+    " || string_to_array('=t=' || replace(listings.tags, E'\\n', E'\\n=t='), E'\\n')))",
+    TSVECTOR,
+)
+"""As ``ix_listings_words`` has it."""
+_MARKS = {"namespace": "n", "base_name": "b", "method": "m", "task": "k", "licence": "l", "tag": "t"}
+"""What is written before a value, so that it is no word."""
+_BEHIND_ALL = "{"
+"""Behind every character of a word."""
+
+
+def term_of(name: str, value: str) -> str:
+    """Return the term, as a ``tsquery`` writes it, of listings that have a value in a column, or as a tag; empty where there is none."""
+    return _quote(f"={_MARKS[name]}={value}") if name in _MARKS and 0 < len(value) <= MAX_BASE_NAME else ""
+
+
+def any_of(words: Sequence[str]) -> str:
+    """Return the term of listings that have one of these words."""
+    return f"({' | '.join(map(_quote, words))})"
+
+
+def have_all(terms: Sequence[str]) -> ColumnElement[bool]:
+    """Return what holds for listings that have all these terms, in the form that the index answers."""
+    return _TERMS.op("@@", is_comparison=True)(cast(" & ".join(terms), TSQUERY))
+
+
+def _quote(lexeme: str) -> str:
+    return "'" + lexeme.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def complete(connection: Connection, begun: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the words that begin so, by the beginning; beginnings of more words than :data:`MOST_COMPLETIONS` are left out."""
+    if not begun:
+        return {}
+    word = _KNOWN.c.word
+    asked = [
+        select(literal(one).label("begun"), word).where(word >= one, word < one + _BEHIND_ALL).limit(MOST_COMPLETIONS + 1).subquery()
+        for one in begun
+    ]
+    found: dict[str, list[str]] = {one: [] for one in begun}
+    for row in connection.execute(union_all(*(select(one) for one in asked))):
+        found[row.begun].append(row.word)
+    return {one: tuple(words) for one, words in found.items() if len(words) <= MOST_COMPLETIONS}
