@@ -29,7 +29,8 @@ from wegeft.contracts.adapter import VersionView, digest_of
 from wegeft.contracts.errors import ERROR_KINDS
 from wegeft.contracts.signing_keys import SigningKey
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 240.0
+"""No more than a bound: on a busy machine a hub takes half a minute to come up, and several die one after the other."""
 RETRYABLE = frozenset({503, 504})
 _LONG_AFTER = NOW + timedelta(days=30)
 
