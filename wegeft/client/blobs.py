@@ -8,10 +8,13 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
+
+import httpx2
 
 from wegeft.client.own_files import open_own
 from wegeft.client.transport import Call, Transport
@@ -26,6 +29,7 @@ from wegeft.contracts.errors import (
     Refused,
     ServiceUnreachable,
     StorageFull,
+    StorageUnavailable,
     UnexpectedAnswer,
 )
 from wegeft.contracts.training import BlobView
@@ -125,45 +129,79 @@ def fetch_elsewhere(transport: Transport, address: str, target: Path, entry: Fil
         _verify(response.iter_bytes(CHUNK_BYTES), file, entry.digest, entry.size)
 
 
-def fetch_resumable(transport: Transport, path: str, target: Path, digest: str, max_bytes: int, part: Path | None = None) -> None:
+def fetch_resumable(transport: Transport, path: str, target: Path, digest: str, max_bytes: int) -> None:
     """Fetch as :func:`fetch` does, going on where an earlier try ended, even that of a process that is gone.
 
-    What came so far waits in ``part``, on the same disk; where none is named, in ``<target>.part``. Raises :class:`DigestMismatch`,
-    :class:`UnexpectedAnswer` where more than ``max_bytes`` come, after which the next try starts afresh, and :class:`InvalidSetting` where
-    what is there under the part's name is no file of ours.
+    What came so far waits in ``<target>.part``. Raises :class:`DigestMismatch`, :class:`UnexpectedAnswer` where more than ``max_bytes``
+    come, after which the next try starts afresh, and :class:`InvalidSetting` where what is there under the part's name is no file of ours.
     """
-    gathered = part or target.with_name(f"{target.name}.part")
+    gathered = _Gathered(part=target.with_name(f"{target.name}.part"), digest=digest, max_bytes=max_bytes)
+    with local_errors(target.parent):
+        _finish(gathered, _go_on(transport, path, gathered), target)
 
-    def once() -> str:
-        sha256, held = _hash_of(gathered)
-        if held and f"sha256:{sha256.hexdigest()}" == digest:
-            return digest
-        headers = {"Range": f"bytes={held}-"} if held else {}
-        with transport.open(Call(method="GET", path=path, headers=headers, may_lead_elsewhere=True)) as response:
+
+def fetch_long(transport: Transport, path: str, address: str | None, target: Path, entry: FileEntry, part: Path) -> None:
+    """Fetch a file as :func:`fetch_resumable` does, first from an address that the server has given, if any, and else from ``path``.
+
+    What came so far waits in ``part``, on the same disk, wherever it came from. An address that is good no more, or breaks off, is not
+    tried again: the server gives a new one to who asks it.
+    """
+    gathered = _Gathered(part=part, digest=entry.digest, max_bytes=entry.size)
+    with local_errors(target.parent):
+        if address is not None:
+            with suppress(StorageUnavailable, ServiceUnreachable):
+                found = gathered.go_on(lambda headers: transport.elsewhere(address, "GET", {**headers, "Accept-Encoding": "identity"}))
+                _finish(gathered, found, target)
+                return
+        _finish(gathered, _go_on(transport, path, gathered), target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Gathered:
+    """The beginning of a file, as far as it has come."""
+
+    part: Path
+    digest: str
+    """Of the whole."""
+    max_bytes: int
+
+    def go_on(self, ask: Callable[[dict[str, str]], AbstractContextManager[httpx2.Response]]) -> str:
+        """Fetch the rest, if any, by a request with these headers; return the digest of the whole, whatever it should be."""
+        sha256, held = _hash_of(self.part)
+        if held and f"sha256:{sha256.hexdigest()}" == self.digest:
+            return self.digest
+        with ask({"Range": f"bytes={held}-"} if held else {}) as response:
             goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {held}-")
             sha256 = sha256 if goes_on else hashlib.sha256()
-            with open_own(gathered, makes=True) as file:
+            with open_own(self.part, makes=True) as file:
                 file.truncate(file.seek(held if goes_on else 0))
                 for chunk in response.iter_bytes():  # as they come: what waits for a whole chunk is lost with the connection
-                    if file.tell() + len(chunk) > max_bytes:
-                        gathered.unlink()
-                        raise UnexpectedAnswer(f"the server sends more than {max_bytes} bytes", path=digest)
+                    if file.tell() + len(chunk) > self.max_bytes:
+                        self.part.unlink()
+                        raise UnexpectedAnswer(f"the server sends more than {self.max_bytes} bytes", path=self.digest)
                     sha256.update(chunk)
                     file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
         return f"sha256:{sha256.hexdigest()}"
 
-    with local_errors(target.parent):
-        try:
-            found = transport.retry(once)
-        except InvalidInput:  # the server has less than we hold, so what we hold is not of this file
-            gathered.unlink(missing_ok=True)
-            found = transport.retry(once)
-        if found != digest:
-            gathered.unlink()
-            raise DigestMismatch(path=digest, value=found)
-        gathered.replace(target)
+
+def _go_on(transport: Transport, path: str, gathered: _Gathered) -> str:
+    def once() -> str:
+        return gathered.go_on(lambda headers: transport.open(Call(method="GET", path=path, headers=headers, may_lead_elsewhere=True)))
+
+    try:
+        return transport.retry(once)
+    except InvalidInput:  # the server has less than we hold, so what we hold is not of this file
+        gathered.part.unlink(missing_ok=True)
+        return transport.retry(once)
+
+
+def _finish(gathered: _Gathered, found: str, target: Path) -> None:
+    if found != gathered.digest:
+        gathered.part.unlink()
+        raise DigestMismatch(path=gathered.digest, value=found)
+    gathered.part.replace(target)
 
 
 def _hash_of(path: Path) -> tuple[hashlib._Hash, int]:
