@@ -7,21 +7,23 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 from urllib.parse import quote
 
 import httpx2
 
 from wegeft.client.own_files import open_own
-from wegeft.client.transport import Call, Transport
-from wegeft.contracts.adapter import FileEntry
+from wegeft.client.transport import Call, Transport, json_body
+from wegeft.contracts.adapter import AdapterName, FileEntry
 from wegeft.contracts.errors import (
+    AdapterNotFound,
     Conflict,
     DigestMismatch,
+    Forbidden,
     InvalidData,
     InvalidInput,
     InvalidSetting,
@@ -33,6 +35,7 @@ from wegeft.contracts.errors import (
     UnexpectedAnswer,
 )
 from wegeft.contracts.training import BlobView
+from wegeft.contracts.uploads import AdapterUploadRequest, AdapterUploadView
 
 CHUNK_BYTES = 1 << 20
 ASKED_FROM_BYTES = 1 << 20
@@ -46,30 +49,56 @@ Progress = Callable[[int, int], None]
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def upload(transport: Transport, prefix: str, source: Path | bytes, on_progress: Progress | None = None) -> BlobView:
+def upload(
+    transport: Transport, prefix: str, source: Path | bytes, on_progress: Progress | None = None, *, adapter: AdapterName | None = None
+) -> BlobView:
     """Put a file or bytes under ``<prefix>/<digest>`` unless they are there already; return their digest and size.
 
-    Raises :class:`InvalidData` where the file cannot be read or changes under our hands.
+    ``adapter``: what they are for; what keeps the caller from publishing there is raised before much is sent. Raises :class:`InvalidData`
+    where the file cannot be read or changes under our hands.
     """
     blob = describe(source)
-    path = f"{prefix}/{quote(blob.digest, safe=':')}"
-    if blob.size > ASKED_FROM_BYTES and _is_stored(transport, path):
-        return blob
+    path, params = f"{prefix}/{quote(blob.digest, safe=':')}", {"adapter": str(adapter)} if adapter else {}
+    if blob.size > ASKED_FROM_BYTES:
+        match _ask(transport, path, {**params, "size": blob.size} if adapter else {}):
+            case "stored":
+                return blob
+            case "refused" if adapter is not None:
+                _hear_why(transport, adapter, blob)
     headers = {"Content-Length": str(blob.size), "Content-Type": "application/octet-stream"}
     put = Call(
-        method="PUT", path=path, headers=headers, content=lambda: _chunks(source, blob.size, on_progress), read_seconds=STORE_SECONDS
+        method="PUT",
+        path=path,
+        params=params,
+        headers=headers,
+        content=lambda: _chunks(source, blob.size, on_progress),
+        read_seconds=STORE_SECONDS,
     )
     transport.tell(put)
     return blob
 
 
-def _is_stored(transport: Transport, path: str) -> bool:
+def _ask(transport: Transport, path: str, params: Mapping[str, str | int]) -> Literal["stored", "absent", "refused"]:
     try:
-        transport.tell(Call(method="HEAD", path=path))
-    except (NotFound, Refused, Conflict, InvalidInput):
-        # The refusal of a HEAD has no words; where it means more than that the bytes are new, the PUT will hear them.
-        return False
-    return True
+        transport.tell(Call(method="HEAD", path=path, params=params))
+    except NotFound:
+        return "absent"
+    except (Refused, Conflict, InvalidInput):
+        return "refused"  # without words, for a HEAD's answer has none
+    return "stored"
+
+
+def _hear_why(transport: Transport, adapter: AdapterName, blob: BlobView) -> None:
+    """Ask the door of long files, which says before any byte why none may come; raise that."""
+    request = AdapterUploadRequest(digest=blob.digest, size=blob.size)
+    path, headers = f"/adapters/{adapter}/uploads", {"Content-Type": "application/json"}
+    try:
+        view = transport.ask(Call(method="POST", path=path, headers=headers, content=json_body(request)), AdapterUploadView)
+    except AdapterNotFound as error:  # or it is hidden: what is new is published by those who may
+        hint = f"ask who owns {adapter.namespace}"
+        raise Forbidden("you may not publish there", path="adapter", value=str(adapter), hint=hint) from error
+    if not view.is_stored:  # they may come after all by now
+        transport.tell(Call(method="DELETE", path=f"{path}/{view.id}"))
 
 
 def describe(source: Path | bytes) -> BlobView:
