@@ -84,10 +84,10 @@ class Witness:
         return str(told["code"])
 
 
-def service_app(hub: Hub, *, is_whole: bool = False) -> FastAPI:
-    """Return the application that ``wgctl serve`` puts together around a hub's parts, its gate and probes too."""
+def service_app(hub: Hub, *, is_whole: bool = False, **settings: Any) -> FastAPI:
+    """Return the application that ``wgctl serve`` puts together around a hub's parts and these settings, its gate and probes too."""
     guard = Guard(engine=hub.engine, clock=lambda: NOW)
-    plain: dict[str, Any] = {"engine": hub.engine, "store": hub.store, "guard": guard, "settings": Settings()}
+    plain: dict[str, Any] = {"engine": hub.engine, "store": hub.store, "guard": guard, "settings": Settings(**settings)}
     jobs = OrchestratorServices(engine=hub.engine, store=hub.store, clock=lambda: NOW) if is_whole else None
     signer = Signer(key=SigningKey(bytes(32)))
     parts = serve._Parts(**plain, registry=CollectorRegistry(), jobs=jobs, signer=signer)

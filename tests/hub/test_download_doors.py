@@ -1,24 +1,24 @@
-"""Every door that answers with files takes one of its account's places for downloads, and waits where all are taken."""
+"""Every door of the service that answers with files takes one of its account's places for downloads, and waits where all are taken."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from hub import api
-from infra.auth import Guard, create_token
+from hub.signing import Signer
+from infra.auth import create_token
 from infra.database import writing
-from infra.http import create_app
 from tests.hub import format_files as made
+from tests.hub.fault_run import service_app
 from tests.hub.serving import NOW, listening, made_hub
 from tests.hub.test_store_shares import HoldingStore
 from wegeft.contracts.adapter import CONFIG_FILE, digest_of
+from wegeft.contracts.signing_keys import SigningKey
 
 MOST = 2
 VERSION = "/api/v1/adapters/demo/x/versions/1"
@@ -36,11 +36,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HoldingSt
     """A store, a client of its hub, and headers of one account by two tokens, and of another."""
     folder: Path = tmp_path_factory.mktemp("hub")
     store = HoldingStore()
-    with made_hub(f"sqlite:///{folder / 'hub.db'}", store) as hub:
+    with made_hub(f"sqlite:///{folder / 'hub.db'}", store, Signer(key=SigningKey(bytes(32)))) as hub:
         with writing(hub.engine) as connection:
             tokens = [create_token(connection, name, "write", NOW)[1] for name in ("Ada", "ada", "bob")]
-        services = replace(hub.services, downloads_at_once=MOST)
-        app = create_app([api.make_router(services, Guard(engine=hub.engine, clock=lambda: NOW))], title="hub", version="test")
+        # What was read lately is read again, so that it is seen who comes to the store.
+        app = service_app(hub, downloads_at_once=MOST, recent_bytes=0)
         with listening(app) as url, httpx2.Client(base_url=url, trust_env=False, timeout=60) as http:
             headers = [{"Authorization": f"Bearer {token}"} for token in tokens]
             files = made.lora(made.factors(made.publish(hub)))
