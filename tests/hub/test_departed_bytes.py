@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -15,7 +17,7 @@ from hub.objects import MemoryStore
 from infra.database import reading, writing
 from tests.hub.serving import CONFIG, NOW, Hub, made_hub
 from wegeft.contracts.adapter import AdapterName, AdapterRef, FileEntry
-from wegeft.contracts.errors import QuotaExceeded
+from wegeft.contracts.errors import AdapterNotFound, QuotaExceeded
 from wegeft.contracts.formats import FormatAttachment
 from wegeft.contracts.quotas import Amounts, QuotaLimits
 
@@ -145,3 +147,21 @@ def test_what_is_over_a_limit(limits: dict[str, int], coming: dict[str, int], ov
     found = find_excess(QuotaLimits(**limits), used_up, Amounts.model_validate({"bytes": 0, "adapters": 0, "versions": 0, **coming}))
     assert [problem.path for problem in found] == over
     assert all("10 of them" in (problem.hint or "") for problem in found if problem.path == "bytes")
+
+
+def test_publishing_deleting_and_collecting_at_the_same_moment_wait_in_no_circle(hub: Hub) -> None:
+    """Adapters that share their bytes, and a quota that all count in."""
+    limit(hub, 4 * ONE)
+
+    def act(number: int) -> None:
+        name = f"demo/adapter{number % 3}"
+        with suppress(QuotaExceeded, AdapterNotFound):
+            hub.publish(f"job:{number}", name, bytes([number % 2]) * SIZE)
+        with suppress(AdapterNotFound):
+            delete(hub, name)
+        collect(hub, timedelta(0))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(act, range(12)))
+    assert used(hub).bytes == 0
+    assert used(hub).deleted_bytes == 2 * SIZE + len(CONFIG)

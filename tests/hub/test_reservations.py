@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -91,6 +92,17 @@ def test_who_goes_on_later_needs_room_again_for_what_comes(engine: Engine) -> No
     assert reserve(engine, "bob", "quick", 800, now=LAPSED) == 900
     assert reserve(engine, "ada", "slow", 1000, 200, LAPSED) == 800 + 1000
     assert reserve(engine, "ada", "slow", 1000, 201, LAPSED) is None, "bob is before her"
+
+
+def test_of_uploads_that_go_on_at_the_same_moment_only_as_many_as_have_room(engine: Engine) -> None:
+    with writing(engine) as connection:
+        quotas.set_quota(connection, "acme", QuotaLimits(bytes=5))
+
+    def go_on(number: int) -> bool:
+        return reserve(engine, f"account{number % 3}", f"one{number}", 1, number % 2) is not None
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sum(pool.map(go_on, range(12))) == 5
 
 
 def test_an_upload_that_is_over_counts_no_more(engine: Engine) -> None:
