@@ -19,7 +19,8 @@ _UNITS = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 def quotas() -> None:
     """See and set how much a namespace may hold: bytes, adapters and versions.
 
-    Bytes that several versions share count once. What is over a quota already stays; nothing more is published.
+    Bytes that several versions share count once, and those of what was deleted until they are collected. What is over a quota already
+    stays; nothing more is published.
     """
 
 
@@ -62,6 +63,7 @@ def _tell(view: QuotaView, *, is_json: bool) -> None:
         [
             ("namespace", view.namespace),
             ("bytes", f"{show_bytes(used.bytes)} of {most}"),
+            ("deleted, not collected", show_bytes(used.deleted_bytes)),
             ("sent, not published", show_bytes(view.staged_bytes)),
             ("adapters", f"{used.adapters} of {'no limit' if limits.adapters is None else limits.adapters}"),
             ("versions", f"{used.versions} of {'no limit' if limits.versions is None else limits.versions}"),

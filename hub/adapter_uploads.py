@@ -6,6 +6,7 @@ from it. What goes to the store directly lies apart until the hub has read it ba
 
 from __future__ import annotations
 
+import math
 import secrets
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from sqlalchemy import Connection
 from starlette.requests import Request
 
 from hub import catalog
-from hub.catalog import Sender, Upload
+from hub.catalog import Sender, Upload, bytes_ahead
 from hub.intake import check_kept
 from hub.objects import Staging
 from hub.services import HubServices
@@ -32,8 +33,6 @@ MOST_DIRECT_BYTES = 5 << 30
 """That an S3 server copies in one request; longer files go through the hub."""
 MOST_UPLOADS = 8
 """That one token may have under way."""
-_ADDRESSES = 32
-"""Given at a time: each is good for minutes only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +69,7 @@ class AdapterUploads:
             multipart="",
         )
         with writing(self.services.engine) as connection:
-            self._stage(connection, request.digest, request.size)
-            upload, is_new = catalog.open_upload(connection, wanted, MOST_UPLOADS, self.services.clock())
+            upload, is_new = self._uploads.begin(connection, wanted)
         return self._view(upload), is_new
 
     def look(self, upload_id: str) -> AdapterUploadView:
@@ -93,22 +91,26 @@ class AdapterUploads:
         upload = self._find(upload_id)
         if upload.multipart is not None:
             return self._finish_direct(upload)
+
+        def keep(connection: Connection, digest: str, size: int) -> bool:
+            is_kept = self._keep(connection, digest, size)
+            if is_kept:
+                catalog.end_reservation(connection, upload.id)
+            return is_kept
+
         try:
-            digest, size = self._uploads.finish(self._owner, upload_id, self._keep)
+            digest, size = self._uploads.finish(self._owner, upload_id, keep)
         except InvalidRequest:
-            self._unstage(upload)
+            with writing(self.services.engine) as connection:
+                catalog.end_reservation(connection, upload.id)
             raise
         return BlobView(digest=digest, size=size)
 
     def _keep(self, connection: Connection, digest: str, size: int) -> bool:
         return self.services.intake.own_staged(connection, digest, size, self._sender)
 
-    def _stage(self, connection: Connection, digest: str, size: int) -> None:
-        self.services.intake.stage(connection, digest, size, self._sender, is_in_parts=True)
-
-    def _unstage(self, upload: Upload) -> None:
-        with writing(self.services.engine) as connection:
-            catalog.unstage(connection, self._sender, upload.digest, self.services.clock())
+    def _stage(self, connection: Connection, upload: Upload, come: int) -> None:
+        catalog.reserve(connection, self._sender, upload, come, self.services.clock())
 
     @property
     def _sender(self) -> Sender:
@@ -121,7 +123,7 @@ class AdapterUploads:
             staging.discard(upload.id)
         with writing(self.services.engine) as connection:
             catalog.close_upload(connection, upload, self.services.clock())
-        self._unstage(upload)
+            catalog.end_reservation(connection, upload.id)
 
     @property
     def _owner(self) -> str:
@@ -167,13 +169,16 @@ class AdapterUploads:
         staging, multipart = self._must_stage(), upload.multipart or ""
         come = staging.parts(upload.id, multipart)
         missing = [] if come is None else [(number, size) for number, size in _places(upload) if come.get(number) != size]
+        arrived = upload.size - sum(size for _, size in missing)
+        given = missing[: math.ceil(bytes_ahead(arrived, upload.size) / upload.part_bytes)]
+        with writing(self.services.engine) as connection:  # before the addresses are given: what comes by them nobody counts at once
+            self._stage(connection, upload, arrived + sum(size for _, size in given))
         addresses = [
             PartAddress(
                 offset=(number - 1) * upload.part_bytes, size=size, url=staging.address(upload.id, multipart, number, DIRECT_SECONDS)
             )
-            for number, size in missing[:_ADDRESSES]
+            for number, size in given
         ]
-        arrived = upload.size - sum(size for _, size in missing)
         shown = _shown(view_of(upload))
         return shown.model_copy(update={"offset": arrived, "is_direct": True, "addresses": tuple(addresses)})
 

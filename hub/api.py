@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from hub import access_api, catalog, hf_api, provenance, provenance_api, uploads_api
 from hub.adapter_query import AdapterQuery, FilterQuery
 from hub.adapter_uploads import find_sent
+from hub.catalog import Sender
 from hub.collection import Collector
 from hub.formats import api as formats_api
 from hub.intake import check_kept
@@ -16,7 +17,7 @@ from hub.pulls import begin_pull
 from hub.services import HubServices
 from hub.serving import FILE_ANSWERS, HEAD_ANSWERS, ServedBlob, answer_blob, answer_head
 from infra.auth import Guard, Principal, Role
-from infra.bodies import sends_files, streams_body, waits_for_store
+from infra.bodies import declared_length, sends_files, streams_body, waits_for_store
 from infra.database import reading, writing
 from infra.description import BINARY
 from infra.http import API_PREFIX
@@ -41,6 +42,10 @@ from wegeft.contracts.training import BlobView
 
 Limit = Annotated[int, Query(ge=1, le=100, description="How many to answer at most.")]
 Cursor = Annotated[str | None, Query(max_length=1000, description="`next_cursor` of the page before.")]
+ForAdapter = Annotated[
+    str | None,
+    Query(max_length=200, description="The adapter that they are for: whoever may not publish there, or has no room, is refused at once."),
+]
 _COLLECTED_AT_ONCE = 100
 
 
@@ -78,12 +83,18 @@ def _blob_router(services: HubServices, guard: Guard) -> APIRouter:
 
     @router.head("/{digest}", summary="Whether bytes are stored that the caller has sent, or that are published", response_class=Response)
     @waits_for_store
-    def head_blob(digest: str, caller: Writer) -> Response:
+    def head_blob(
+        digest: str,
+        caller: Writer,
+        adapter: ForAdapter = None,
+        size: Annotated[int, Query(ge=0, lt=1 << 62, description="How many they are, where they are for an adapter.")] = 0,
+    ) -> Response:
         # What others have sent is told apart from nothing by nobody who knows its digest alone.
-        size = find_sent(services, caller, check_digest(digest))
-        if size is None:
+        found = find_sent(services, caller, check_digest(digest))
+        _sender_of(services, caller, adapter, size if found is None else None)
+        if found is None:
             raise BlobNotFound(path=digest)
-        return Response(headers={"Content-Length": str(size), "ETag": f'"{digest}"'}, media_type="application/octet-stream")
+        return Response(headers={"Content-Length": str(found), "ETag": f'"{digest}"'}, media_type="application/octet-stream")
 
     @router.put(
         "/{digest}",
@@ -93,9 +104,10 @@ def _blob_router(services: HubServices, guard: Guard) -> APIRouter:
         responses={200: {"description": "The caller has sent them before", "model": BlobView}},
     )
     @streams_body
-    def put_blob(digest: str, caller: Writer, request: Request, response: Response) -> BlobView:
-        response.status_code = 201 if find_sent(services, caller, check_digest(digest)) is None else 200
-        sender = services.sender(caller)
+    def put_blob(digest: str, caller: Writer, request: Request, response: Response, adapter: ForAdapter = None) -> BlobView:
+        is_new = find_sent(services, caller, check_digest(digest)) is None
+        response.status_code = 201 if is_new else 200
+        sender = _sender_of(services, caller, adapter, (declared_length(request.scope) or 0) if is_new else None)
         size = intake.receive(digest, request, sender)
         with writing(services.engine) as connection:
             is_kept = intake.own_staged(connection, digest, size, sender)
@@ -103,6 +115,22 @@ def _blob_router(services: HubServices, guard: Guard) -> APIRouter:
         return BlobView(digest=digest, size=size)
 
     return router
+
+
+def _sender_of(services: HubServices, caller: Principal, adapter: str | None, new_bytes: int | None) -> Sender:
+    """Return who sends bytes, for an adapter if they say so; ``new_bytes``: how many at least, None where they are there.
+
+    Raises :class:`Forbidden` where the caller may not publish there, and :class:`QuotaExceeded` where there is no room: nobody need send
+    anything to hear it.
+    """
+    if adapter is None:
+        return services.sender(caller)
+    name = AdapterName.parse(adapter)
+    with reading(services.engine) as connection:
+        catalog.check_publisher(connection, caller, name)
+        if new_bytes is not None:
+            catalog.check_room(connection, name, new_bytes)
+    return services.sender(caller, name.namespace)
 
 
 def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:

@@ -53,10 +53,12 @@ class Collector:
         Raises :class:`StorageUnavailable` or :class:`DatabaseUnavailable` where that stops it; it goes on with the next call.
         """
         self._discard_abandoned(now, limit)
+        self._measure_direct(now, limit)
         with writing(self.engine) as connection:
             catalog.drop_formats(connection, now, only_unused=spares_formats)
             chosen = catalog.choose_leaving(connection, now, limit)
             catalog.forget_staged(connection, now)
+            catalog.forget_departed(connection, now)
         sizes = [size for digest in chosen if (size := self._delete(digest)) is not None]
         if sizes:
             with writing(self.engine) as connection:
@@ -74,6 +76,18 @@ class Collector:
             staging.discard(upload_id)
             with writing(self.engine) as connection:
                 catalog.forget_expired_direct(connection, upload_id, now)
+
+    def _measure_direct(self, now: datetime, limit: int) -> None:
+        """Count uploads to the store itself by what has come of them, once nothing more can by the addresses that were given."""
+        staging = self.store.staging()
+        if staging is None:
+            return
+        with reading(self.engine) as connection:
+            unmeasured = tuple(catalog.list_unmeasured(connection, now, limit))
+        for upload in unmeasured:
+            come = sum((staging.parts(upload.id, upload.multipart or "") or {}).values())
+            with writing(self.engine) as connection:
+                catalog.note_measured(connection, upload.id, staging.size(upload.id) or come, now)
 
     def _delete(self, digest: str) -> int | None:
         # Asked first without a lock: while the store does not answer, nobody else should wait for it.

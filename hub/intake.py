@@ -89,10 +89,10 @@ class Intake:
             catalog.settle(connection, sender, digest, size, self.keep_until)
         return is_kept
 
-    def stage(self, connection: Connection, digest: str, size: int | None, sender: Sender, *, is_in_parts: bool = False) -> int:
+    def stage(self, connection: Connection, digest: str, size: int | None, sender: Sender) -> int:
         """Count bytes that come, or go on to come, and return how many may; raise :class:`QuotaExceeded` where there is no room."""
         most_bytes = self.max_blob_bytes if size is None else size
-        coming = Coming(digest=digest, size=most_bytes, until=self.keep_until, may_be_fewer=size is None, is_in_parts=is_in_parts)
+        coming = Coming(digest=digest, size=most_bytes, until=self.keep_until, may_be_fewer=size is None)
         return catalog.stage(connection, sender, coming, self.clock())
 
 

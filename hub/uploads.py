@@ -29,11 +29,11 @@ MOST_UPLOADS = 2
 
 Keep = Callable[[Connection, str, int], bool]
 """Notes whose the whole is, by digest and size; False where it was collected meanwhile."""
-Stage = Callable[[Connection, str, int], None]
-"""Counts the whole, by digest and size, as what somebody sends; raises :class:`QuotaExceeded` where there is no room."""
+Stage = Callable[[Connection, Upload, int], None]
+"""Counts an upload as it will be once so many of its bytes have come; raises :class:`QuotaExceeded` where there is no room."""
 
 
-def _count_nothing(_connection: Connection, _digest: str, _size: int) -> None:
+def _count_nothing(_connection: Connection, _upload: Upload, _come: int) -> None:
     """For senders whose bytes are bounded elsewhere."""
 
 
@@ -49,7 +49,7 @@ class Uploads:
     def open(self, owner: str, request: UploadRequest) -> tuple[UploadView, bool]:
         """Begin an upload, or go on with the owner's own of the same bytes; return it, and whether it is new.
 
-        Raises :class:`TooLarge` where it is too long, or the owner has too many under way.
+        Raises :class:`TooLarge` where it is too long, or the owner has too many under way, and :class:`QuotaExceeded`.
         """
         if request.size > self.intake.max_blob_bytes:
             raise TooLarge(f"longer than {self.intake.max_blob_bytes} bytes", path="size", value=request.size)
@@ -63,9 +63,16 @@ class Uploads:
             parts=(),
         )
         with writing(self.intake.engine) as connection:
-            self.stage(connection, request.digest, request.size)
-            upload, is_new = catalog.open_upload(connection, wanted, self.most, self.intake.clock())
+            upload, is_new = self.begin(connection, wanted)
         return view_of(upload), is_new
+
+    def begin(self, connection: Connection, wanted: Upload) -> tuple[Upload, bool]:
+        """Begin an upload as :meth:`open` does, in the caller's transaction."""
+        found = catalog.find_own(connection, wanted.owner, wanted.digest, self.intake.clock())
+        # Counted first: what is locked is locked in one order.
+        if found is None or found.multipart is None:
+            self.stage(connection, found or wanted, found.offset if found else 0)
+        return catalog.open_upload(connection, wanted, self.most, self.intake.clock())
 
     def look(self, owner: str, upload_id: str) -> UploadView:
         """Return how far an upload is; raise :class:`NotFound` for one that is over, expired or another owner's."""
@@ -75,13 +82,15 @@ class Uploads:
         """Store a request's body as the next part; ``place``: its offset and digest. The same part again is harmless.
 
         Raises :class:`Conflict` with the right offset for another one, :class:`InvalidRequest` for a part of another size or other bytes
-        than its digest names, and :class:`NotFound` as :meth:`look` does.
+        than its digest names, :class:`QuotaExceeded` before any is read, and :class:`NotFound` as :meth:`look` does.
         """
         offset, digest = place
         upload = self._find(owner, upload_id)
         if _has_part(upload, offset, check_digest(digest)):
             return view_of(upload)
         _check_offset(upload, offset)
+        with writing(self.intake.engine) as connection:
+            self.stage(connection, replace(upload, expires_at=self.intake.keep_until), upload.offset + upload.next_size)
         size = replace(self.intake, max_blob_bytes=upload.next_size).receive(digest, request)
         if size != upload.next_size:
             raise InvalidRequest("the part is too short", path="body", value=size, hint=f"{upload.next_size} bytes")
@@ -90,7 +99,6 @@ class Uploads:
             if not _has_part(held, offset, digest):
                 _check_offset(held, offset)
                 check_kept(digest, is_kept=catalog.add_part(connection, held, Part(digest=digest, size=size), self.intake.keep_until))
-                self.stage(connection, held.digest, held.size)  # for as long as the upload has from now on
             return view_of(catalog.find_upload(connection, owner, upload_id, self.intake.clock()))
 
     def finish(self, owner: str, upload_id: str, keep: Keep) -> tuple[str, int]:

@@ -8,6 +8,7 @@ are consecutive on SQLite and on PostgreSQL. :mod:`hub.catalog.holds` says which
 from hub.catalog.aliases import check_mover, delete_alias, point_open_aliases, protect_alias, refuse_protected, set_alias
 from hub.catalog.card_rows import drop_card, find_card, lock_adapter_id, put_card
 from hub.catalog.commits import COMMIT_MESSAGES, Commit, add_message, find_made, list_commits
+from hub.catalog.departed import DEPARTED, forget_departed
 from hub.catalog.evaluations import list_evaluations, report_evaluation
 from hub.catalog.facets import count_facets
 from hub.catalog.format_tables import DERIVED_FORMATS
@@ -36,6 +37,7 @@ from hub.catalog.provenance_tables import CARDS, EVALUATIONS, LINEAGE, SIGNATURE
 from hub.catalog.publishing import publish
 from hub.catalog.quotas import check_room
 from hub.catalog.repositories import REPOSITORIES, Repository, create_repository, delete_adapter, find_repository, lock_latest
+from hub.catalog.reservations import bytes_ahead, end_reservation, list_unmeasured, note_measured, reserve
 from hub.catalog.search import AdapterFilter, MetricBound, Order, check_cursor, parse_bound, problem_with
 from hub.catalog.signatures import add_signature, find_signature, find_version_id, list_keys, register_keys
 from hub.catalog.staged import STAGED, STAGERS, Coming, Sender, count_staged, forget_staged, restage, settle, stage, unstage
@@ -60,6 +62,7 @@ from hub.catalog.uploads import (
     Upload,
     add_part,
     close_upload,
+    find_own,
     find_upload,
     forget_expired_direct,
     forget_expired_uploads,
@@ -76,6 +79,7 @@ __all__ = [
     "BLOBS",
     "CARDS",
     "COMMIT_MESSAGES",
+    "DEPARTED",
     "DERIVED_FORMATS",
     "EVALUATIONS",
     "HOLDS",
@@ -113,6 +117,7 @@ __all__ = [
     "add_signature",
     "arrive",
     "attach_format",
+    "bytes_ahead",
     "check_cursor",
     "check_mover",
     "check_path",
@@ -132,17 +137,20 @@ __all__ = [
     "detach_format",
     "drop_card",
     "drop_formats",
+    "end_reservation",
     "expect",
     "find_adapter",
     "find_card",
     "find_had",
     "find_made",
+    "find_own",
     "find_relatives",
     "find_repository",
     "find_signature",
     "find_upload",
     "find_version_id",
     "forget",
+    "forget_departed",
     "forget_expired_direct",
     "forget_expired_uploads",
     "forget_staged",
@@ -159,11 +167,13 @@ __all__ = [
     "list_keys",
     "list_tags",
     "list_unheld",
+    "list_unmeasured",
     "list_versions",
     "lock_adapter_id",
     "lock_latest",
     "name_multipart",
     "namespaces_of",
+    "note_measured",
     "open_upload",
     "parse_bound",
     "point_open_aliases",
@@ -176,6 +186,7 @@ __all__ = [
     "register_keys",
     "report_evaluation",
     "require_right",
+    "reserve",
     "resolve",
     "resolve_commit",
     "restage",

@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, select, update
 
+from hub.catalog.departed import depart
 from hub.catalog.format_tables import DERIVED_FORMATS
 from hub.catalog.holds import hold, let_go, note_sizes
 from hub.catalog.quotas import enforce
@@ -51,6 +52,7 @@ def attach_format(
     if missing:
         problems = [Problem(path="files", message="its bytes are not kept any more", value=digest) for digest in sorted(missing)]
         raise InvalidRequest("the files are not all stored", problems=problems)
+    depart(connection, name.namespace, [holder], stamp[1], but=digests)
     connection.execute(delete(HOLDS).where(HOLDS.c.holder == holder, HOLDS.c.digest.not_in(digests)))
     note_sizes(connection, {entry.digest: entry.size for entry in attachment.files})
     row = attachment.model_dump(exclude={"files"}) | {
@@ -102,6 +104,7 @@ def detach_format(connection: Connection, version: VersionView, shelf: Shelf, no
     holder = connection.execute(gone).scalar_one_or_none()
     if holder is None:
         raise NotFound("the version has no such format", path=version.ref, value=" ".join(shelf))
+    depart(connection, AdapterName.parse(version.adapter).namespace, [holder], now)
     let_go(connection, holder, now)
     audit.note(connection, "format.detach", version.ref, now, format=shelf[0], dtype=shelf[1])
 
@@ -115,16 +118,18 @@ def _is_at(version: VersionView, shelf: Shelf) -> tuple[ColumnElement[bool], ...
 
 def drop_formats(connection: Connection, now: datetime, *, only_unused: bool = True) -> int:
     """Forget the formats that nobody has fetched for long, or all of them, and let go of their bytes; return how many they were."""
-    chosen = select(DERIVED_FORMATS.c.id).order_by(DERIVED_FORMATS.c.id).with_for_update()
+    chosen = select(DERIVED_FORMATS.c.id, DERIVED_FORMATS.c.holder, ADAPTERS.c.namespace).order_by(DERIVED_FORMATS.c.id)
+    chosen = chosen.join(VERSIONS, VERSIONS.c.id == DERIVED_FORMATS.c.version_id).join(ADAPTERS, ADAPTERS.c.id == VERSIONS.c.adapter_id)
     if only_unused:
         chosen = chosen.where(DERIVED_FORMATS.c.kept_until <= now)
-    gone = delete(DERIVED_FORMATS).where(DERIVED_FORMATS.c.id.in_(chosen)).returning(DERIVED_FORMATS.c.holder)
-    holders = connection.execute(gone).scalars().all()
-    for holder in holders:
-        let_go(connection, holder, now)
-    if holders:
-        audit.note(connection, "formats.collect", "", now, formats=len(holders))
-    return len(holders)
+    found = connection.execute(chosen.with_for_update(of=DERIVED_FORMATS)).all()
+    for row in found:
+        connection.execute(delete(DERIVED_FORMATS).where(DERIVED_FORMATS.c.id == row.id))
+        depart(connection, row.namespace, [row.holder], now)
+        let_go(connection, row.holder, now)
+    if found:
+        audit.note(connection, "formats.collect", "", now, formats=len(found))
+    return len(found)
 
 
 def count_formats(connection: Connection, now: datetime) -> tuple[int, int, int]:

@@ -18,13 +18,16 @@ from hub.catalog.tables import ADAPTERS, BLOBS, HOLDS, VERSIONS, upsert
 from hub.catalog.visibility import seen_by
 from infra.principals import Principal
 
-_ARRIVAL = "arrival"
+ARRIVAL = "arrival"
+"""The holder of everything that comes, for a while."""
+UPLOAD = "upload:"
+"""What the holders begin with that stand for senders."""
 _VERSION = "version:"
 
 
 def upload_of(token_id: str) -> str:
     """Return the holder that stands for what a token has sent."""
-    return f"upload:{token_id}"
+    return f"{UPLOAD}{token_id}"
 
 
 def version_of(source: str) -> str:
@@ -42,7 +45,7 @@ def expect(connection: Connection, digest: str, until: datetime) -> None:
     if connection.execute(locked.returning(BLOBS.c.is_leaving)).scalar_one():
         connection.execute(delete(HOLDS).where(HOLDS.c.digest == digest))
         connection.execute(update(BLOBS).where(BLOBS.c.digest == digest).values(is_leaving=False, size=None))
-    _put_holds(connection, _ARRIVAL, [digest], until)
+    _put_holds(connection, ARRIVAL, [digest], until)
 
 
 def arrive(connection: Connection, digest: str, size: int, holder: str, until: datetime) -> bool:
@@ -99,7 +102,7 @@ def let_go(connection: Connection, holder: str, until: datetime, *, but: Iterabl
 
 def let_go_of_arrivals(connection: Connection, digests: Iterable[str], until: datetime) -> None:
     """Let bytes go at a moment that were kept only because they had come."""
-    let_go(connection, _ARRIVAL, until, only=digests)
+    let_go(connection, ARRIVAL, until, only=digests)
 
 
 def find_had(connection: Connection, holder: str, digests: Iterable[str], reader: Principal | None = None) -> frozenset[str]:
@@ -128,7 +131,7 @@ class Stock:
 def take_stock(connection: Connection, now: datetime) -> Stock:
     """Count what is stored; bytes of which nobody knows the size yet count as none."""
     blobs, size = connection.execute(_totals()).one()
-    unheld_blobs, unheld_size = connection.execute(_totals().where(_is_unheld(now))).one()
+    unheld_blobs, unheld_size = connection.execute(_totals().where(is_unheld(now))).one()
     return Stock(blobs=blobs, size=int(size), unheld_blobs=unheld_blobs, unheld_size=int(unheld_size))
 
 
@@ -138,11 +141,12 @@ def _totals() -> Select[Any]:
 
 def list_unheld(connection: Connection, now: datetime, limit: int) -> tuple[tuple[str, int | None], ...]:
     """Return up to ``limit`` blobs that nobody needs, by digest and size."""
-    query = select(BLOBS.c.digest, BLOBS.c.size).where(_is_unheld(now)).order_by(BLOBS.c.digest).limit(limit)
+    query = select(BLOBS.c.digest, BLOBS.c.size).where(is_unheld(now)).order_by(BLOBS.c.digest).limit(limit)
     return tuple((row.digest, row.size) for row in connection.execute(query))
 
 
-def _is_unheld(now: datetime) -> ColumnElement[bool]:
+def is_unheld(now: datetime) -> ColumnElement[bool]:
+    """Return what holds for blobs that nobody needs."""
     is_held = exists().where(HOLDS.c.digest == BLOBS.c.digest, or_(HOLDS.c.until.is_(None), HOLDS.c.until > now))
     return or_(BLOBS.c.is_leaving, ~is_held)
 
@@ -156,7 +160,7 @@ def choose_leaving(connection: Connection, now: datetime, limit: int) -> tuple[s
     locked = select(BLOBS.c.digest).where(BLOBS.c.digest.in_(seen)).order_by(BLOBS.c.digest).with_for_update(skip_locked=True)
     ours = connection.execute(locked).scalars().all()
     # Asked again now that nobody can name them: PostgreSQL shows each statement what others have committed before it.
-    query = select(BLOBS.c.digest).where(BLOBS.c.digest.in_(ours), _is_unheld(now)).order_by(BLOBS.c.digest)
+    query = select(BLOBS.c.digest).where(BLOBS.c.digest.in_(ours), is_unheld(now)).order_by(BLOBS.c.digest)
     chosen = connection.execute(query).scalars().all()
     connection.execute(update(BLOBS).where(BLOBS.c.digest.in_(chosen)).values(is_leaving=True))
     return tuple(chosen)

@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Connection, ForeignKey, Integer, Select, String, Table, delete, insert, select, update
 
+from hub.catalog.departed import depart
 from hub.catalog.format_tables import DERIVED_FORMATS
 from hub.catalog.holds import let_go, version_of
 from hub.catalog.listings import unlist
@@ -89,7 +90,7 @@ def lock_latest(connection: Connection, adapter: AdapterName) -> int:
 
 
 def delete_adapter(connection: Connection, adapter: AdapterName, until: datetime) -> None:
-    """Forget an adapter, its versions and their names; bytes that nothing else names go ``until`` then.
+    """Forget an adapter, its versions and their names; bytes that nothing else names go ``until`` then, and count till they do.
 
     A number is never given again: whoever publishes under the same name later goes on counting. Raises :class:`AdapterNotFound`.
     """
@@ -101,9 +102,9 @@ def delete_adapter(connection: Connection, adapter: AdapterName, until: datetime
     formats = select(DERIVED_FORMATS.c.holder).join(VERSIONS, VERSIONS.c.id == DERIVED_FORMATS.c.version_id)
     formats = formats.where(VERSIONS.c.adapter_id == row.id).with_for_update(of=DERIVED_FORMATS)  # before any hold, as whoever renews one
     holders = connection.execute(formats.order_by(DERIVED_FORMATS.c.id)).scalars().all()
-    for source in connection.execute(select(VERSIONS.c.source).where(VERSIONS.c.adapter_id == row.id)).scalars().all():
-        let_go(connection, version_of(source), until)
-    for holder in holders:
+    sources = connection.execute(select(VERSIONS.c.source).where(VERSIONS.c.adapter_id == row.id)).scalars().all()
+    for holder in (*map(version_of, sources), *holders):
+        depart(connection, adapter.namespace, [holder], until)
         let_go(connection, holder, until)
     unlist(connection, row.id)
     for table, is_about in _rows_about(row.id):

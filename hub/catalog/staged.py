@@ -2,7 +2,8 @@
 
 Bytes count from then on until a version of their sender names them, the sender gives them up, or the time is over for which they are kept.
 Two who send at the same moment cannot both take the last room. What is locked is locked in one order, so that nobody waits in a circle:
-blobs, the account's row of :data:`STAGERS`, the quota of the namespace, rows of :data:`STAGED`.
+blobs, the account's row of :data:`STAGERS`, the quota of the namespace, rows of :data:`STAGED`. Of bytes that come in parts,
+:mod:`hub.catalog.reservations` says how they count.
 """
 
 from __future__ import annotations
@@ -11,12 +12,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Column, ColumnElement, Connection, Index, String, Table, and_, delete, exists, func, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    Index,
+    String,
+    Table,
+    and_,
+    case,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    update,
+)
 
 from hub.catalog.holds import find_had, upload_of
 from hub.catalog.quotas import find_limits, measure
-from hub.catalog.tables import BLOBS, HOLDS, UPLOADS, upsert
-from hub.catalog.uploads import uploader_of
+from hub.catalog.tables import BLOBS, HOLDS, upsert
 from infra.database import METADATA, UtcTime
 from infra.principals import Principal
 from wegeft.contracts.errors import QuotaExceeded
@@ -26,10 +42,12 @@ STAGED = Table(
     METADATA,
     Column("account", String(64), primary_key=True),  # in lower case
     Column("token_id", String(12), primary_key=True),
-    Column("digest", String(71), primary_key=True),
+    Column("digest", String(71), primary_key=True),  # or what stands for an upload in parts, which may be anything
     Column("size", BigInteger, nullable=False),
     Column("namespace", String(96), nullable=True),  # that they are sent for, in lower case, where that is known
     Column("until", UtcTime, nullable=False),
+    Column("ahead", BigInteger, nullable=False, server_default="0"),  # bytes besides, of an upload in parts, that room is kept for
+    Column("ahead_until", UtcTime, nullable=True),
     Index(None, "namespace"),
     Index(None, "until"),
 )
@@ -63,22 +81,20 @@ class Coming:
     """How long they are kept, once they have come."""
     may_be_fewer: bool = False
     """Whether ``size`` is only the most that may come."""
-    is_in_parts: bool = False
-    """Whether they are kept in parts, which may be anything, before the whole is held against its digest."""
 
 
 def stage(connection: Connection, sender: Sender, coming: Coming, now: datetime) -> int:
     """Count bytes that are about to come, and return how many may.
 
-    Bytes of a version that the sender may read count as none, where they come whole. Raises :class:`QuotaExceeded` where there is no room.
+    Bytes of a version that the sender may read count as none. Raises :class:`QuotaExceeded` where there is no room.
     """
     caller = sender.caller
-    if not coming.is_in_parts and find_had(connection, _NOBODY, [coming.digest], caller):
+    if find_had(connection, _NOBODY, [coming.digest], caller):
         return coming.size
-    _hold(connection, caller.account)
-    room = _room(connection, sender, coming.digest, now)
+    hold_account(connection, caller.account)
+    room = find_room(connection, sender, coming.digest, now)
     if room <= 0 if coming.may_be_fewer else coming.size > room:
-        raise _no_room(sender, room, coming)
+        raise no_room(sender, room, coming.size)
     size = min(coming.size, room)
     _note(connection, sender, coming.digest, size, coming.until)
     return size
@@ -99,35 +115,43 @@ def restage(connection: Connection, sender: Sender, digest: str, now: datetime, 
     stage(connection, sender, Coming(digest=digest, size=size or 0, until=until), now)
 
 
-def _hold(connection: Connection, account: str) -> None:
+def hold_account(connection: Connection, account: str) -> None:
+    """Let nobody else stage for the account before the transaction ends."""
     added = upsert(connection, STAGERS).values(account=account)
     connection.execute(added.on_conflict_do_update(index_elements=[STAGERS.c.account], set_={"account": account}))
 
 
-def _room(connection: Connection, sender: Sender, digest: str, now: datetime) -> int:
-    """Return how many bytes more the sender may stage, these ones not counted."""
+def find_room(connection: Connection, sender: Sender, digest: str, now: datetime) -> int:
+    """Return how many bytes more the sender may stage, these ones not counted; hold the quota that says so until the transaction ends."""
     caller = sender.caller
     own = find_limits(connection, caller.account).bytes
     most = sender.most_bytes if own is None else min(own, sender.most_bytes)
     others = ~and_(STAGED.c.account == caller.account, STAGED.c.digest == digest)  # for all its tokens they are one blob
-    room = most - _sum(connection, STAGED.c.account == caller.account, others, STAGED.c.until > now)
+    room = most - _sum(connection, now, STAGED.c.account == caller.account, others)
     limit = find_limits(connection, sender.namespace, is_locking=True).bytes if sender.namespace else None
     if limit is not None and sender.namespace:
-        waiting = _sum(connection, STAGED.c.namespace == sender.namespace.lower(), others, STAGED.c.until > now)
-        room = min(room, limit - measure(connection, sender.namespace).bytes - waiting)
+        waiting = _sum(connection, now, STAGED.c.namespace == sender.namespace.lower(), others)
+        room = min(room, limit - measure(connection, sender.namespace).counted_bytes - waiting)
     return room
 
 
-def _sum(connection: Connection, *conditions: ColumnElement[bool]) -> int:
+def _sum(connection: Connection, now: datetime, *conditions: ColumnElement[bool]) -> int:
+    counted = STAGED.c.size + case((STAGED.c.ahead_until > now, STAGED.c.ahead), else_=0)
     # Several tokens of an account that send the same bytes make one blob.
-    each = select(func.max(STAGED.c.size).label("size")).where(*conditions).group_by(STAGED.c.account, STAGED.c.digest).subquery()
+    each = (
+        select(func.max(counted).label("size"))
+        .where(STAGED.c.until > now, *conditions)
+        .group_by(STAGED.c.account, STAGED.c.digest)
+        .subquery()
+    )
     return int(connection.execute(select(func.coalesce(func.sum(each.c.size), 0))).scalar_one())
 
 
-def _no_room(sender: Sender, room: int, coming: Coming) -> QuotaExceeded:
+def no_room(sender: Sender, room: int, size: int) -> QuotaExceeded:
+    """Return what to raise where ``size`` bytes are more than there is room for."""
     whose = f"the account {sender.caller.name}" + (f" or the namespace {sender.namespace}" if sender.namespace else "")
     message = f"{whose} has no room for more that no version names yet"
-    return QuotaExceeded(f"{message}: {max(0, room)} bytes are left", path="bytes", value=str(coming.size), hint=_HINT)
+    return QuotaExceeded(f"{message}: {max(0, room)} bytes are left", path="bytes", value=str(size), hint=_HINT)
 
 
 def settle(connection: Connection, sender: Sender, digest: str, size: int, until: datetime) -> None:
@@ -140,15 +164,12 @@ def settle(connection: Connection, sender: Sender, digest: str, size: int, until
 
 
 def unstage(connection: Connection, sender: Sender, digest: str, now: datetime) -> None:
-    """Count bytes no more that do not come, but what the sender has here before, whole or in parts of an upload."""
+    """Count bytes no more that do not come, but what the sender has here before."""
     owner = upload_of(sender.caller.token_id)
     is_had = exists().where(HOLDS.c.digest == digest, HOLDS.c.holder == owner, HOLDS.c.until > now)
-    whole = connection.execute(select(BLOBS.c.size).where(BLOBS.c.digest == digest, is_had)).scalar_one_or_none()
-    uploader = uploader_of(sender.caller.token_id)
-    in_parts = select(UPLOADS.c.size).where(UPLOADS.c.owner == uploader, UPLOADS.c.digest == digest, UPLOADS.c.expires_at > now)
-    sizes = [whole or 0, *connection.execute(in_parts).scalars()]
-    if max(sizes):
-        connection.execute(update(STAGED).where(*_is(sender, digest)).values(size=max(sizes)))
+    size = connection.execute(select(BLOBS.c.size).where(BLOBS.c.digest == digest, is_had)).scalar_one_or_none()
+    if size:
+        connection.execute(update(STAGED).where(*_is(sender, digest)).values(size=size))
     else:
         connection.execute(delete(STAGED).where(*_is(sender, digest), ~is_had))
 
@@ -171,4 +192,4 @@ def forget_staged(connection: Connection, now: datetime) -> None:
 def count_staged(connection: Connection, name: str, now: datetime) -> int:
     """Return the bytes that are staged for a namespace, or by the account of its name."""
     is_theirs = or_(STAGED.c.namespace == name.lower(), STAGED.c.account == name.lower())
-    return _sum(connection, is_theirs, STAGED.c.until > now)
+    return _sum(connection, now, is_theirs)

@@ -82,6 +82,13 @@ def open_upload(connection: Connection, wanted: Upload, most: int, now: datetime
     return _upload(connection, row), row.id == wanted.id
 
 
+def find_own(connection: Connection, owner: str, digest: str, now: datetime) -> Upload | None:
+    """Return the upload of these bytes that an owner has under way, if any."""
+    query = select(UPLOADS).where(UPLOADS.c.owner == owner, UPLOADS.c.digest == digest, UPLOADS.c.expires_at > now)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else _upload(connection, row)
+
+
 def name_multipart(connection: Connection, upload: Upload, multipart: str) -> bool:
     """Note how the store calls an upload from now on; return False where another process has done so meanwhile."""
     is_unchanged = (UPLOADS.c.id == upload.id) & (UPLOADS.c.multipart == upload.multipart)

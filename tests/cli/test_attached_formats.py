@@ -92,6 +92,17 @@ def test_every_export_passes_the_gate_and_comes_back(call: Call, tmp_path: Path,
         assert {path.name for path in (tmp_path / layout).iterdir()} == files | {"model.sig"}
 
 
+def test_a_base_that_the_version_names_by_its_configuration_alone_is_named_so(call: Call, service: tuple[Hub, str], work: Path) -> None:
+    """As versions of folders were named once: the gate holds the two names against each other."""
+    former = find_base(str(work / "model")).former_identity
+    assert former is not None
+    assert "@sha256:" in former
+    files = {name: (work / "input" / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)}
+    service[0].publish_files("job:former", "demo/former", files, base_model=former)
+    status, answer = call("export", "demo/former@1", "--format", "lora", "--attach")
+    assert (status, answer.get("attached", answer).get("base_model")) == (0, former)
+
+
 def test_a_lora_that_is_attached_is_fetched_and_computes_what_the_adapter_does(call: Call, work: Path, tmp_path: Path) -> None:
     assert call("export", "demo/input@1", "--format", "lora", "--attach", "-o", "made")[0] == 0
     assert call("download", "demo/input", "--format", "lora", "-o", "fetched", role="read")[0] == 0

@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import APIRouter, Response
 
 from cli.connections import ImpatientProtocol
+from cli.listening import run_http
 from infra.http import create_app
 
 SIZE = 6 << 20
@@ -84,3 +85,22 @@ def test_whoever_reads_steadily_is_not(served: tuple[int, int]) -> None:
     port, _ = served
     with begun(port) as connection:
         assert read_all(connection, 0.002) >= SIZE
+
+
+@pytest.mark.parametrize("rate", [0, 777])
+def test_the_service_cuts_off_whom_its_operator_says(monkeypatch: pytest.MonkeyPatch, rate: int) -> None:
+    """What serves its connections is what is watched above, at the rate that the settings name."""
+    served: list[object] = []
+
+    def note(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        served.extend((server.config.http, sockets))
+        server.started = True
+
+    monkeypatch.setattr(uvicorn.Server, "run", note)
+    with socket.socket() as listener:
+        run_http(create_app([], title="t", version="1"), listener, lambda: None, rate)
+        assert served[1] == [listener]
+    protocol = served[0]
+    assert isinstance(protocol, type)
+    assert issubclass(protocol, ImpatientProtocol)
+    assert protocol.least_bytes_a_second == rate

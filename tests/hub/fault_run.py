@@ -29,7 +29,8 @@ from wegeft.contracts.adapter import VersionView, digest_of
 from wegeft.contracts.errors import ERROR_KINDS
 from wegeft.contracts.signing_keys import SigningKey
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 240.0
+"""No more than a bound: on a busy machine a hub takes half a minute to come up, and several die one after the other."""
 RETRYABLE = frozenset({503, 504})
 _LONG_AFTER = NOW + timedelta(days=30)
 
@@ -83,10 +84,10 @@ class Witness:
         return str(told["code"])
 
 
-def service_app(hub: Hub, *, is_whole: bool = False) -> FastAPI:
-    """Return the application that ``wgctl serve`` puts together around a hub's parts, its gate and probes too."""
+def service_app(hub: Hub, *, is_whole: bool = False, **settings: Any) -> FastAPI:
+    """Return the application that ``wgctl serve`` puts together around a hub's parts and these settings, its gate and probes too."""
     guard = Guard(engine=hub.engine, clock=lambda: NOW)
-    plain: dict[str, Any] = {"engine": hub.engine, "store": hub.store, "guard": guard, "settings": Settings()}
+    plain: dict[str, Any] = {"engine": hub.engine, "store": hub.store, "guard": guard, "settings": Settings(**settings)}
     jobs = OrchestratorServices(engine=hub.engine, store=hub.store, clock=lambda: NOW) if is_whole else None
     signer = Signer(key=SigningKey(bytes(32)))
     parts = serve._Parts(**plain, registry=CollectorRegistry(), jobs=jobs, signer=signer)

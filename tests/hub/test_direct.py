@@ -17,12 +17,13 @@ import pytest
 import urllib3
 from safetensors.numpy import save
 
-from hub import adapter_uploads
+from hub import adapter_uploads, catalog
 from hub.catalog import quotas
+from hub.catalog.reservations import AHEAD_SECONDS
 from hub.collection import Collector
 from hub.folder_store import FolderStore
 from hub.s3 import S3Access, open_store
-from infra.database import writing
+from infra.database import reading, writing
 from tests.hub.broken_wire import Wire, broken_wire
 from tests.hub.hf_clients import Endpoint, ask, sound_files
 from tests.hub.serving import CONFIG, NOW, WEIGHTS, listening, made_hub
@@ -203,6 +204,26 @@ def test_an_abandoned_upload_is_collected_and_can_be_begun_again(direct: Direct)
     view = begin(direct, content)
     put(view["addresses"][0], content)
     assert finish(direct, view).status_code == 201
+
+
+def test_an_upload_that_nobody_goes_on_with_counts_by_what_has_come(direct: Direct, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once no address that was given is good any more; who goes on counts again by what may come."""
+    monkeypatch.setattr(adapter_uploads, "DIRECT_PART_BYTES", PART)
+    content = bytes(PART + 1000)
+    view = begin(direct, content)
+    put(view["addresses"][1], content)
+    collector, lapsed = Collector(engine=direct.hub.engine, store=direct.hub.store), NOW + timedelta(seconds=AHEAD_SECONDS)
+
+    def waiting() -> int:
+        with reading(direct.hub.engine) as connection:
+            return catalog.count_staged(connection, "demo", lapsed)
+
+    collector.collect(lapsed - timedelta(seconds=1), 10)
+    assert waiting() == len(content), "there may be more by now"
+    collector.collect(lapsed, 10)
+    assert waiting() == 1000
+    begin(direct, content)
+    assert waiting() == len(content)
 
 
 def test_what_was_lost_in_the_store_is_begun_anew(direct: Direct) -> None:

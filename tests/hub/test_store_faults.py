@@ -54,6 +54,7 @@ def stored_in(server: S3Server, bucket: str) -> set[str]:
 def run_through_faults(server: S3Server, link: FailingLink, folder: Path, seed: int, sizes: tuple[int, int]) -> None:
     """Publish while the store fails, and check what is there afterwards."""
     folder.mkdir()
+    link.choose = lambda _request: None  # a hub does not begin to serve on a store that fails
     bucket = server.new_bucket()
     plain, failing = open_bucket(server, server.endpoint, bucket), open_bucket(server, link.url, bucket)
     with made_hub(f"sqlite:///{folder / 'hub.db'}", failing) as hub:

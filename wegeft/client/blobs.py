@@ -7,18 +7,23 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 from urllib.parse import quote
 
+import httpx2
+
 from wegeft.client.own_files import open_own
-from wegeft.client.transport import Call, Transport
-from wegeft.contracts.adapter import FileEntry
+from wegeft.client.transport import Call, Transport, json_body
+from wegeft.contracts.adapter import AdapterName, FileEntry
 from wegeft.contracts.errors import (
+    AdapterNotFound,
     Conflict,
     DigestMismatch,
+    Forbidden,
     InvalidData,
     InvalidInput,
     InvalidSetting,
@@ -26,9 +31,11 @@ from wegeft.contracts.errors import (
     Refused,
     ServiceUnreachable,
     StorageFull,
+    StorageUnavailable,
     UnexpectedAnswer,
 )
 from wegeft.contracts.training import BlobView
+from wegeft.contracts.uploads import AdapterUploadRequest, AdapterUploadView
 
 CHUNK_BYTES = 1 << 20
 ASKED_FROM_BYTES = 1 << 20
@@ -42,30 +49,56 @@ Progress = Callable[[int, int], None]
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def upload(transport: Transport, prefix: str, source: Path | bytes, on_progress: Progress | None = None) -> BlobView:
+def upload(
+    transport: Transport, prefix: str, source: Path | bytes, on_progress: Progress | None = None, *, adapter: AdapterName | None = None
+) -> BlobView:
     """Put a file or bytes under ``<prefix>/<digest>`` unless they are there already; return their digest and size.
 
-    Raises :class:`InvalidData` where the file cannot be read or changes under our hands.
+    ``adapter``: what they are for; what keeps the caller from publishing there is raised before much is sent. Raises :class:`InvalidData`
+    where the file cannot be read or changes under our hands.
     """
     blob = describe(source)
-    path = f"{prefix}/{quote(blob.digest, safe=':')}"
-    if blob.size > ASKED_FROM_BYTES and _is_stored(transport, path):
-        return blob
+    path, params = f"{prefix}/{quote(blob.digest, safe=':')}", {"adapter": str(adapter)} if adapter else {}
+    if blob.size > ASKED_FROM_BYTES:
+        match _ask(transport, path, {**params, "size": blob.size} if adapter else {}):
+            case "stored":
+                return blob
+            case "refused" if adapter is not None:
+                _hear_why(transport, adapter, blob)
     headers = {"Content-Length": str(blob.size), "Content-Type": "application/octet-stream"}
     put = Call(
-        method="PUT", path=path, headers=headers, content=lambda: _chunks(source, blob.size, on_progress), read_seconds=STORE_SECONDS
+        method="PUT",
+        path=path,
+        params=params,
+        headers=headers,
+        content=lambda: _chunks(source, blob.size, on_progress),
+        read_seconds=STORE_SECONDS,
     )
     transport.tell(put)
     return blob
 
 
-def _is_stored(transport: Transport, path: str) -> bool:
+def _ask(transport: Transport, path: str, params: Mapping[str, str | int]) -> Literal["stored", "absent", "refused"]:
     try:
-        transport.tell(Call(method="HEAD", path=path))
-    except (NotFound, Refused, Conflict, InvalidInput):
-        # The refusal of a HEAD has no words; where it means more than that the bytes are new, the PUT will hear them.
-        return False
-    return True
+        transport.tell(Call(method="HEAD", path=path, params=params))
+    except NotFound:
+        return "absent"
+    except (Refused, Conflict, InvalidInput):
+        return "refused"  # without words, for a HEAD's answer has none
+    return "stored"
+
+
+def _hear_why(transport: Transport, adapter: AdapterName, blob: BlobView) -> None:
+    """Ask the door of long files, which says before any byte why none may come; raise that."""
+    request = AdapterUploadRequest(digest=blob.digest, size=blob.size)
+    path, headers = f"/adapters/{adapter}/uploads", {"Content-Type": "application/json"}
+    try:
+        view = transport.ask(Call(method="POST", path=path, headers=headers, content=json_body(request)), AdapterUploadView)
+    except AdapterNotFound as error:  # or it is hidden: what is new is published by those who may
+        hint = f"ask who owns {adapter.namespace}"
+        raise Forbidden("you may not publish there", path="adapter", value=str(adapter), hint=hint) from error
+    if not view.is_stored:  # they may come after all by now
+        transport.tell(Call(method="DELETE", path=f"{path}/{view.id}"))
 
 
 def describe(source: Path | bytes) -> BlobView:
@@ -125,45 +158,79 @@ def fetch_elsewhere(transport: Transport, address: str, target: Path, entry: Fil
         _verify(response.iter_bytes(CHUNK_BYTES), file, entry.digest, entry.size)
 
 
-def fetch_resumable(transport: Transport, path: str, target: Path, digest: str, max_bytes: int, part: Path | None = None) -> None:
+def fetch_resumable(transport: Transport, path: str, target: Path, digest: str, max_bytes: int) -> None:
     """Fetch as :func:`fetch` does, going on where an earlier try ended, even that of a process that is gone.
 
-    What came so far waits in ``part``, on the same disk; where none is named, in ``<target>.part``. Raises :class:`DigestMismatch`,
-    :class:`UnexpectedAnswer` where more than ``max_bytes`` come, after which the next try starts afresh, and :class:`InvalidSetting` where
-    what is there under the part's name is no file of ours.
+    What came so far waits in ``<target>.part``. Raises :class:`DigestMismatch`, :class:`UnexpectedAnswer` where more than ``max_bytes``
+    come, after which the next try starts afresh, and :class:`InvalidSetting` where what is there under the part's name is no file of ours.
     """
-    gathered = part or target.with_name(f"{target.name}.part")
+    gathered = _Gathered(part=target.with_name(f"{target.name}.part"), digest=digest, max_bytes=max_bytes)
+    with local_errors(target.parent):
+        _finish(gathered, _go_on(transport, path, gathered), target)
 
-    def once() -> str:
-        sha256, held = _hash_of(gathered)
-        if held and f"sha256:{sha256.hexdigest()}" == digest:
-            return digest
-        headers = {"Range": f"bytes={held}-"} if held else {}
-        with transport.open(Call(method="GET", path=path, headers=headers, may_lead_elsewhere=True)) as response:
+
+def fetch_long(transport: Transport, path: str, address: str | None, target: Path, entry: FileEntry, part: Path) -> None:
+    """Fetch a file as :func:`fetch_resumable` does, first from an address that the server has given, if any, and else from ``path``.
+
+    What came so far waits in ``part``, on the same disk, wherever it came from. An address that is good no more, or breaks off, is not
+    tried again: the server gives a new one to who asks it.
+    """
+    gathered = _Gathered(part=part, digest=entry.digest, max_bytes=entry.size)
+    with local_errors(target.parent):
+        if address is not None:
+            with suppress(StorageUnavailable, ServiceUnreachable):
+                found = gathered.go_on(lambda headers: transport.elsewhere(address, "GET", {**headers, "Accept-Encoding": "identity"}))
+                _finish(gathered, found, target)
+                return
+        _finish(gathered, _go_on(transport, path, gathered), target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Gathered:
+    """The beginning of a file, as far as it has come."""
+
+    part: Path
+    digest: str
+    """Of the whole."""
+    max_bytes: int
+
+    def go_on(self, ask: Callable[[dict[str, str]], AbstractContextManager[httpx2.Response]]) -> str:
+        """Fetch the rest, if any, by a request with these headers; return the digest of the whole, whatever it should be."""
+        sha256, held = _hash_of(self.part)
+        if held and f"sha256:{sha256.hexdigest()}" == self.digest:
+            return self.digest
+        with ask({"Range": f"bytes={held}-"} if held else {}) as response:
             goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {held}-")
             sha256 = sha256 if goes_on else hashlib.sha256()
-            with open_own(gathered, makes=True) as file:
+            with open_own(self.part, makes=True) as file:
                 file.truncate(file.seek(held if goes_on else 0))
                 for chunk in response.iter_bytes():  # as they come: what waits for a whole chunk is lost with the connection
-                    if file.tell() + len(chunk) > max_bytes:
-                        gathered.unlink()
-                        raise UnexpectedAnswer(f"the server sends more than {max_bytes} bytes", path=digest)
+                    if file.tell() + len(chunk) > self.max_bytes:
+                        self.part.unlink()
+                        raise UnexpectedAnswer(f"the server sends more than {self.max_bytes} bytes", path=self.digest)
                     sha256.update(chunk)
                     file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
         return f"sha256:{sha256.hexdigest()}"
 
-    with local_errors(target.parent):
-        try:
-            found = transport.retry(once)
-        except InvalidInput:  # the server has less than we hold, so what we hold is not of this file
-            gathered.unlink(missing_ok=True)
-            found = transport.retry(once)
-        if found != digest:
-            gathered.unlink()
-            raise DigestMismatch(path=digest, value=found)
-        gathered.replace(target)
+
+def _go_on(transport: Transport, path: str, gathered: _Gathered) -> str:
+    def once() -> str:
+        return gathered.go_on(lambda headers: transport.open(Call(method="GET", path=path, headers=headers, may_lead_elsewhere=True)))
+
+    try:
+        return transport.retry(once)
+    except InvalidInput:  # the server has less than we hold, so what we hold is not of this file
+        gathered.part.unlink(missing_ok=True)
+        return transport.retry(once)
+
+
+def _finish(gathered: _Gathered, found: str, target: Path) -> None:
+    if found != gathered.digest:
+        gathered.part.unlink()
+        raise DigestMismatch(path=gathered.digest, value=found)
+    gathered.part.replace(target)
 
 
 def _hash_of(path: Path) -> tuple[hashlib._Hash, int]:

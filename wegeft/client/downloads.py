@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from pydantic import ValidationError
 
-from wegeft.client.blobs import fetch, fetch_elsewhere, fetch_resumable, local_errors
+from wegeft.client.blobs import fetch, fetch_elsewhere, fetch_long, local_errors
 from wegeft.client.own_files import may_be_own, open_own
 from wegeft.client.transport import Call, Transport
 from wegeft.contracts.adapter import PUBLISHABLE_FILES, FileEntry, VersionView, digest_of
@@ -127,7 +127,7 @@ def _fetch(transport: Transport, pulled: Pulled, entry: FileEntry, target: Path)
     path = f"/adapters/{version.adapter}/versions/{version.version}/files/{quote(entry.path)}"
     if entry.size >= RESUMED_FROM_BYTES:
         with _own_part(target, entry) as part:
-            fetch_resumable(transport, path, target, entry.digest, entry.size, part)
+            fetch_long(transport, path, address, target, entry, part)
         return
     if address is not None:
         # Not tried again: the hub gives a new address to who asks it for the file.

@@ -106,7 +106,7 @@ def _missing(folder: Path, names: set[str]) -> Iterator[Problem]:
 
 def _upload(transport: Transport, adapter: AdapterName, path: Path, on_progress: Progress | None) -> BlobView:
     if path.stat().st_size <= ONE_REQUEST_BYTES:
-        return upload(transport, "/blobs", path, on_progress)
+        return upload(transport, "/blobs", path, on_progress, adapter=adapter)
     return upload_file(transport, f"/adapters/{adapter}/uploads", path, on_progress)
 
 

@@ -16,7 +16,7 @@ class QuotaLimits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bytes: _Bytes | None = None
-    """Of all versions' files; what several share counts once."""
+    """Of all versions' files, those that were deleted until they are collected; what several share counts once."""
     adapters: _Count | None = None
     versions: _Count | None = None
     """Of all adapters together."""
@@ -33,8 +33,16 @@ class Amounts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     bytes: int
+    """Of its versions' files and their derived formats."""
     adapters: int
     versions: int
+    deleted_bytes: int = 0
+    """Of what was deleted or detached and is not collected yet; they count as the others do."""
+
+    @property
+    def counted_bytes(self) -> int:
+        """Bytes that its limit is about."""
+        return self.bytes + self.deleted_bytes
 
 
 class QuotaView(BaseModel):
