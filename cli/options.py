@@ -26,15 +26,9 @@ def json_option(command: Command) -> Command:
 
 
 def override_option(command: Command) -> Command:
-    """Add ``--set key=value``, which the command receives as ``overrides``; who writes ``-o``, as other trainers do, is told of it."""
+    """Add ``--set key=value``, ``-o`` in short, which the command receives as ``overrides``."""
     text = "Set a field of the job file, for example --set learning_rate=1e-3 or --set datasets.0.path=other.jsonl; may be given again."
-    command = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=text)(command)
-    return click.option("-o", "--override", multiple=True, hidden=True, expose_value=False, callback=_refuse_override)(command)
-
-
-def _refuse_override(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> None:
-    if given:
-        raise click.UsageError(f"A field of the job file is set by --set, not by -o: {' '.join(f'--set {text}' for text in given)}")
+    return click.option("-o", "--set", "--override", "overrides", multiple=True, metavar="KEY=VALUE", help=text)(command)
 
 
 def job_file_argument(command: Command) -> Command:
