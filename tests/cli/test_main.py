@@ -97,8 +97,8 @@ def test_nothing_to_talk_to_is_said_with_what_to_do(wgctl: Wgctl) -> None:
 @pytest.mark.parametrize("option", ["-o", "--set", "--override"])
 def test_a_field_is_set_by_each_spelling_of_the_option(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", str(EXAMPLES / "arithmetic" / "job.yaml"), option, "rank=many", "--json"]) == 2
-    [problem] = json.loads(capsys.readouterr().err)["problems"]
-    assert (problem["path"], problem["value"]) == ("rank", "many")
+    problems = json.loads(capsys.readouterr().err)["problems"]
+    assert ("rank", "many") in [(problem["path"], problem["value"]) for problem in problems]
 
 
 def test_a_server_without_a_token_is_refused_here(make_wgctl: Callable[..., Wgctl]) -> None:
