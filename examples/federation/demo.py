@@ -155,7 +155,7 @@ class Demo:
 
     def show_rounds(self, job_id: str) -> None:
         """Print who was in which round, and who missed it and why."""
-        heading("Every round: who sent, who was left out and why, and the version that it published")
+        heading("Every round: who sent, who was left out and why, its version")
         self.run("federation", "rounds", job_id)
         self.run("federation", "show", job_id, "--round", str(self.rounds))
 
@@ -173,7 +173,7 @@ class Demo:
 
     def train_apart(self, files: dict[str, Path]) -> dict[str, str]:
         """Train on each part alone and on all of it, as many steps as each site has made; return every adapter by what it is."""
-        heading(f"{self.rounds * self.steps} steps, as many as each site has made: each alone, and on all rows in one place")
+        heading(f"The {self.rounds * self.steps} steps of a site: each alone, and on all rows in one place")
         adapters = {"federated": ADAPTER}
         parts = {f"{name} alone": file for name, file in files.items()} | {"centralised": CENTRAL_FILE.with_name("train.jsonl")}
         for what, file in parts.items():
