@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
 from urllib.parse import quote
@@ -66,15 +67,8 @@ def upload(
             case "refused" if adapter is not None:
                 _hear_why(transport, adapter, blob)
     headers = {"Content-Length": str(blob.size), "Content-Type": "application/octet-stream"}
-    put = Call(
-        method="PUT",
-        path=path,
-        params=params,
-        headers=headers,
-        content=lambda: _chunks(source, blob.size, on_progress),
-        read_seconds=STORE_SECONDS,
-    )
-    transport.tell(put)
+    content = partial(_chunks, source, blob.size, on_progress)
+    transport.tell(Call(method="PUT", path=path, params=params, headers=headers, content=content, read_seconds=STORE_SECONDS))
     return blob
 
 
