@@ -62,8 +62,20 @@ NEEDS_MORE = {
     "DELETE /api/v1/organisations/{organisation}/members/{account}",
     "PUT /api/v1/adapters/{namespace}/{name}/card",
     "POST /api/v1/adapters/{namespace}/{name}/versions/{selector}/evaluations",
+    "GET /api/v1/adapters/{namespace}/{name}/versions/{selector}/diff",
+    "PUT /api/v1/adapters/{namespace}/{name}/aliases/{alias}/protection",
+    "GET /api/v1/adapters/{namespace}/{name}/uploads/{upload_id}",
+    "DELETE /api/v1/adapters/{namespace}/{name}/uploads/{upload_id}",
+    "PUT /api/v1/adapters/{namespace}/{name}/uploads/{upload_id}/parts/{offset}/{digest}",
+    "POST /api/v1/adapters/{namespace}/{name}/uploads/{upload_id}/finish",
+    "PUT /api/v1/adapters/{namespace}/{name}/versions/{selector}/formats/{format}/{dtype}",
+    "GET /api/v1/adapters/{namespace}/{name}/versions/{selector}/formats/{format}/{dtype}/signature",
+    "GET /api/v1/adapters/{namespace}/{name}/versions/{selector}/formats/{format}/{dtype}/files/{path}",
+    "HEAD /api/v1/adapters/{namespace}/{name}/versions/{selector}/formats/{format}/{dtype}/files/{path}",
 }
 """What succeeds only after more than a request made up from its description: other tests see those succeed."""
+ROUNDS_THAT_TELL = 3
+"""Of examples for every operation, after which one that never succeeded is one that cannot; on a slow machine there may be fewer."""
 
 
 @dataclass
@@ -165,7 +177,8 @@ def test_every_operation_says_what_it_is_and_how_it_fails(described: Described) 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_many_answers_are_described(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """On both databases: each stumbles over values of its own."""
-    number, end = int(os.environ.get("SOAK_SEED", "1")) * 1000, time.monotonic() + float(os.environ.get("SOAK_SECONDS", "600")) / 4
+    first = number = int(os.environ.get("SOAK_SEED", "1")) * 1000
+    end = time.monotonic() + float(os.environ.get("SOAK_SECONDS", "600")) / 4
     is_sqlite = kind == "sqlite"
     engine = make_engine(f"sqlite:///{tmp_path / 'a.db'}" if is_sqlite else request.getfixturevalue("postgres_server").new_database())
     upgrade(engine)
@@ -174,6 +187,8 @@ def test_many_answers_are_described(kind: str, request: pytest.FixtureRequest, t
             assert run_examples(described, number, 15, GenerationMode.POSITIVE) == []
             assert run_examples(described, number, 10, GenerationMode.NEGATIVE) == []
             number += 1
+        if number < first + ROUNDS_THAT_TELL:
+            return
         succeeded = {name for name, statuses in described.statuses.items() if any(status < 300 for status in statuses)}
         others = {name for name in described.statuses if SIGNED_BY_SITES in name or OF_WORKERS in name}
         assert set(described.statuses) - succeeded - others <= NEEDS_MORE
