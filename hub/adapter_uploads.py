@@ -122,8 +122,8 @@ class AdapterUploads:
         if upload.multipart is not None and staging is not None:
             staging.discard(upload.id)
         with writing(self.services.engine) as connection:
-            catalog.close_upload(connection, upload, self.services.clock())
             catalog.end_reservation(connection, upload.id)
+            catalog.close_upload(connection, upload, self.services.clock())
 
     @property
     def _owner(self) -> str:
@@ -168,11 +168,14 @@ class AdapterUploads:
     def _direct_view(self, upload: Upload) -> AdapterUploadView:
         staging, multipart = self._must_stage(), upload.multipart or ""
         come = staging.parts(upload.id, multipart)
+        if any((come or {}).get(number, 0) > size for number, size in _places(upload)):  # an address bounds no length
+            self.abandon(upload.id)
+            raise InvalidRequest("a part is longer than was announced", path="upload", value=upload.id, hint="begin it again")
         missing = [] if come is None else [(number, size) for number, size in _places(upload) if come.get(number) != size]
         arrived = upload.size - sum(size for _, size in missing)
         given = missing[: math.ceil(bytes_ahead(arrived, upload.size) / upload.part_bytes)]
         with writing(self.services.engine) as connection:  # before the addresses are given: what comes by them nobody counts at once
-            self._stage(connection, upload, arrived + sum(size for _, size in given))
+            self._stage(connection, upload, (arrived if come is None else sum(come.values())) + sum(size for _, size in given))
         addresses = [
             PartAddress(
                 offset=(number - 1) * upload.part_bytes, size=size, url=staging.address(upload.id, multipart, number, DIRECT_SECONDS)

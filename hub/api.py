@@ -7,7 +7,6 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from hub import access_api, catalog, hf_api, provenance, provenance_api, uploads_api
 from hub.adapter_query import AdapterQuery, FilterQuery
 from hub.adapter_uploads import find_sent
-from hub.catalog import Sender
 from hub.collection import Collector
 from hub.formats import api as formats_api
 from hub.intake import check_kept
@@ -36,9 +35,10 @@ from wegeft.contracts.adapter import (
 )
 from wegeft.contracts.aliases import AliasProtection
 from wegeft.contracts.collection import Collected, CollectionPlan
-from wegeft.contracts.errors import BlobNotFound, FileNotFoundInVersion
+from wegeft.contracts.errors import BlobNotFound, FileNotFoundInVersion, InvalidRequest
 from wegeft.contracts.pulling import PULL_TYPE
 from wegeft.contracts.training import BlobView
+from wegeft.contracts.uploads import ONE_REQUEST_BYTES
 
 Limit = Annotated[int, Query(ge=1, le=100, description="How many to answer at most.")]
 Cursor = Annotated[str | None, Query(max_length=1000, description="`next_cursor` of the page before.")]
@@ -91,7 +91,8 @@ def _blob_router(services: HubServices, guard: Guard) -> APIRouter:
     ) -> Response:
         # What others have sent is told apart from nothing by nobody who knows its digest alone.
         found = find_sent(services, caller, check_digest(digest))
-        _sender_of(services, caller, adapter, size if found is None else None)
+        if adapter is not None:
+            _check_sender(services, caller, AdapterName.parse(adapter), size if found is None else None)
         if found is None:
             raise BlobNotFound(path=digest)
         return Response(headers={"Content-Length": str(found), "ETag": f'"{digest}"'}, media_type="application/octet-stream")
@@ -107,7 +108,11 @@ def _blob_router(services: HubServices, guard: Guard) -> APIRouter:
     def put_blob(digest: str, caller: Writer, request: Request, response: Response, adapter: ForAdapter = None) -> BlobView:
         is_new = find_sent(services, caller, check_digest(digest)) is None
         response.status_code = 201 if is_new else 200
-        sender = _sender_of(services, caller, adapter, (declared_length(request.scope) or 0) if is_new else None)
+        name = None if adapter is None else AdapterName.parse(adapter)
+        if name is not None:
+            size = _check_promise(declared_length(request.scope))
+            _check_sender(services, caller, name, size if is_new else None)
+        sender = services.sender(caller, None if name is None else name.namespace)
         size = intake.receive(digest, request, sender)
         with writing(services.engine) as connection:
             is_kept = intake.own_staged(connection, digest, size, sender)
@@ -117,20 +122,23 @@ def _blob_router(services: HubServices, guard: Guard) -> APIRouter:
     return router
 
 
-def _sender_of(services: HubServices, caller: Principal, adapter: str | None, new_bytes: int | None) -> Sender:
-    """Return who sends bytes, for an adapter if they say so; ``new_bytes``: how many at least, None where they are there.
+def _check_promise(length: int | None) -> int:
+    """Return how many bytes are to come; raise :class:`InvalidRequest` for more than one request should keep a namespace's room for."""
+    if length is None or length > ONE_REQUEST_BYTES:
+        hint = "send more by an upload in parts, which keeps room for what has come"
+        raise InvalidRequest(f"bytes for an adapter must be {ONE_REQUEST_BYTES} or fewer", path="content-length", value=length, hint=hint)
+    return length
 
-    Raises :class:`Forbidden` where the caller may not publish there, and :class:`QuotaExceeded` where there is no room: nobody need send
-    anything to hear it.
+
+def _check_sender(services: HubServices, caller: Principal, name: AdapterName, new_bytes: int | None) -> None:
+    """Raise :class:`Forbidden` where the caller may not publish, and :class:`QuotaExceeded` where there is no room.
+
+    So nobody need send anything to hear it. ``new_bytes``: how many come at least; None where they are there.
     """
-    if adapter is None:
-        return services.sender(caller)
-    name = AdapterName.parse(adapter)
     with reading(services.engine) as connection:
         catalog.check_publisher(connection, caller, name)
         if new_bytes is not None:
             catalog.check_room(connection, name, new_bytes)
-    return services.sender(caller, name.namespace)
 
 
 def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:

@@ -85,9 +85,16 @@ class Collector:
         with reading(self.engine) as connection:
             unmeasured = tuple(catalog.list_unmeasured(connection, now, limit))
         for upload in unmeasured:
-            come = sum((staging.parts(upload.id, upload.multipart or "") or {}).values())
+            come = (staging.size(upload.id) or sum((staging.parts(upload.id, upload.multipart) or {}).values())) if upload.multipart else 0
+            is_too_long = come > upload.size  # an address bounds no length
+            if is_too_long:
+                staging.discard(upload.id)
             with writing(self.engine) as connection:
-                catalog.note_measured(connection, upload.id, staging.size(upload.id) or come, now)
+                if is_too_long:
+                    catalog.end_reservation(connection, upload.id)
+                    catalog.close_upload(connection, upload, now)
+                else:
+                    catalog.note_measured(connection, upload.id, come, now)
 
     def _delete(self, digest: str) -> int | None:
         # Asked first without a lock: while the store does not answer, nobody else should wait for it.

@@ -17,9 +17,10 @@ from hub import catalog
 from hub.catalog import Part, Upload
 from hub.intake import Intake, check_kept
 from hub.objects import ObjectStore
+from infra.bodies import declared_length
 from infra.database import reading, writing
 from wegeft.contracts.adapter import check_digest
-from wegeft.contracts.errors import BlobNotFound, Conflict, DigestMismatch, InvalidRequest, TooLarge
+from wegeft.contracts.errors import BlobNotFound, Conflict, DigestMismatch, InvalidRequest, TooLarge, WegeftError
 from wegeft.contracts.uploads import UploadRequest, UploadView
 
 PART_BYTES = 4 << 20
@@ -91,14 +92,23 @@ class Uploads:
         _check_offset(upload, offset)
         with writing(self.intake.engine) as connection:
             self.stage(connection, replace(upload, expires_at=self.intake.keep_until), upload.offset + upload.next_size)
+        _check_length(upload, declared_length(request.scope))
         size = replace(self.intake, max_blob_bytes=upload.next_size).receive(digest, request)
-        if size != upload.next_size:
-            raise InvalidRequest("the part is too short", path="body", value=size, hint=f"{upload.next_size} bytes")
+        try:
+            _check_length(upload, size)
+            return self._add(owner, upload_id, offset, Part(digest=digest, size=size))
+        except WegeftError:
+            # Else bytes that count nowhere would be kept for as long as any that come.
+            with writing(self.intake.engine) as connection:
+                catalog.let_go_of_arrivals(connection, [digest], self.intake.clock())
+            raise
+
+    def _add(self, owner: str, upload_id: str, offset: int, part: Part) -> UploadView:
         with writing(self.intake.engine) as connection:
             held = catalog.find_upload(connection, owner, upload_id, self.intake.clock(), is_held=True)
-            if not _has_part(held, offset, digest):
+            if not _has_part(held, offset, part.digest):
                 _check_offset(held, offset)
-                check_kept(digest, is_kept=catalog.add_part(connection, held, Part(digest=digest, size=size), self.intake.keep_until))
+                check_kept(part.digest, is_kept=catalog.add_part(connection, held, part, self.intake.keep_until))
             return view_of(catalog.find_upload(connection, owner, upload_id, self.intake.clock()))
 
     def finish(self, owner: str, upload_id: str, keep: Keep) -> tuple[str, int]:
@@ -145,6 +155,11 @@ def _has_part(upload: Upload, offset: int, digest: str) -> bool:
 def _check_offset(upload: Upload, offset: int) -> None:
     if offset != upload.offset or not upload.next_size:
         raise Conflict("the next part begins elsewhere", path="offset", value=upload.offset, hint=f"go on from byte {upload.offset}")
+
+
+def _check_length(upload: Upload, size: int | None) -> None:
+    if size is not None and size < upload.next_size:
+        raise InvalidRequest("the part is too short", path="body", value=size, hint=f"{upload.next_size} bytes")
 
 
 class PartsReader:

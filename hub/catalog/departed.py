@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Column, Connection, Index, Select, String, Table, case, delete, exists, func, or_, select
+from sqlalchemy import Column, Connection, Index, SelectBase, String, Table, case, delete, exists, func, or_, select
 
 from hub.catalog.holds import ARRIVAL, UPLOAD, is_unheld
 from hub.catalog.tables import BLOBS, HOLDS, upsert
@@ -26,15 +25,19 @@ DEPARTED = Table(
 
 
 def depart(
-    connection: Connection, namespace: str, holders: Sequence[str] | Select[Any], until: datetime, *, but: Iterable[str] = ()
+    connection: Connection, namespace: str, holders: Sequence[str] | SelectBase, until: datetime, *, but: Iterable[str] = ()
 ) -> None:
-    """Count what ``holders`` of a namespace are about to let go ``until`` then, ``but`` for some, from now on as what was deleted there."""
-    named = select(HOLDS.c.digest).where(HOLDS.c.holder.in_(holders), HOLDS.c.digest.not_in(set(but)))
-    is_sent = or_(HOLDS.c.holder == ARRIVAL, HOLDS.c.holder.startswith(UPLOAD, autoescape=True))
-    sent_until = func.max(case((is_sent, HOLDS.c.until), else_=None))
-    # In one order, so that two who let the same bytes go wait for each other and never in a circle.
-    query = select(HOLDS.c.digest, sent_until.label("until")).where(HOLDS.c.digest.in_(named)).group_by(HOLDS.c.digest)
-    found = connection.execute(query.order_by(HOLDS.c.digest)).all()
+    """Count what ``holders`` of a namespace are about to let go ``until`` then, ``but`` for some, from now on as what was deleted there.
+
+    All of them at once: rows are locked in one order, so that two who let the same bytes go wait for each other and never in a circle.
+    """
+    is_theirs = HOLDS.c.holder.in_(holders) & HOLDS.c.digest.not_in(set(but))
+    named, sent = select(HOLDS.c.digest).where(is_theirs).distinct().subquery(), HOLDS.alias()
+    is_sent = or_(sent.c.holder == ARRIVAL, sent.c.holder.startswith(UPLOAD, autoescape=True))
+    query = select(named.c.digest, func.max(sent.c.until).label("until")).select_from(
+        named.outerjoin(sent, (sent.c.digest == named.c.digest) & is_sent)
+    )
+    found = connection.execute(query.group_by(named.c.digest).order_by(named.c.digest)).all()
     rows = [{"namespace": namespace.lower(), "digest": row.digest, "until": max(until, row.until or until)} for row in found]
     if rows:
         added = upsert(connection, DEPARTED)

@@ -55,16 +55,9 @@ def attach_format(
     depart(connection, name.namespace, [holder], stamp[1], but=digests)
     connection.execute(delete(HOLDS).where(HOLDS.c.holder == holder, HOLDS.c.digest.not_in(digests)))
     note_sizes(connection, {entry.digest: entry.size for entry in attachment.files})
-    row = attachment.model_dump(exclude={"files"}) | {
+    row = _row_of(attachment, shelf, stamp) | {
         "version_id": find_version_id(connection, name, version.version),
-        "format": shelf[0],
-        "dtype": shelf[1],
         "holder": holder,
-        "files": _files_text(attachment.files),
-        "size": sum(entry.size for entry in attachment.files),
-        "created_by": stamp[0],
-        "created_at": stamp[1],
-        "kept_until": stamp[2],
         "signature": signature,
     }
     place = ["version_id", "format", "dtype"]
@@ -74,6 +67,18 @@ def attach_format(
     release(connection, stamp[0], digests)
     audit.note(connection, "format.attach", version.ref, stamp[1], format=shelf[0], dtype=shelf[1], largest_error=attachment.largest_error)
     return _view(found)
+
+
+def _row_of(attachment: FormatAttachment, shelf: Shelf, stamp: tuple[str, datetime, datetime]) -> dict[str, Any]:
+    return attachment.model_dump(exclude={"files"}) | {
+        "format": shelf[0],
+        "dtype": shelf[1],
+        "files": _files_text(attachment.files),
+        "size": sum(entry.size for entry in attachment.files),
+        "created_by": stamp[0],
+        "created_at": stamp[1],
+        "kept_until": stamp[2],
+    }
 
 
 def list_formats(connection: Connection, version: VersionView) -> tuple[AttachedFormat, ...]:
@@ -123,9 +128,10 @@ def drop_formats(connection: Connection, now: datetime, *, only_unused: bool = T
     if only_unused:
         chosen = chosen.where(DERIVED_FORMATS.c.kept_until <= now)
     found = connection.execute(chosen.with_for_update(of=DERIVED_FORMATS)).all()
+    for namespace in sorted({row.namespace.lower() for row in found}):
+        depart(connection, namespace, [row.holder for row in found if row.namespace.lower() == namespace], now)
     for row in found:
         connection.execute(delete(DERIVED_FORMATS).where(DERIVED_FORMATS.c.id == row.id))
-        depart(connection, row.namespace, [row.holder], now)
         let_go(connection, row.holder, now)
     if found:
         audit.note(connection, "formats.collect", "", now, formats=len(found))

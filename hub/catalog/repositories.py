@@ -11,7 +11,22 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, ForeignKey, Integer, Select, String, Table, delete, insert, select, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    ForeignKey,
+    Integer,
+    Select,
+    String,
+    Table,
+    delete,
+    insert,
+    literal,
+    select,
+    union_all,
+    update,
+)
 
 from hub.catalog.departed import depart
 from hub.catalog.format_tables import DERIVED_FORMATS
@@ -100,11 +115,13 @@ def delete_adapter(connection: Connection, adapter: AdapterName, until: datetime
         find_repository(connection, adapter)
     assert row is not None  # noqa: S101 - otherwise there was no such repository
     formats = select(DERIVED_FORMATS.c.holder).join(VERSIONS, VERSIONS.c.id == DERIVED_FORMATS.c.version_id)
-    formats = formats.where(VERSIONS.c.adapter_id == row.id).with_for_update(of=DERIVED_FORMATS)  # before any hold, as whoever renews one
-    holders = connection.execute(formats.order_by(DERIVED_FORMATS.c.id)).scalars().all()
-    sources = connection.execute(select(VERSIONS.c.source).where(VERSIONS.c.adapter_id == row.id)).scalars().all()
-    for holder in (*map(version_of, sources), *holders):
-        depart(connection, adapter.namespace, [holder], until)
+    formats = formats.where(VERSIONS.c.adapter_id == row.id)
+    locked = formats.with_for_update(of=DERIVED_FORMATS).order_by(DERIVED_FORMATS.c.id)  # before any hold, as whoever renews one
+    holders = connection.execute(locked).scalars().all()
+    sources = select(VERSIONS.c.source).where(VERSIONS.c.adapter_id == row.id)
+    versions = select(literal(version_of("")) + sources.subquery().c.source)
+    depart(connection, adapter.namespace, union_all(versions, formats), until)
+    for holder in (*map(version_of, connection.execute(sources).scalars()), *holders):
         let_go(connection, holder, until)
     unlist(connection, row.id)
     for table, is_about in _rows_about(row.id):

@@ -67,9 +67,12 @@ def list_unmeasured(connection: Connection, now: datetime, limit: int) -> Iterat
 
 
 def note_measured(connection: Connection, upload_id: str, come: int, now: datetime) -> None:
-    """Count an upload by what has come of it, unless its sender goes on with it since."""
+    """Count an upload by what has come of it, unless its sender goes on with it since; it is to be measured again later.
+
+    For what a request brings that began while its address was good may come much later.
+    """
     is_it = (STAGED.c.digest == _row_of(upload_id)) & (STAGED.c.ahead_until <= now)
-    connection.execute(update(STAGED).where(is_it).values(size=come, ahead=0, ahead_until=None))
+    connection.execute(update(STAGED).where(is_it).values(size=come, ahead=0, ahead_until=now + timedelta(seconds=AHEAD_SECONDS)))
 
 
 def _row_of(upload_id: str) -> str:

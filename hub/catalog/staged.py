@@ -55,7 +55,7 @@ STAGED = Table(
 STAGERS = Table("stagers", METADATA, Column("account", String(64), primary_key=True))
 """A row for each account that has staged anything, which whoever stages for it holds until the commit."""
 
-_HINT = "publish what was sent, give uploads up, or wait until they go (WEGEFT_KEEP_SECONDS); an admin raises the limit"
+_HINT = "publish what was sent, give uploads up, or wait until they and deleted bytes go (WEGEFT_KEEP_SECONDS); an admin raises the limit"
 _NOBODY = ""
 """A holder that never had anything."""
 

@@ -226,6 +226,20 @@ def test_an_upload_that_nobody_goes_on_with_counts_by_what_has_come(direct: Dire
     assert waiting() == len(content)
 
 
+@pytest.mark.parametrize("is_looked_at", [True, False])
+def test_a_part_that_is_longer_than_its_place_ends_the_upload(direct: Direct, is_looked_at: bool) -> None:
+    """An address bounds no length: what comes by it beyond what was announced, and counted, does not stay."""
+    content = b"a" * 5000
+    view = begin(direct, content)
+    assert httpx2.put(view["addresses"][0]["url"], content=content + b"a", trust_env=False).status_code == 200
+    if is_looked_at:
+        assert ask(direct, "GET", f"{API}/uploads/{view['id']}", "write").status_code == 422
+    else:
+        Collector(engine=direct.hub.engine, store=direct.hub.store).collect(NOW + timedelta(seconds=AHEAD_SECONDS), 10)
+    assert direct.objects() == []
+    assert ask(direct, "GET", f"{API}/uploads/{view['id']}", "write").status_code == 404
+
+
 def test_what_was_lost_in_the_store_is_begun_anew(direct: Direct) -> None:
     content = b"a" * 5000
     view = begin(direct, content)

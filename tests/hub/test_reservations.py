@@ -17,7 +17,9 @@ from hub import api, catalog
 from hub.catalog import Upload, bytes_ahead, quotas
 from hub.catalog.reservations import AHEAD_SECONDS, LEAST_AHEAD_BYTES, MOST_AHEAD_BYTES
 from hub.catalog.staged import Sender
+from hub.collection import Collector
 from hub.objects import MemoryStore
+from hub.serving import DIRECT_SECONDS
 from hub.uploads import PART_BYTES
 from infra.auth import Guard, create_token
 from infra.database import reading, writing
@@ -27,6 +29,7 @@ from tests.hub.serving import NOW, Hub, made_hub
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.errors import QuotaExceeded
 from wegeft.contracts.quotas import QuotaLimits
+from wegeft.contracts.uploads import ONE_REQUEST_BYTES
 
 GIB = 1 << 30
 LAPSED = NOW + timedelta(seconds=AHEAD_SECONDS)
@@ -69,6 +72,10 @@ def reserve(engine: Engine, account: str, name: str, size: int, come: int = 0, n
 def waiting(engine: Engine, now: datetime = NOW, name: str = "acme") -> int:
     with reading(engine) as connection:
         return catalog.count_staged(connection, name, now)
+
+
+def test_room_is_kept_for_longer_than_an_address_of_the_store_is_good() -> None:
+    assert AHEAD_SECONDS > DIRECT_SECONDS
 
 
 def test_who_sends_nothing_keeps_little_room_and_not_for_long(engine: Engine) -> None:
@@ -187,3 +194,33 @@ def test_an_upload_that_was_begun_twice_at_once_counts_once(small: Hub) -> None:
         assert send(ada, begun, 0).status_code == 200
         assert begin(ada, PARTS).json()["offset"] == PART_BYTES
     assert (waiting(small.engine), waiting(small.engine, LAPSED)) == (len(PARTS), PART_BYTES)
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_part_that_is_refused_is_not_kept(small: Hub, is_chunked: bool) -> None:
+    """Neither a short one nor a second one in its place: what counts nowhere must not lie there for a day."""
+    short, other = PARTS[:100], b"o" * PART_BYTES
+    with client_at(small, NOW) as ada, client_at(small, NOW) as beside:
+        address = f"{ADDRESS}/{begin(ada, PARTS).json()['id']}/parts"
+        refused = ada.put(f"{address}/0/{digest_of(short)}", content=iter([short]) if is_chunked else short)
+        assert (refused.status_code, refused.json()["problems"][0]["value"]) == (422, "100")
+
+        def interrupted() -> Iterator[bytes]:
+            yield other[:1000]
+            assert send(beside, address.split("/")[-2], 0).status_code == 200
+            yield other[1000:]
+
+        assert ada.put(f"{address}/0/{digest_of(other)}", content=interrupted()).status_code == 409
+    Collector(engine=small.engine, store=small.store).collect(NOW, 10)
+    assert [small.store.has(digest_of(content)) for content in (short, other)] == [None, None]
+    assert small.store.has(digest_of(PARTS[:PART_BYTES])) == PART_BYTES
+
+
+def test_no_one_request_keeps_much_of_a_namespaces_room(small: Hub) -> None:
+    """Bytes for an adapter say how long they are, and are few: longer ones come in parts, which keep room for what has come."""
+    content = b"a" * (ONE_REQUEST_BYTES + 1)
+    with client_at(small, NOW) as ada:
+        for body in (content, iter([content[:5]])):
+            refused = ada.put(f"/api/v1/blobs/{digest_of(content)}", params={"adapter": "acme/one"}, content=body)
+            assert (refused.status_code, refused.json()["problems"][0]["path"]) == (422, "content-length")
+    assert waiting(small.engine) == 0

@@ -171,12 +171,16 @@ def fetch_long(transport: Transport, path: str, address: str | None, target: Pat
     """
     gathered = _Gathered(part=part, digest=entry.digest, max_bytes=entry.size)
     with local_errors(target.parent):
+        found = None
         if address is not None:
             with suppress(StorageUnavailable, ServiceUnreachable):
                 found = gathered.go_on(lambda headers: transport.elsewhere(address, "GET", {**headers, "Accept-Encoding": "identity"}))
-                _finish(gathered, found, target)
-                return
-        _finish(gathered, _go_on(transport, path, gathered), target)
+        if found is None:
+            found = _go_on(transport, path, gathered)
+        if found != entry.digest and address is not None:
+            gathered.part.unlink()  # what came from the address may be at fault
+            found = _go_on(transport, path, gathered)
+        _finish(gathered, found, target)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +197,7 @@ class _Gathered:
         sha256, held = _hash_of(self.part)
         if held and f"sha256:{sha256.hexdigest()}" == self.digest:
             return self.digest
+        held = held if held < self.max_bytes else 0  # whole and wrong: nothing can be added to it
         with ask({"Range": f"bytes={held}-"} if held else {}) as response:
             goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {held}-")
             sha256 = sha256 if goes_on else hashlib.sha256()

@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict
 
 from wegeft.client.blobs import STORE_SECONDS, Progress, opened, upload
 from wegeft.client.transport import Call, Transport, json_body
-from wegeft.client.uploads import ONE_REQUEST_BYTES, upload_file
+from wegeft.client.uploads import upload_file
 from wegeft.contracts.adapter import CONFIG_FILE, PUBLISHABLE_FILES, WEIGHTS_FILE, AdapterName, VersionView
 from wegeft.contracts.errors import AdapterNotFound, Conflict, InvalidData, Problem
 from wegeft.contracts.training import BlobView
+from wegeft.contracts.uploads import ONE_REQUEST_BYTES
 
 INLINE_BYTES = 64 << 10
 """Shorter files come in the commit itself."""

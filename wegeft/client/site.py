@@ -16,13 +16,14 @@ from pydantic import ValidationError
 
 from wegeft.client.blobs import STORE_SECONDS, fetch_resumable
 from wegeft.client.transport import Answer, Call, Transport, json_body
-from wegeft.client.uploads import ONE_REQUEST_BYTES, upload_in_parts
+from wegeft.client.uploads import upload_in_parts
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.enrolment import Enrolment, EnrolmentRequest, InvitationLook, Terms, enrolment_content
 from wegeft.contracts.errors import InvalidSetting, UnexpectedAnswer
 from wegeft.contracts.federation import Decline, Message, Offer, SignedReceipt, SignedUpdate, Update
 from wegeft.contracts.rotation import RotationRequest, rotation_content
 from wegeft.contracts.signatures import is_signed, public_key_of, request_content, sign
+from wegeft.contracts.uploads import ONE_REQUEST_BYTES
 
 OFFER_SECONDS = 25
 """How long one question for the next offer stays open."""

@@ -13,8 +13,6 @@ from wegeft.contracts.errors import Conflict, InvalidData, NotFound, ServiceUnre
 from wegeft.contracts.training import BlobView
 from wegeft.contracts.uploads import AdapterUploadRequest, AdapterUploadView, PartAddress, UploadRequest, UploadView
 
-ONE_REQUEST_BYTES = 8 << 20
-"""Up to which bytes are sent whole."""
 _RESTARTS = 3
 _JSON = {"Content-Type": "application/json"}
 _OCTETS = {"Content-Type": "application/octet-stream"}

@@ -16,7 +16,7 @@ class QuotaLimits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bytes: _Bytes | None = None
-    """Of all versions' files, those that were deleted until they are collected; what several share counts once."""
+    """Of all versions' files and derived formats, deleted ones too until they are collected; what several share counts once."""
     adapters: _Count | None = None
     versions: _Count | None = None
     """Of all adapters together."""

@@ -8,6 +8,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from wegeft.contracts.adapter import Digest
 
+ONE_REQUEST_BYTES = 8 << 20
+"""The most that is sent for an adapter at once; more goes in parts."""
 OFFSET_HEADER = "Upload-Offset"
 """Bytes that have come, as the answer to HEAD says."""
 LENGTH_HEADER = "Upload-Length"
