@@ -27,7 +27,7 @@ _NEWEST = 1000
 """Listings that are looked at for those, and for how many listings have several conditions together."""
 _ENOUGH = 3
 """So many of them say something; fewer say that there are no more."""
-_FEW = 4000
+_WORTH_SAMPLING = 4000
 """Where a condition leaves no more, nobody asks what it leaves together with others."""
 
 
@@ -110,7 +110,7 @@ def _explained(connection: Connection, conditions: Sequence[Condition]) -> Estim
     [listings, least, *left] = [float(plan["Plan Rows"]) for plan in told[0]["Plan"]["Plans"]]
     unknown = [at for at, condition in enumerate(conditions) if _is_guessed(condition, left[at], least)]
     inside = [at for at, condition in enumerate(conditions) if condition.kind != "elsewhere"]
-    if not unknown and (len(inside) < 2 or min(left[at] for at in inside) <= _FEW):
+    if not unknown and (len(inside) < 2 or min(left[at] for at in inside) <= _WORTH_SAMPLING):
         return Estimate(listings=listings, left=tuple(left))
     sample = _sample_newest(connection, {at: conditions[at] for at in inside})
     for at in unknown:

@@ -97,7 +97,7 @@ def ways_to(connection: Connection, wanted: AdapterFilter, wish: Wish) -> list[W
     wording = read_search(wanted.search or "")
     is_sqlite = connection.dialect.name == "sqlite"
     completed = {} if wording is None or is_sqlite else complete(connection, wording.begun)
-    if wording is None or () in completed.values():
+    if wording is None:
         return [Way(cost=0, select=partial(_plain, (false(),)))]
     conditions = tuple(conditions_of(wanted, wording, completed, is_sqlite=is_sqlite))
     if not conditions or (len(conditions) == 1 and conditions[0].is_in_order(wish.order)):
@@ -133,8 +133,8 @@ def _looks(case: _Case) -> Iterator[Way]:
         met, looked = guess.left[terms[0]] * _probes(case, terms), guess.listings * guess.together(terms)
         if looked <= case.wish.few:
             rest = [condition for at, condition in enumerate(case.conditions) if at not in terms]
-            select = partial(_look_by_terms, [case.conditions[at] for at in terms], rest)
-            yield Way(cost=met * _MET + looked * (1 + case.elsewhere), select=select)
+            by_terms = partial(_look_by_terms, [case.conditions[at] for at in terms], rest)
+            yield Way(cost=met * _MET + looked * (1 + case.elsewhere), select=by_terms)
 
 
 def _terms_worth(case: _Case) -> list[int]:

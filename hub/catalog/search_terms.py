@@ -52,7 +52,11 @@ def _quote(lexeme: str) -> str:
 
 
 def complete(connection: Connection, begun: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return the words that begin so, by the beginning; beginnings of more words than :data:`MOST_COMPLETIONS` are left out."""
+    """Return the words that begin so, by the beginning; beginnings of more words than :data:`MOST_COMPLETIONS` are left out.
+
+    A beginning that no word has is a word that no listing has, and is asked for as one: a shorter way would tell by its time which words
+    there are in adapters that the caller may not see.
+    """
     if not begun:
         return {}
     word = _KNOWN.c.word
@@ -63,4 +67,4 @@ def complete(connection: Connection, begun: Sequence[str]) -> dict[str, tuple[st
     found: dict[str, list[str]] = {one: [] for one in begun}
     for row in connection.execute(union_all(*(select(one) for one in asked))):
         found[row.begun].append(row.word)
-    return {one: tuple(words) for one, words in found.items() if len(words) <= MOST_COMPLETIONS}
+    return {one: tuple(words) or (one,) for one, words in found.items() if len(words) <= MOST_COMPLETIONS}
