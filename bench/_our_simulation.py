@@ -6,7 +6,6 @@ It is what ``wgctl federation simulate`` runs without ``--output``, with as many
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -41,9 +40,8 @@ def simulate_ours(cell: Cell, folder: Path, rule: str = "factor_mean") -> Timing
     """Time rounds of a simulation under ``rule``, in a process of its own."""
     path, log = folder / "run.json", folder / "run.log"
     path.write_text(json.dumps({"cell": asdict(cell), "rule": rule}))
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # as the command does
     with log.open("wb") as file:
-        process = subprocess.Popen([sys.executable, "-m", "bench._our_simulation", str(path)], stdout=file, stderr=file, env=environment)
+        process = subprocess.Popen([sys.executable, "-m", "bench._our_simulation", str(path)], stdout=file, stderr=file)
     try:
         with watching(lambda: [process.pid], SHORT_SECONDS) as samples:
             status = process.wait(timeout=cell.limit_seconds)

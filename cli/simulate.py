@@ -57,7 +57,6 @@ def simulate(job_file: Path, overrides: tuple[str, ...], is_json: bool, out: Pat
     One line for each round: who was left out and why, losses on the held-out rows before and after, what the rule could not keep in
     the pair, and bytes. The same seed ends in the same digest. Ctrl-C ends it; with --output, what is done is kept.
     """
-    _leave_cores_to_actors()
     from cli.preparation import prepare, read_job_file
     from simulation.journal import Journal
     from simulation.run import Around
@@ -75,15 +74,6 @@ def simulate(job_file: Path, overrides: tuple[str, ...], is_json: bool, out: Pat
         tell: Callable[[RoundReport], None] = print_json_line if is_json else _tell
         report = play(simulation, Around(crew=crew, journal=journal, tell=tell, done=done), has_bounds=given["has_bounds"])
     print_json_line(report) if is_json else _sum_up(report, out)
-
-
-def _leave_cores_to_actors() -> None:
-    """Keep numpy to one thread, if it is not loaded yet: it multiplies small matrices, and more threads would wait by spinning."""
-    import os
-    import sys
-
-    if "numpy" not in sys.modules:
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def _options(spec: JobSpec, given: dict[str, Any]) -> Options:

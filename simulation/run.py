@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from threadpoolctl import threadpool_limits
+
 from orchestrator.aggregate import FederationState
 from orchestrator.federation_files import write_adapter, write_start, write_state
 from orchestrator.federation_round import Federation
@@ -41,14 +43,16 @@ class Around:
 def simulate(simulation: Simulation, around: Around, *, has_bounds: bool = False) -> SimulationReport:
     """Return what the simulation comes to, going on from its journal where it has one.
 
-    Raises :class:`RoundsFailed` where a round fails more often in a row than the job lets it; what is done is kept.
+    Raises :class:`RoundsFailed` where a round fails more often in a row than the job lets it; what is done is kept. Meanwhile numpy has one
+    thread in this process: rounds multiply small matrices, and threads that wait for more would take the cores from those who train.
     """
-    run = _Run(simulation, around)
-    standing = run.begin()
-    while standing.committed < simulation.rounds:
-        standing = run.step(standing)
-    bounds = find_bounds(simulation, around.crew, around.done) if has_bounds else ()
-    return run.finish(standing, bounds)
+    with threadpool_limits(1, user_api="blas"):
+        run = _Run(simulation, around)
+        standing = run.begin()
+        while standing.committed < simulation.rounds:
+            standing = run.step(standing)
+        bounds = find_bounds(simulation, around.crew, around.done) if has_bounds else ()
+        return run.finish(standing, bounds)
 
 
 class _Run:

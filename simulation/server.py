@@ -92,7 +92,7 @@ class Server:
         arrivals: list[Arrival] = []
         for name, answer in self._answers.collect(present, starts, standing, self.hostile):
             answered[name] = answer
-            arrivals.append(self._judge(standing, round_, offers[name], answer))  # while others train
+            arrivals.append(self._judge(standing, round_, offers[name], answer))  # while others train; what is decided hangs on no order
         taken = _Taken(answers=answered, received=sum(len(starts[offer.start]) for offer in present.values()))
         decision = decide(round_, arrivals, round_.deadline_at)
         assert not isinstance(decision, Wait)  # noqa: S101 - at its deadline no round waits

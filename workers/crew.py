@@ -1,6 +1,6 @@
 """The same kind of work done for many orders, by hands that each make ready once: in this process, or in actors on Ray.
 
-Results come in the order of the orders, whoever did which, so that nothing that follows from them hangs on the number of hands.
+``do`` gives results in the order of the orders, whoever did which; who takes them from ``each`` must not let anything hang on theirs.
 """
 
 from __future__ import annotations

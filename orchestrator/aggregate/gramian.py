@@ -23,6 +23,7 @@ _BLOCK = 32
 _BLOCK_BYTES = 128_000_000
 """Of their tensors in a block at most; a block has one member at least."""
 _MOST_CANCELLED = 1e6
+"""That the terms of an update may be longer than itself: beyond, its norm is lost in rounding."""
 _MOST_GROWTH = 8.0
 """Of the terms whose rounding errors count, when an update is written with the start in common, against when it stands for itself."""
 
@@ -92,8 +93,9 @@ def _at_hand(member: Contribution, tensors: Tensors) -> Contribution:
 
 
 def _block_of(members: Sequence[Contribution]) -> int:
-    """Return how many members to read at once; all send about as much as the first."""
-    sent = sum(np.asarray(array).nbytes for array in members[0].load().values()) if members else 0
+    """Return how many members to read at once; none sends much more than one of the highest rank."""
+    longest = max(members, key=lambda member: math.inf if member.rank is None else member.rank, default=None)
+    sent = sum(np.asarray(array).nbytes for array in longest.load().values()) if longest else 0
     return max(1, min(_BLOCK, _BLOCK_BYTES // max(1, sent)))
 
 
@@ -140,7 +142,8 @@ def _rows_of(state: FederationState, member: Contribution, tensors: Tensors, gro
     edit = state.edits[group]
     if member.start is None and (member.rank is None or member.rank >= edit.pair.rank):
         moved = _moved_rows(edit, tensors, group)
-        if _has_small_errors(moved, first_p, edit.pair.q):
+        has_all_rows = moved.p.shape == edit.pair.p.shape and moved.q.shape == edit.pair.q.shape  # a false record may say so of fewer
+        if has_all_rows and _has_small_errors(moved, first_p, edit.pair.q):
             return moved
     update = _update_of(state, member, tensors, group)
     return _Rows(p=update.p * update.scale, q=update.q, is_whole=True)
