@@ -10,6 +10,7 @@ from datetime import datetime
 from hub.description import Description
 from wegeft.contracts.adapter import (
     CONFIG_FILE,
+    MAX_FILES,
     PUBLISHABLE_FILES,
     WEIGHTS_FILE,
     AdapterName,
@@ -22,7 +23,6 @@ from wegeft.contracts.visibility import Visibility
 
 _MAX_TEXT = {"base_model": 4200, "method": 40, "source": 200, "created_by": 200}
 _MAX_METRICS = 500
-_MAX_FILES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +96,8 @@ def _metric_problems(metrics: dict[str, float]) -> Iterator[Problem]:
 def file_problems(files: tuple[FileEntry, ...]) -> Iterator[Problem]:
     """Yield what is wrong with the list of a version's files, without looking at their bytes."""
     paths = [entry.path for entry in files]
-    if len(paths) > _MAX_FILES:
-        yield Problem(path="files", message="too many files", value=str(len(paths)), hint=f"at most {_MAX_FILES}")
+    if len(paths) > MAX_FILES:
+        yield Problem(path="files", message="too many files", value=str(len(paths)), hint=f"at most {MAX_FILES}")
         return
     for path in (CONFIG_FILE, WEIGHTS_FILE):
         if path not in paths:

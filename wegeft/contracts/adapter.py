@@ -204,6 +204,7 @@ class Manifest(BaseModel):
     mediaType: str = MANIFEST_MEDIA_TYPE  # noqa: N815 - the OCI specification's spelling
     artifactType: str = ARTIFACT_TYPE  # noqa: N815 - the OCI specification's spelling
     config: Descriptor
+    # The first wrong one only: a problem for each of a million takes longer than reading them.
     layers: Annotated[tuple[Descriptor, ...], FailFast(), Field(max_length=MAX_FILES)]
     annotations: dict[str, str] = Field(default_factory=dict)
 
