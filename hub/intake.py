@@ -69,7 +69,7 @@ class Intake:
         with writing(self.engine) as connection:
             catalog.expect(connection, digest, self.keep_until)
             if sender is not None:
-                most_bytes = self._stage(connection, digest, size, sender)
+                most_bytes = self.stage(connection, digest, size, sender)
         try:
             yield most_bytes
         except BaseException:
@@ -89,7 +89,7 @@ class Intake:
             catalog.settle(connection, sender, digest, size, self.keep_until)
         return is_kept
 
-    def _stage(self, connection: Connection, digest: str, size: int | None, sender: Sender) -> int:
+    def stage(self, connection: Connection, digest: str, size: int | None, sender: Sender) -> int:
         """Count bytes that come, and return how many may; raise :class:`QuotaExceeded` where there is no room."""
         most_bytes = self.max_blob_bytes if size is None else size
         coming = Coming(digest=digest, size=most_bytes, until=self.keep_until, may_be_fewer=size is None)
