@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from hub import access_api, catalog, hf_api, provenance, provenance_api, uploads_api
 from hub.adapter_query import AdapterQuery, FilterQuery
 from hub.adapter_uploads import find_sent
+from hub.catalog import Sender
 from hub.collection import Collector
 from hub.formats import api as formats_api
 from hub.intake import check_kept
@@ -108,11 +109,7 @@ def _blob_router(services: HubServices, guard: Guard) -> APIRouter:
     def put_blob(digest: str, caller: Writer, request: Request, response: Response, adapter: ForAdapter = None) -> BlobView:
         is_new = find_sent(services, caller, check_digest(digest)) is None
         response.status_code = 201 if is_new else 200
-        name = None if adapter is None else AdapterName.parse(adapter)
-        if name is not None:
-            size = _check_promise(declared_length(request.scope))
-            _check_sender(services, caller, name, size if is_new else None)
-        sender = services.sender(caller, None if name is None else name.namespace)
+        sender = services.sender(caller) if adapter is None else _sender_for(services, caller, adapter, request, is_new=is_new)
         size = intake.receive(digest, request, sender)
         with writing(services.engine) as connection:
             is_kept = intake.own_staged(connection, digest, size, sender)
@@ -122,12 +119,17 @@ def _blob_router(services: HubServices, guard: Guard) -> APIRouter:
     return router
 
 
-def _check_promise(length: int | None) -> int:
-    """Return how many bytes are to come; raise :class:`InvalidRequest` for more than one request should keep a namespace's room for."""
+def _sender_for(services: HubServices, caller: Principal, adapter: str, request: Request, *, is_new: bool) -> Sender:
+    """Return who sends a request's body for an adapter.
+
+    Raises :class:`InvalidRequest` for more than one request should keep a namespace's room for, and as :func:`_check_sender` does.
+    """
+    name, length = AdapterName.parse(adapter), declared_length(request.scope)
     if length is None or length > ONE_REQUEST_BYTES:
         hint = "send more by an upload in parts, which keeps room for what has come"
         raise InvalidRequest(f"bytes for an adapter must be {ONE_REQUEST_BYTES} or fewer", path="content-length", value=length, hint=hint)
-    return length
+    _check_sender(services, caller, name, length if is_new else None)
+    return services.sender(caller, name.namespace)
 
 
 def _check_sender(services: HubServices, caller: Principal, name: AdapterName, new_bytes: int | None) -> None:

@@ -13,7 +13,8 @@ from datetime import datetime
 from sqlalchemy import Engine
 
 from hub import catalog
-from hub.objects import ObjectStore
+from hub.catalog import Upload
+from hub.objects import ObjectStore, Staging
 from infra import audit
 from infra.database import reading, writing
 from wegeft.contracts.collection import Collected, CollectionPlan, UnheldBlob
@@ -85,16 +86,18 @@ class Collector:
         with reading(self.engine) as connection:
             unmeasured = tuple(catalog.list_unmeasured(connection, now, limit))
         for upload in unmeasured:
-            come = (staging.size(upload.id) or sum((staging.parts(upload.id, upload.multipart) or {}).values())) if upload.multipart else 0
-            is_too_long = come > upload.size  # an address bounds no length
-            if is_too_long:
-                staging.discard(upload.id)
+            come = _bytes_of(staging, upload)
+            if come > upload.size:  # an address bounds no length
+                self._end_direct(staging, upload, now)
+                continue
             with writing(self.engine) as connection:
-                if is_too_long:
-                    catalog.end_reservation(connection, upload.id)
-                    catalog.close_upload(connection, upload, now)
-                else:
-                    catalog.note_measured(connection, upload.id, come, now)
+                catalog.note_measured(connection, upload.id, come, now)
+
+    def _end_direct(self, staging: Staging, upload: Upload, now: datetime) -> None:
+        staging.discard(upload.id)
+        with writing(self.engine) as connection:
+            catalog.end_reservation(connection, upload.id)
+            catalog.close_upload(connection, upload, now)
 
     def _delete(self, digest: str) -> int | None:
         # Asked first without a lock: while the store does not answer, nobody else should wait for it.
@@ -106,3 +109,10 @@ class Collector:
             self.store.delete(digest)
             catalog.forget(connection, digest)
         return size
+
+
+def _bytes_of(staging: Staging, upload: Upload) -> int:
+    """Return how many bytes of an upload lie in the store."""
+    if not upload.multipart:
+        return 0  # not begun there
+    return staging.size(upload.id) or sum((staging.parts(upload.id, upload.multipart) or {}).values())

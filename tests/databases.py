@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import URL, Engine, NullPool, create_engine, inspect, make_url
+from sqlalchemy import URL, Engine, NullPool, create_engine, event, inspect, make_url
 
 from infra.database import make_engine, upgrade
 
@@ -23,6 +26,21 @@ def open_database(url: str | URL) -> Engine:
     elif not _has_tables(address):
         _copy_template(address)
     return make_engine(address.render_as_string(hide_password=False))
+
+
+@contextmanager
+def noted_statements(engine: Engine) -> Iterator[list[str]]:
+    """Give a list that every statement of the engine is added to until the end."""
+    statements: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield statements
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
 
 
 @cache

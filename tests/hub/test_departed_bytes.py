@@ -15,6 +15,7 @@ from hub.catalog.quotas import find_excess, measure, set_quota
 from hub.collection import Collector
 from hub.objects import MemoryStore
 from infra.database import reading, writing
+from tests.databases import noted_statements
 from tests.hub.serving import CONFIG, NOW, Hub, made_hub
 from wegeft.contracts.adapter import AdapterName, AdapterRef, FileEntry
 from wegeft.contracts.errors import AdapterNotFound, QuotaExceeded
@@ -165,3 +166,15 @@ def test_publishing_deleting_and_collecting_at_the_same_moment_wait_in_no_circle
         list(pool.map(act, range(12)))
     assert used(hub).bytes == 0
     assert used(hub).deleted_bytes == 2 * SIZE + len(CONFIG)
+
+
+def test_deleting_many_versions_asks_once_what_they_hold(hub: Hub) -> None:
+    """Whatever their number: a statement for each would read what they share as often as there are versions."""
+    counts = []
+    for number in (2, 8):
+        for version in range(number):
+            hub.publish(f"job:{number}:{version}", f"demo/of-{number}", bytes([number, version]) * SIZE)
+        with noted_statements(hub.engine) as statements:
+            delete(hub, f"demo/of-{number}")
+        counts.append(len([text for text in statements if "arrival" in text or "departed" in text.lower()]))
+    assert counts[0] == counts[1] > 0

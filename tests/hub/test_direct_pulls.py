@@ -103,6 +103,13 @@ def test_what_a_process_that_died_has_gathered_is_not_asked_for_again(served: Se
     assert not part.exists()
 
 
+@pytest.mark.parametrize("gathered", [b"?" + LONG[1:5_000_000], b"?" + LONG[1:]], ids=["some", "as many as there are"])
+def test_wrong_bytes_that_were_gathered_are_not_gone_on_with_for_ever(served: Served, tmp_path: Path, gathered: bytes) -> None:
+    """Nobody has to find out which hidden file to delete: the bytes come again from their beginning."""
+    (tmp_path / f".{digest_of(LONG).removeprefix('sha256:')[:32]}.part").write_bytes(gathered)
+    assert served.download(tmp_path / "ours") == LONG
+
+
 def test_an_address_that_is_good_no_more_is_asked_for_anew(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub gives another one; here the first was good for one second only, two seconds ago."""
     store: ObjectStore = served.hub.store

@@ -15,7 +15,7 @@ from hub.catalog.search_plan import Wish, ways_to
 from hub.catalog.search_terms import MOST_COMPLETIONS, complete, have_all, term_of
 from hub.catalog.tables import LISTINGS
 from infra.database import migration_config, reading, writing
-from tests.databases import open_database
+from tests.databases import noted_statements, open_database
 from tests.hub.test_search import Shelf
 from tests.servers import PostgresServer
 
@@ -87,3 +87,17 @@ def test_what_was_published_before_is_found_by_its_terms(shelf: Shelf) -> None:
         with reading(shelf.engine) as connection:
             assert expected
             assert all(found == expected for found in listed(connection, wanted)), wanted
+
+
+def test_a_beginning_that_only_hidden_words_have_is_looked_for_as_one_that_none_has(shelf: Shelf) -> None:
+    """Else the time of an answer would tell, letter by letter, which words there are in adapters that the caller may not see."""
+    with writing(shelf.engine) as connection:
+        connection.execute(text("INSERT INTO listing_words_known VALUES ('okapi')"))
+    asked = []
+    for beginning in ("okap", "zzyzx"):
+        with noted_statements(shelf.engine) as statements, reading(shelf.engine) as connection:
+            assert listed(connection, AdapterFilter(search=beginning)) == [[]] * len(
+                ways_to(connection, AdapterFilter(search=beginning), Wish())
+            )
+        asked.append(len(statements))
+    assert asked[0] == asked[1]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from orchestrator.federation_files import read_state, state_from_adapter
 from simulation.attacks import MALFORMED, Attack
@@ -23,6 +24,19 @@ from wegeft.contracts.tensors import read_tensors
 def played(simulation: Simulation, **around: Any) -> tuple[SimulationReport, list[RoundReport]]:
     told: list[RoundReport] = []
     return run(simulation, tell=told.append, **around), told
+
+
+def test_numpy_keeps_to_one_thread_while_rounds_are_played_and_has_its_threads_back(model: Path, given: Given) -> None:
+    """Threads that wait for more small matrices would take the cores from the actors that train."""
+
+    def threads_of_numpy() -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    seen: list[set[int]] = []
+    with threadpool_limits(2, user_api="blas"):
+        run(make_simulation(model, given), tell=lambda _report: seen.append(threads_of_numpy()))
+        assert threads_of_numpy() == {2}
+    assert seen == [{1}, {1}]
 
 
 def test_a_seed_gives_the_same_result_and_another_seed_another(model: Path, given: Given) -> None:
