@@ -251,6 +251,10 @@ def databases(engine: str, folder: Path) -> Iterator[tuple[str, str]]:
         yield f"sqlite:///{folder / 'ours.db'}", f"sqlite:///{folder / 'mlflow.db'}"
         return
     with running_postgres() as server:
+        # As `docker-compose.yml` does; PostgreSQL comes with 128 MB, which hold neither the listings nor their indexes.
+        server.execute("ALTER SYSTEM SET shared_buffers = '1GB'")
+        with server.stopped():
+            pass
         yield server.new_database(), server.new_database()
 
 

@@ -41,7 +41,7 @@ def count_facets(
     """
     selected = select_listings(connection, wanted, Wish(page=at_most + 1, few=_FEW))
     query = selected.query((*_COLUMNS.values(), "tags")).where(seen_by(reader, selected.listed))
-    floor = 0 if selected.floor is None else connection.execute(select(selected.floor)).scalar_one()
+    floor = 0 if selected.floor is None else connection.execute(select(selected.floor())).scalar_one()
     if floor:
         query = query.where(selected.newness > floor)
     rows = connection.execute(query.order_by(selected.newness.desc()).limit(at_most + 1)).all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, assert_never
 
@@ -122,7 +122,7 @@ class Selected:
     newness: ColumnElement[int]
     """Grows with the moment of publishing; read from the index that finds the listings, where it has it."""
     key: ColumnElement[str]
-    floor: ColumnElement[int] | None = None
+    floor: Callable[[], ColumnElement[int]] | None = None
     """The least ``newness`` that counting by property looks at; None where it can look at all that are selected."""
     found: CTE | None = None
     """What ``source`` names, where it is no table."""

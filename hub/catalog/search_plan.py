@@ -38,6 +38,7 @@ _SHOWN = tuple(one for one in LISTINGS.c if one.name != "words")
 _LOOKED = table("looked", *(column(one.name, one.type) for one in _SHOWN))
 _READ_AT_ONCE = 40_000
 """Entries of another index that are read at once, at the most."""
+_Floor = Callable[[], ColumnElement[int]] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +170,7 @@ def _look_by_terms(terms: Sequence[Condition], rest: Sequence[Condition]) -> Sel
     return _looked(have_all([condition.term for condition in terms]), *inexact, *(condition.value for condition in rest), is_sqlite=False)
 
 
-def _plain(conditions: tuple[ColumnElement[bool], ...], floor: ColumnElement[int] | None = None) -> Selected:
+def _plain(conditions: tuple[ColumnElement[bool], ...], floor: _Floor = None) -> Selected:
     return Selected(
         source=LISTINGS, listed=LISTINGS.c, conditions=conditions, newness=LISTINGS.c.version_id, key=LISTINGS.c.key, floor=floor
     )
@@ -219,7 +220,7 @@ def _joined(ranked: Sequence[tuple[Condition, float]]) -> ColumnElement[bool]:
 def _walk(first: Condition | None, rest: Sequence[Condition], *, is_sqlite: bool) -> Selected:
     """Return what an index gives in the order of the list, each of which is checked for the rest, in their order."""
     others = tuple(condition.value for condition in rest)
-    floor = _floor(first) if others else None
+    floor = partial(_floor, first) if others else None
     if first is None:
         return _plain(others, floor)
     if first.kind == "tag":
@@ -233,7 +234,7 @@ def _walk(first: Condition | None, rest: Sequence[Condition], *, is_sqlite: bool
     return _plain((first.found, *(() if first.is_exact else (first.value,)), *others), floor)
 
 
-def _walk_tag(tag: str, others: tuple[ColumnElement[bool], ...], floor: ColumnElement[int] | None, *, is_sqlite: bool) -> Selected:
+def _walk_tag(tag: str, others: tuple[ColumnElement[bool], ...], floor: _Floor, *, is_sqlite: bool) -> Selected:
     listings: FromClause = LISTINGS
     is_its = LISTINGS.c.version_id == LISTING_TAGS.c.version_id
     if others and not is_sqlite:

@@ -9,8 +9,10 @@ stay there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, cast, column, literal, literal_column, select, table, union_all
+from sqlalchemy import ColumnElement, CompoundSelect, Connection, bindparam, cast, column, literal_column, select, table, union_all
 from sqlalchemy.dialects.postgresql import TSQUERY, TSVECTOR
 from sqlalchemy.types import String
 
@@ -59,12 +61,20 @@ def complete(connection: Connection, begun: Sequence[str]) -> dict[str, tuple[st
     """
     if not begun:
         return {}
-    word = _KNOWN.c.word
-    asked = [
-        select(literal(one).label("begun"), word).where(word >= one, word < one + _BEHIND_ALL).limit(MOST_COMPLETIONS + 1).subquery()
-        for one in begun
-    ]
     found: dict[str, list[str]] = {one: [] for one in begun}
-    for row in connection.execute(union_all(*(select(one) for one in asked))):
+    asked = {f"begun_{position}": one for position, one in enumerate(begun)}
+    ends = {f"end_{position}": one + _BEHIND_ALL for position, one in enumerate(begun)}
+    for row in connection.execute(_completing(len(begun)), asked | ends):
         found[row.begun].append(row.word)
     return {one: tuple(words) or (one,) for one, words in found.items() if len(words) <= MOST_COMPLETIONS}
+
+
+@cache
+def _completing(count: int) -> CompoundSelect[Any]:
+    """Return the query for the words that so many beginnings have; as many are made as a search may have words."""
+    word = _KNOWN.c.word
+    each = []
+    for position in range(count):
+        begun, end = (bindparam(f"{name}_{position}", type_=String()) for name in ("begun", "end"))
+        each.append(select(begun.label("begun"), word).where(word >= begun, word < end).limit(MOST_COMPLETIONS + 1).subquery())
+    return union_all(*(select(one) for one in each))
