@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -95,6 +96,7 @@ def run_http(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None]
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
+                _leave_to_itself()
                 on_ready()
 
     class Protocol(ImpatientProtocol):
@@ -107,3 +109,13 @@ def run_http(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None]
     server.run(sockets=[listener])
     if not server.started:
         raise StartFailed("the HTTP server did not start", hint="its log says why")
+
+
+def _leave_to_itself() -> None:
+    """Let Python's collector look no more at what is there before the first request.
+
+    They are more than a hundred thousand, and live as long as the process; looking at all of them takes a tenth of a second, in which
+    nobody is answered.
+    """
+    gc.collect()
+    gc.freeze()
