@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from orchestrator.aggregate import (
+    SCORE_ARITHMETIC,
     Contribution,
     ControlChange,
     FederationState,
@@ -237,6 +238,7 @@ def record_commit(
         left_out=tuple(sorted([*closed.left_out, *outvoted], key=lambda exclusion: exclusion.site)),
         measures=dict(outcome.measures),
         control_sites=next(iter(sent)).control_sites,
+        score_arithmetic=SCORE_ARITHMETIC,
         closed_at=closed.closed_at,
     )
 

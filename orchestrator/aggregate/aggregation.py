@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from orchestrator.aggregate.defences import check_preconditions, shares, weigh
+from orchestrator.aggregate.defences import check_preconditions, needs_gram, shares, weigh
 from orchestrator.aggregate.entrywise import Middle, combine_entries, equal_weights, middle_of, select_for_bulyan
 from orchestrator.aggregate.gramian import gram_of_updates, read_once, score_members, update_of
 from orchestrator.aggregate.optimisers import take_step
@@ -26,7 +26,6 @@ from wegeft.contracts.federation_rules import (
     FactorMean,
     FedAvg,
     GeneratorExact,
-    NoDefence,
     Rule,
     Stack,
     TrimmedMean,
@@ -60,8 +59,7 @@ def aggregate(plan: Plan, state: FederationState, contributions: Sequence[Contri
 
 def _put_together(plan: Plan, state: FederationState, members: Sequence[Contribution]) -> Outcome | Refused:
     sites, members = [member.site for member in members], read_once(members)
-    needs_gram = not isinstance(plan.defence, NoDefence | CoordinateMedian | TrimmedMean)
-    gram = gram_of_updates(state, members) if needs_gram or len(members) <= plan.scored_sites else None
+    gram = gram_of_updates(state, members) if needs_gram(plan.defence) or len(members) <= plan.scored_sites else None
     sums, weights, cut = _sum_up(plan, state, members, gram)
     error_bound = math.hypot(cut, ERROR_FACTOR * math.hypot(*(one.cut for one in sums.values())))
     combined = {group: combine(plan.rule, edit, sums.pop(group)) for group, edit in state.edits.items()}
