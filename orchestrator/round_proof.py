@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
@@ -201,19 +202,26 @@ class _Proof:
 
     def _look_at_result(self) -> str:
         record = self._record
-        outcome = combine_round(self._federation(), self._read_state(), record.round, record.attempt, self._sent(), self._bytes_of)
         try:
-            self._outcome = self._compare(outcome)
+            self._outcome = self._compare(self._combine(self._sent()))
         except _Wrong:
-            if needs_gram(self._federation().spec.defence) and record.score_arithmetic != SCORE_ARITHMETIC:
-                raise self._by_other_arithmetic("the weights under this defence, and so the result,") from None
-            raise
+            if not needs_gram(self._federation().spec.defence) or record.score_arithmetic == SCORE_ARITHMETIC:
+                raise
+            self._outcome = self._compare(self._combine(self._sent_with_weights()))
+            raise self._by_other_arithmetic("the result follows from the record's weights, which under this defence") from None
         return f"{record.result}, computed again bit for bit"
+
+    def _combine(self, sent: Sequence[Sent]) -> Outcome | Refused:
+        record = self._record
+        return combine_round(self._federation(), self._read_state(), record.round, record.attempt, sent, self._bytes_of)
+
+    def _sent_with_weights(self) -> Sequence[Sent]:
+        return [replace(one, weight=member.weight) for one, member in zip(self._sent(), self._record.members, strict=True)]
 
     def _compare(self, outcome: Outcome | Refused) -> Outcome:
         record = self._record
         if isinstance(outcome, Refused):
-            raise _Wrong(f"computed again, the round fails: {outcome.code}")
+            raise _Wrong(f"computed again, the round fails: {outcome.code}: {'; '.join(map(str, outcome.problems))}")
         for member in record.members:
             if outcome.weights.get(member.site) != member.weight:
                 raise _Wrong(f"computed again, {member.site} weighs {outcome.weights.get(member.site)}, and {member.weight} in the record")

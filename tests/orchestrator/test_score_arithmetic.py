@@ -9,15 +9,18 @@ import pytest
 from pydantic import ValidationError
 
 from hub.objects import read_verified
-from orchestrator.aggregate import SCORE_ARITHMETIC
-from orchestrator.round_proof import Check, check_round
+from orchestrator.aggregate import SCORE_ARITHMETIC, Refused
+from orchestrator.federation_files import write_state
+from orchestrator.round_proof import Check, _Proof, check_round
 from tests.orchestrator.federation_world import World, serving
 from tests.orchestrator.samples import new_sqlite
 from tests.orchestrator.test_round_proof import ask, change_member, changed
+from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.federation import RoundRecord
 from wegeft.contracts.federation_rules import GeometricMedian
 from wegeft.contracts.round_evidence import RoundEvidence
 
+WEIGHTS = (0.25, 0.5, 0.25)
 Proof = tuple[RoundEvidence, dict[str, bytes]]
 
 
@@ -99,13 +102,32 @@ def test_a_result_that_needs_no_inner_products_is_wrong_under_any_arithmetic(pla
         assert (found["result"].is_ok, found["scores"].is_ok, found["version"].is_ok) == (False, None, None)
 
 
-def test_weights_that_follow_from_inner_products_are_not_called_wrong_either(defended: Proof) -> None:
+def test_weights_that_follow_from_inner_products_are_not_called_wrong_where_the_result_follows_from_them(defended: Proof) -> None:
     evidence, stored = defended
-    odd = change_member(evidence, weight=0.9)
-    found = look(of(odd, SCORE_ARITHMETIC + 1), stored)
-    assert (found["result"].is_ok, found["scores"].is_ok, found["version"].is_ok) == (None, None, None)
-    assert "the weights under this defence" in found["result"].found
-    same = look(odd, stored)
+    other = weighed_otherwise(evidence, stored)
+    for arithmetic in (None, SCORE_ARITHMETIC + 1):
+        found = look(of(other, arithmetic), stored)
+        assert (found["result"].is_ok, found["scores"].is_ok) == (None, None)
+        assert "the result follows from the record's weights, which under this defence cannot be computed again" in found["result"].found
+    same = look(other, stored)
     assert (same["result"].is_ok, same["scores"].is_ok) == (False, None)
+
+
+@pytest.mark.parametrize("weight", [0.9, 0.0, -0.1, 1e308])
+def test_a_result_that_does_not_follow_from_the_weights_is_wrong_under_any_arithmetic(defended: Proof, weight: float) -> None:
+    evidence, stored = defended
+    odd = of(change_member(evidence, weight=weight), SCORE_ARITHMETIC + 1)
+    assert look(odd, stored)["result"].is_ok is False
     rotten = {**stored, evidence.record.members[0].tensors: b"rotten"}
     assert look(of(evidence, None), rotten)["result"].is_ok is False
+
+
+def weighed_otherwise(evidence: RoundEvidence, stored: dict[str, bytes]) -> RoundEvidence:
+    """The evidence of a round that another arithmetic has weighed: in every other respect it is right."""
+    members = tuple(member.model_copy(update={"weight": weight}) for member, weight in zip(evidence.record.members, WEIGHTS, strict=True))
+    record = evidence.record.model_copy(update={"members": members})
+    proof = _Proof(changed(evidence, record=record), stored.__getitem__, None, None)
+    outcome = proof._combine(proof._sent_with_weights())
+    assert not isinstance(outcome, Refused)
+    result = {"result": digest_of(write_state(outcome.state)), "measures": dict(outcome.measures)}
+    return changed(evidence, record=record.model_copy(update=result))
