@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from orchestrator.aggregate import (
+    SCORE_ARITHMETIC,
     Contribution,
     ControlChange,
     FederationState,
@@ -170,6 +171,8 @@ class Sent:
     """In buffered mode, its place in the order in which updates were accepted."""
     start: str | None = None
     """State of the federation that it started from, where that is not the round's."""
+    weight: float | None = None
+    """Its factor in the aggregate, to be taken as given; None lets the defence weigh."""
 
 
 def combine_round(
@@ -211,7 +214,13 @@ def _by_pseudonym(federation: Federation) -> Defence:
 def _contribution(sent: Sent, spec: FederationSpec, read: ReadBytes) -> Contribution:
     # Where control variates are means over sites, a mean weighted by examples would have another fixed point than theirs.
     digest, examples = sent.update.tensors, min(sent.update.examples, spec.max_examples) if spec.site_optimizer == "adamw" else 1
-    return Contribution(site=sent.update.site, examples=examples, load=lambda: read_update(read(digest), spec.wire), rank=sent.rank)
+    return Contribution(
+        site=sent.update.site,
+        examples=examples,
+        load=lambda: read_update(read(digest), spec.wire),
+        rank=sent.rank,
+        weight=sent.weight,
+    )
 
 
 def _late(member: Contribution, sent: Sent, number: int, older: Mapping[str, FederationState]) -> Contribution:
@@ -237,6 +246,7 @@ def record_commit(
         left_out=tuple(sorted([*closed.left_out, *outvoted], key=lambda exclusion: exclusion.site)),
         measures=dict(outcome.measures),
         control_sites=next(iter(sent)).control_sites,
+        score_arithmetic=SCORE_ARITHMETIC,
         closed_at=closed.closed_at,
     )
 

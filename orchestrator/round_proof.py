@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from orchestrator.aggregate import FederationState, Refused
+from orchestrator.aggregate import SCORE_ARITHMETIC, FederationState, Outcome, Refused, Score, needs_gram
 from orchestrator.federation_files import read_state, write_adapter, write_start, write_state
 from orchestrator.federation_round import Federation, ReadBytes, Sent, combine_round
 from wegeft.contracts.adapter import digest_of
@@ -68,7 +69,8 @@ class _Proof:
         self._read, self._expected_start, self._weights = read, expected_start, weights
         self._updates = {signed.update.site: signed for signed in evidence.updates}
         self._receipts = {signed.receipt.site: signed for signed in evidence.receipts}
-        self._after: FederationState | None = None
+        self._outcome: Outcome | None = None
+        """Of the round computed again, once that was found to be what the record says."""
 
     def looks(self) -> dict[str, Callable[[], str]]:
         """Return every check by its name, in the order in which they build on each other."""
@@ -79,6 +81,7 @@ class _Proof:
             "start": self._look_at_start,
             "tensors": self._look_at_tensors,
             "result": self._look_at_result,
+            "scores": self._look_at_scores,
             "version": self._look_at_version,
         }
 
@@ -199,17 +202,52 @@ class _Proof:
 
     def _look_at_result(self) -> str:
         record = self._record
-        outcome = combine_round(self._federation(), self._read_state(), record.round, record.attempt, self._sent(), self._bytes_of)
+        try:
+            self._outcome = self._compare(self._combine(self._sent()))
+        except _Wrong:
+            if not needs_gram(self._federation().spec.defence) or record.score_arithmetic == SCORE_ARITHMETIC:
+                raise
+            self._outcome = self._compare(self._combine(self._sent_with_weights()))
+            raise self._by_other_arithmetic("the result follows from the record's weights, which under this defence") from None
+        return f"{record.result}, computed again bit for bit"
+
+    def _combine(self, sent: Sequence[Sent]) -> Outcome | Refused:
+        record = self._record
+        return combine_round(self._federation(), self._read_state(), record.round, record.attempt, sent, self._bytes_of)
+
+    def _sent_with_weights(self) -> Sequence[Sent]:
+        return [replace(one, weight=member.weight) for one, member in zip(self._sent(), self._record.members, strict=True)]
+
+    def _compare(self, outcome: Outcome | Refused) -> Outcome:
+        record = self._record
         if isinstance(outcome, Refused):
-            raise _Wrong(f"computed again, the round fails: {outcome.code}")
+            raise _Wrong(f"computed again, the round fails: {outcome.code}: {'; '.join(map(str, outcome.problems))}")
         for member in record.members:
             if outcome.weights.get(member.site) != member.weight:
                 raise _Wrong(f"computed again, {member.site} weighs {outcome.weights.get(member.site)}, and {member.weight} in the record")
         if dict(outcome.measures) != record.measures:
             raise _Wrong("computed again, the measures of the round are others")
         _same("the result, computed again,", digest_of(write_state(outcome.state)), str(record.result))
-        self._after = outcome.state
-        return f"{record.result}, computed again bit for bit"
+        return outcome
+
+    def _look_at_scores(self) -> str:
+        is_other = self._record.score_arithmetic != SCORE_ARITHMETIC
+        if self._outcome is None:
+            raise self._by_other_arithmetic("the scores") if is_other else _Unseen("not compared: the result was not computed")
+        for member in self._record.members:
+            said, computed = _scores_of(member), _scores_of(self._outcome.scores.get(member.site))
+            if computed != said:
+                why = f"computed again, the scores of {member.site} are {_write(computed)}, and {_write(said)} in the record"
+                raise self._by_other_arithmetic("the scores") if is_other else _Wrong(why)
+        return f"of {len(self._outcome.scores)} members, computed again bit for bit"
+
+    def _by_other_arithmetic(self, what: str) -> _Unseen:
+        named = self._record.score_arithmetic
+        theirs = f"by arithmetic {named}" if named is not None else "by the arithmetic of before records named one"
+        return _Unseen(
+            f"{what} cannot be computed again: in the record they are {theirs}, and this release computes them by arithmetic "
+            f"{SCORE_ARITHMETIC}; check with the release that put the round together"
+        )
 
     def _sent(self) -> Sequence[Sent]:
         full = _full_rank(self._read_state())
@@ -232,10 +270,19 @@ class _Proof:
         )
 
     def _look_at_version(self) -> str:
-        if self._weights is None or self._after is None:
+        if self._weights is None or self._outcome is None:
             raise _Unseen("not compared: the result was not computed, or the version cannot be read")
-        _same(f"the tensors of {self._record.published}", self._weights, digest_of(write_adapter(self._after, has_one_rank=True).weights))
+        computed = digest_of(write_adapter(self._outcome.state, has_one_rank=True).weights)
+        _same(f"the tensors of {self._record.published}", self._weights, computed)
         return f"the tensors of {self._record.published} are this result"
+
+
+def _scores_of(scored: Member | Score | None) -> tuple[float | None, ...]:
+    return (scored.agreement, scored.influence, scored.contribution) if scored else (None, None, None)
+
+
+def _write(scores: tuple[float | None, ...]) -> str:
+    return ", ".join("-" if score is None else repr(score) for score in scores)
 
 
 def _full_rank(state: FederationState) -> int:

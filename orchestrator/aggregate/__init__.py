@@ -2,6 +2,8 @@
 
 from orchestrator.aggregate.aggregation import aggregate
 from orchestrator.aggregate.controls import ControlChange, add_changes, mean_control
+from orchestrator.aggregate.defences import needs_gram
+from orchestrator.aggregate.gramian import SCORE_ARITHMETIC
 from orchestrator.aggregate.state import (
     Contribution,
     Edit,
@@ -17,6 +19,7 @@ from orchestrator.aggregate.state import (
 )
 
 __all__ = [
+    "SCORE_ARITHMETIC",
     "Contribution",
     "ControlChange",
     "Edit",
@@ -30,6 +33,7 @@ __all__ = [
     "aggregate",
     "change_of",
     "mean_control",
+    "needs_gram",
     "new_edit",
     "start_at",
 ]

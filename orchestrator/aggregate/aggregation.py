@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from orchestrator.aggregate.defences import check_preconditions, shares, weigh
+from orchestrator.aggregate.defences import check_preconditions, needs_gram, shares, weigh
 from orchestrator.aggregate.entrywise import Middle, combine_entries, equal_weights, middle_of, select_for_bulyan
 from orchestrator.aggregate.gramian import gram_of_updates, read_once, score_members, update_of
 from orchestrator.aggregate.optimisers import take_step
@@ -23,10 +23,10 @@ from wegeft.contracts.federation_rules import (
     PRODUCT_RULES,
     Bulyan,
     CoordinateMedian,
+    Defence,
     FactorMean,
     FedAvg,
     GeneratorExact,
-    NoDefence,
     Rule,
     Stack,
     TrimmedMean,
@@ -49,6 +49,7 @@ def aggregate(plan: Plan, state: FederationState, contributions: Sequence[Contri
     members = sorted(contributions, key=lambda member: member.site)
     sites = [member.site for member in members]
     why_not = check_preconditions(plan.defence, sites) if members else "there are no updates"
+    why_not = why_not or _check_given(plan.defence, _given_weights(members))
     if why_not is not None:
         return Refused(code=FailureCode.PRECONDITION, problems=(Problem(path="defence", message=why_not),))
     try:
@@ -60,8 +61,7 @@ def aggregate(plan: Plan, state: FederationState, contributions: Sequence[Contri
 
 def _put_together(plan: Plan, state: FederationState, members: Sequence[Contribution]) -> Outcome | Refused:
     sites, members = [member.site for member in members], read_once(members)
-    needs_gram = not isinstance(plan.defence, NoDefence | CoordinateMedian | TrimmedMean)
-    gram = gram_of_updates(state, members) if needs_gram or len(members) <= plan.scored_sites else None
+    gram = gram_of_updates(state, members) if needs_gram(plan.defence) or len(members) <= plan.scored_sites else None
     sums, weights, cut = _sum_up(plan, state, members, gram)
     error_bound = math.hypot(cut, ERROR_FACTOR * math.hypot(*(one.cut for one in sums.values())))
     combined = {group: combine(plan.rule, edit, sums.pop(group)) for group, edit in state.edits.items()}
@@ -76,18 +76,40 @@ def _put_together(plan: Plan, state: FederationState, members: Sequence[Contribu
 def _sum_up(
     plan: Plan, state: FederationState, members: Sequence[Contribution], gram: Array | None
 ) -> tuple[dict[str, Sums], dict[str, float], float]:
-    sites = [member.site for member in members]
+    sites, given = [member.site for member in members], _given_weights(members)
     if isinstance(plan.defence, CoordinateMedian | TrimmedMean | Bulyan):
         indices = list(range(len(sites)))
         if isinstance(plan.defence, Bulyan) and gram is not None:
-            indices = select_for_bulyan(gram, plan.defence.malicious)
+            indices = [index for index in indices if given[sites[index]]] if given else select_for_bulyan(gram, plan.defence.malicious)
         middle = middle_of(plan.defence, len(indices))
         sums, cut = _combine_entries(plan.seed, state, [members[index] for index in indices], middle)
         return sums, equal_weights(indices, sites), cut
+    weights = given or _weigh(plan, members, gram)
+    return sum_updates(state, members, weights, reading_of(plan.rule), plan.seed), weights, 0.0
+
+
+def _weigh(plan: Plan, members: Sequence[Contribution], gram: Array | None) -> dict[str, float]:
+    sites = [member.site for member in members]
     coefficients = weigh(plan.defence, gram if gram is not None else np.zeros((0, 0)), sites, shares([m.examples for m in members]))
     coefficients = coefficients * np.array([member.discount for member in members])
-    weights = dict(zip(sites, (float(factor) for factor in coefficients), strict=True))
-    return sum_updates(state, members, weights, reading_of(plan.rule), plan.seed), weights, 0.0
+    return dict(zip(sites, (float(factor) for factor in coefficients), strict=True))
+
+
+def _check_given(defence: Defence, weights: Mapping[str, float] | None) -> str | None:
+    """Return why no round can have had these weights, or None."""
+    if weights is None:
+        return None
+    if min(weights.values()) < 0:
+        return "no defence gives a weight below 0"
+    kept = sum(weight > 0 for weight in weights.values())
+    if isinstance(defence, Bulyan) and kept != len(weights) - 2 * defence.malicious:
+        return f"bulyan keeps {len(weights) - 2 * defence.malicious} of {len(weights)} updates, and {kept} have a weight"
+    return None
+
+
+def _given_weights(members: Sequence[Contribution]) -> dict[str, float] | None:
+    weights = {member.site: member.weight for member in members if member.weight is not None}
+    return weights if len(weights) == len(members) else None
 
 
 def reading_of(rule: Rule) -> Reading:

@@ -38,6 +38,11 @@ def shares(examples: Sequence[int]) -> Array:
     return np.array([count / total for count in examples])
 
 
+def needs_gram(defence: Defence) -> bool:
+    """Return whether the weights under ``defence`` follow from inner products of updates."""
+    return not isinstance(defence, NoDefence | CoordinateMedian | TrimmedMean)
+
+
 def check_preconditions(defence: Defence, sites: Sequence[str]) -> str | None:
     """Return why ``defence`` cannot keep its promise for these members, or None."""
     needed = least_sites(defence)

@@ -18,6 +18,11 @@ from numpy.typing import NDArray
 from orchestrator.aggregate.state import Array, Contribution, Edit, FederationState, Score, Tensors, start_at, trained_by
 from wegeft.algebra import Generator, difference
 
+SCORE_ARITHMETIC = 2
+"""Version of the arithmetic of inner products, of scores and of the weights that defences take from them, as records name it.
+
+Whatever changes a bit of any of these for the same updates takes the next number; records of before 2 name none.
+"""
 _BLOCK = 32
 """Members in a block at most."""
 _BLOCK_BYTES = 128_000_000

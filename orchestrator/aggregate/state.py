@@ -80,6 +80,8 @@ class Contribution:
     """The federation as it was when the site began; None where that is the round's own state."""
     discount: float = 1.0
     """Factor on top of its weight, for an update that comes late."""
+    weight: float | None = None
+    """Its factor in the aggregate, where a record gives one for each member; None lets the defence weigh."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,7 @@ def test_a_right_buffered_version_is_proved_whole(proof: Proof) -> None:
     for one, before, version in ((evidence, first.record.result, 2), (first, None, 1)):
         found = check_round(one, lambda digest: read(proof, digest), before, weights_of(world, version))
         assert [(check.name, check.is_ok) for check in found] == [
-            (name, True) for name in ("members", "signatures", "receipts", "start", "tensors", "result", "version")
+            (name, True) for name in ("members", "signatures", "receipts", "start", "tensors", "result", "scores", "version")
         ], found
     assert len(stored) == 4
 

@@ -58,7 +58,7 @@ def test_a_right_round_is_proved_whole(proof: Proof) -> None:
     assert (evidence.parent, first.parent) == (1, 0)
     checks = check_round(evidence, stored.__getitem__, first.record.result, weights_of(world, 2))
     assert [(check.name, check.is_ok) for check in checks] == [
-        (name, True) for name in ("members", "signatures", "receipts", "start", "tensors", "result", "version")
+        (name, True) for name in ("members", "signatures", "receipts", "start", "tensors", "result", "scores", "version")
     ], checks
 
 
@@ -94,6 +94,9 @@ def retire(evidence: RoundEvidence) -> RoundEvidence:
     ("change", "expected"),
     [
         (lambda one: change_member(one, weight=0.9), {"result"}),
+        (lambda one: change_member(one, agreement=0.9), {"scores"}),
+        (lambda one: change_member(one, influence=None), {"scores"}),
+        (lambda one: change_member(one, contribution=0.9), {"scores"}),
         (lambda one: change_member(one, examples=99), {"members"}),
         (lambda one: change_member(one, update="sha256:" + "0" * 64), {"members"}),
         (lambda one: changed(one, record=one.record.model_copy(update={"result": "sha256:" + "0" * 64})), {"result"}),
@@ -138,7 +141,8 @@ def test_whoever_may_not_read_updates_is_told_what_was_not_looked_at(proof: Proo
 
     checks = {check.name: check.is_ok for check in check_round(evidence, refuse)}
     assert checks == {
-        "members": True, "signatures": True, "receipts": True, "start": None, "tensors": None, "result": None, "version": None
+        "members": True, "signatures": True, "receipts": True, "start": None, "tensors": None, "result": None, "scores": None,
+        "version": None,
     }  # fmt: skip
 
 

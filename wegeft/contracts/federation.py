@@ -314,6 +314,8 @@ class RoundRecord(Message):
     """``aggregation_residual``, ``cut_energy``, ``update_norm``, …"""
     control_sites: Annotated[int | None, Later] = None
     """With SCAFFOLD, the sites whose control variates the server's was the mean of."""
+    score_arithmetic: Annotated[Annotated[int, Field(ge=1, le=2**31 - 1)] | None, Later] = None
+    """Version of the arithmetic of updates' inner products, from which scores and most defences' weights follow; None: before 2."""
     failure: FailureCode | None = None
     published: str | None = None
     """``namespace/name@version``; None where nothing was published."""
