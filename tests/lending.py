@@ -1,4 +1,4 @@
-"""Applications that one test lends the next: to build one takes half a second, for FastAPI looks at every route of it and makes its validators.
+"""Applications that one test lends the next: to build one takes half a second, for FastAPI makes validators of its every route.
 
 What belongs to a test (its database, its bytes, its clock, its bells) stands behind a :class:`StandIn`, which an application reads at each
 request and never while it is built. Everything else that services say is the same for all who borrow: an application is lent only for

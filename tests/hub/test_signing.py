@@ -54,7 +54,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def url(hub: Hub) -> Iterator[str]:
-    with listening(hub.app) as url:
+    """Of an application that nobody else gets, for a test changes what it stands on."""
+    with listening(hub_app(hub.services)) as url:
         yield url
 
 

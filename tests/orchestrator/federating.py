@@ -32,6 +32,7 @@ from orchestrator.ids import make_job_id
 from orchestrator.jobs import Limits
 from orchestrator.ledger import federations, round_views
 from orchestrator.services import OrchestratorServices
+from tests.http_clients import patient_client
 from tests.lending import LentApp, lend
 from tests.orchestrator.samples import at
 from wegeft.contracts.adapter import digest_of
@@ -180,7 +181,7 @@ class FakeSite:
 
     def __init__(self, url: str, index: int) -> None:
         self.index = index
-        self.http = httpx2.Client(base_url=url, trust_env=False, timeout=60)
+        self.http = patient_client(base_url=url)
         self.job_id, self.pseudonym = "", ""
 
     def enrol(self, token: str, max_examples: int = 100) -> Enrolment:
