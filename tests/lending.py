@@ -105,7 +105,7 @@ def _find_free(assemble: Callable[..., FastAPI], shapes: tuple[Services, ...]) -
     # Copies: the collector may give an application back at any moment.
     if not any(map(fits, [*_free])) and any(map(fits, [*_lent])):
         gc.collect()  # a server that has ended is a ring of objects that hold one another, and the application with them
-    found = next(filter(fits, [*_free]), None)
+    found = next(filter(fits, _free[::-1]), None)
     if found is not None:
         _free.remove(found)
     del _free[:-_MOST_FREE]
