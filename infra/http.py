@@ -17,6 +17,7 @@ from infra.description import describing
 from infra.envelope import PROBLEM_MEDIA_TYPE, REQUEST_ID, Envelope, ErrorPage, Meter, page_of, problem_bytes, problem_headers
 from infra.gate import PREFIX, Gate
 from infra.readiness import Check, PartGauges, Question, Readiness
+from infra.routers import Gathering
 from wegeft.contracts.errors import Broken, InvalidRequest, NotFound, Problem, WegeftError, shorten
 
 API_PREFIX = PREFIX
@@ -60,8 +61,10 @@ def create_app(
     # First, so that no page of a namespace stands in their way.
     readiness = Readiness(checks or {})
     metrics.register(PartGauges(readiness))
+    whole = Gathering()
     for router in (_plain_router(version, readiness, metrics), *routers):
-        app.include_router(router)
+        whole.include_router(router)
+    app.router.routes.extend(whole.routes)
     return app
 
 

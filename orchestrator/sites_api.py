@@ -208,7 +208,6 @@ def _enrolment_router(desk: _Desk) -> APIRouter:
 
 def _offer_router(desk: _Desk) -> APIRouter:
     router = APIRouter()
-    asked = desk.services.bells.asked
 
     @router.get(
         "/offer",
@@ -221,7 +220,7 @@ def _offer_router(desk: _Desk) -> APIRouter:
         caller: Annotated[Caller, Depends(desk.caller)],
         wait: Annotated[float, Query(ge=0, le=LONGEST_WAIT_SECONDS, description="Seconds.")] = 0,
     ) -> Response:
-        until = anyio.current_time() + wait
+        until, asked = anyio.current_time() + wait, desk.services.bells.asked
         while True:
             heard = asked.count
             offer = await run_in_threadpool(desk.find_offer, caller)

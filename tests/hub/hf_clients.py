@@ -18,6 +18,7 @@ from safetensors.numpy import save
 
 from hub.folder_store import FolderStore
 from hub.objects import ObjectStore
+from tests.http_clients import patient_request
 from tests.hub.serving import Hub, listening, made_hub
 from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE
 
@@ -55,7 +56,7 @@ def new_endpoint(folder: Path, store: ObjectStore | None = None) -> Iterator[End
 
 def ask(endpoint: Endpoint, method: str, path: str, role: str = "read", **more: Any) -> httpx2.Response:
     headers = endpoint.hub.bearer(role) if role else {}
-    return httpx2.request(method, endpoint.url + path, headers=headers | more.pop("headers", {}), trust_env=False, **more)
+    return patient_request(method, endpoint.url + path, headers=headers | more.pop("headers", {}), **more)
 
 
 def sound_files(fill: float = 0.5) -> dict[str, bytes]:

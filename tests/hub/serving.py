@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import Engine
+from starlette.types import ASGIApp
 
 from hub import api, catalog
 from hub.objects import ObjectStore
@@ -26,6 +27,7 @@ from infra.auth import Guard, Role, create_token
 from infra.database import writing
 from infra.http import create_app
 from tests.databases import open_database
+from tests.lending import LentApp, lend
 from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, AdapterName, AliasMove, FileEntry, digest_of
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -38,7 +40,7 @@ WEIGHTS = bytes(range(256)) * 20
 class Hub:
     """A hub, its parts at hand."""
 
-    app: FastAPI
+    app: FastAPI | LentApp
     engine: Engine
     store: ObjectStore
     tokens: dict[str, str]
@@ -85,14 +87,19 @@ def made_hub(database_url: str, store: ObjectStore, signer: Signer | None = None
         )
         if signer is not None:
             publish_keys(engine, signer, NOW)
-        router = api.make_router(services, Guard(engine=engine, clock=lambda: NOW))
-        yield Hub(create_app([router], title="hub", version="test"), engine, store, tokens, services)
+        yield Hub(lend(hub_app, services), engine, store, tokens, services)
     finally:
         engine.dispose()
 
 
+def hub_app(services: HubServices) -> FastAPI:
+    """The hub's application, built anew."""
+    router = api.make_router(services, Guard(engine=services.engine, clock=services.clock))
+    return create_app([router], title="hub", version="test")
+
+
 @contextmanager
-def listening(app: FastAPI) -> Iterator[str]:
+def listening(app: ASGIApp) -> Iterator[str]:
     """Serve ``app`` by uvicorn on a free port; give its URL."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 from starlette.testclient import TestClient
 
 from hub.s3 import S3Access, open_store
+from tests.http_clients import patient_client
 from tests.hub.api_answers import API, FILE, problem, rot
 from tests.hub.serving import MAX_BLOB_BYTES, WEIGHTS, Hub, listening, made_hub
 from tests.servers import PostgresServer, S3Server
@@ -285,7 +285,7 @@ def test_the_same_on_postgresql_and_s3(postgres_server: PostgresServer, s3_serve
     with (
         made_hub(url, store) as hub,
         listening(hub.app) as server,
-        httpx2.Client(base_url=server, headers=hub.bearer("write"), trust_env=False, timeout=60) as client,
+        patient_client(base_url=server, headers=hub.bearer("write")) as client,
     ):
         digest = digest_of(content)
         assert client.put(f"{API}/blobs/{digest}", content=content).json() == {"digest": digest, "size": len(content)}

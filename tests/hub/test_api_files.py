@@ -7,12 +7,12 @@ import io
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx2
 import pytest
 from starlette.testclient import TestClient
 
 from hub.objects import VERIFIED_FIRST_BYTES
 from hub.serving import VERIFIED_RANGE_BYTES
+from tests.http_clients import patient_request
 from tests.hub.api_answers import API, FILE, problem, rot
 from tests.hub.serving import CONFIG, WEIGHTS, Hub, listening
 from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, digest_of
@@ -151,6 +151,6 @@ def test_rot_in_a_large_file_cuts_the_connection_and_is_told_to_who_asks_again(h
         with pytest.raises(http.client.IncompleteRead):
             received.write(response.read())
         connection.close()
-        again = httpx2.get(url + FILE, headers=hub.bearer("read"), trust_env=False)
+        again = patient_request("GET", url + FILE, headers=hub.bearer("read"))
         assert (again.status_code, again.json()["code"]) == (502, "digest_mismatch")
-        assert httpx2.get(url + f"{API}/adapters", headers=hub.bearer("read"), trust_env=False).status_code == 200
+        assert patient_request("GET", url + f"{API}/adapters", headers=hub.bearer("read")).status_code == 200

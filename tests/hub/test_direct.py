@@ -24,6 +24,7 @@ from hub.collection import Collector
 from hub.folder_store import FolderStore
 from hub.s3 import S3Access, open_store
 from infra.database import reading, writing
+from tests.http_clients import patient_request
 from tests.hub.broken_wire import Wire, broken_wire
 from tests.hub.hf_clients import Endpoint, ask, sound_files
 from tests.hub.serving import CONFIG, NOW, WEIGHTS, listening, made_hub
@@ -116,7 +117,7 @@ def test_only_get_of_long_files_leads_elsewhere(direct: Direct) -> None:
         assert "location" not in head.headers
         led = ask(direct, "GET", path)
         assert (led.status_code, led.headers["cache-control"]) == (302, "private, no-store")
-        part = httpx2.get(led.headers["location"], headers={"Range": "bytes=5-9"}, trust_env=False)
+        part = patient_request("GET", led.headers["location"], headers={"Range": "bytes=5-9"})
         assert (part.status_code, part.content) == (206, LONG[5:10])
         assert ask(direct, "GET", path, headers={"If-None-Match": head.headers["etag"]}).status_code == 304
         assert ask(direct, "GET", path, headers={"Range": "bytes=99999999-"}).status_code == 416
@@ -157,7 +158,7 @@ def finish(endpoint: Endpoint, view: dict[str, Any]) -> httpx2.Response:
 
 def put(address: dict[str, Any], content: bytes) -> None:
     part = content[address["offset"] : address["offset"] + address["size"]]
-    assert httpx2.put(address["url"], content=part, trust_env=False).status_code == 200
+    assert patient_request("PUT", address["url"], content=part).status_code == 200
 
 
 def test_a_long_file_is_put_to_the_store_and_verified_by_the_hub(direct: Direct, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +176,7 @@ def test_a_long_file_is_put_to_the_store_and_verified_by_the_hub(direct: Direct,
     assert hashlib.sha256(b"".join(direct.hub.store.get(digest_of(content)))).hexdigest() == digest_of(content)[7:]
     assert [name.partition("/")[0] for name in direct.objects()] == ["sha256"], "nothing of the upload is left"
     assert begin(direct, content)["id"] == "", "the sender's own bytes need not come again"
-    assert httpx2.put(view["addresses"][0]["url"], content=b"late", trust_env=False).status_code == 404
+    assert patient_request("PUT", view["addresses"][0]["url"], content=b"late").status_code == 404
 
 
 def test_other_bytes_than_the_digest_names_are_refused_and_gone(direct: Direct) -> None:
@@ -231,7 +232,7 @@ def test_a_part_that_is_longer_than_its_place_ends_the_upload(direct: Direct, is
     """An address bounds no length: what comes by it beyond what was announced, and counted, does not stay."""
     content = b"a" * 5000
     view = begin(direct, content)
-    assert httpx2.put(view["addresses"][0]["url"], content=content + b"a", trust_env=False).status_code == 200
+    assert patient_request("PUT", view["addresses"][0]["url"], content=content + b"a").status_code == 200
     if is_looked_at:
         assert ask(direct, "GET", f"{API}/uploads/{view['id']}", "write").status_code == 422
     else:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import httpx2
 import pytest
 import urllib3
 
 from hub.objects import Staging
+from tests.http_clients import patient_request
 from tests.hub.test_direct import PART, Direct, begin, direct, finish, put
 from wegeft.contracts.adapter import digest_of
 
@@ -68,7 +68,7 @@ def test_a_part_that_grows_at_the_last_moment_is_not_read(direct: Direct, overta
     put(view["addresses"][0], CONTENT)
 
     def grow() -> None:
-        assert httpx2.put(view["addresses"][0]["url"], content=LONGER, trust_env=False).status_code == 200
+        assert patient_request("PUT", view["addresses"][0]["url"], content=LONGER).status_code == 200
 
     def grow_afterwards() -> None:
         with urllib3.PoolManager() as connections:
@@ -95,7 +95,7 @@ def test_only_the_announced_parts_are_put_together(direct: Direct) -> None:
     upload = staging.begin("one")
     content = b"b" * (PART + 10)
     for number, part in ((1, content[:PART]), (2, content[PART:])):
-        assert httpx2.put(staging.address("one", upload, number, 60), content=part, trust_env=False).status_code == 200
+        assert patient_request("PUT", staging.address("one", upload, number, 60), content=part).status_code == 200
     for sizes in ({}, {1: PART}, {1: PART, 2: 9}, {1: PART, 2: 10, 3: 1}):
         assert not staging.complete("one", upload, sizes)
         assert staging.size("one") is None

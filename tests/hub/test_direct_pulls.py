@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx2
 import numpy as np
 import pytest
 
@@ -15,6 +14,7 @@ from hub import pulls
 from hub.objects import ObjectStore
 from hub.s3 import S3Access, open_store
 from hub.signing import Signer
+from tests.http_clients import patient_request
 from tests.hub.broken_wire import Wire, broken_wire
 from tests.hub.fault_run import Witness
 from tests.hub.serving import Hub, listening, made_hub
@@ -116,7 +116,7 @@ def test_an_address_that_is_good_no_more_is_asked_for_anew(served: Served, tmp_p
     address = store.presign(digest_of(LONG), 1, WEIGHTS_FILE)
     assert address is not None
     time.sleep(2)
-    assert httpx2.get(address, trust_env=False).status_code == 403
+    assert patient_request("GET", address).status_code == 403
     with monkeypatch.context() as patched:
         patched.setattr(pulls, "_addresses", lambda *_: iter([(WEIGHTS_FILE, address)]))
         assert served.download(tmp_path / "ours") == LONG

@@ -13,6 +13,7 @@ import pytest
 from hub.signing import Signer
 from infra.auth import create_token
 from infra.database import writing
+from tests.http_clients import patient_client
 from tests.hub import format_files as made
 from tests.hub.fault_run import service_app
 from tests.hub.serving import NOW, listening, made_hub
@@ -41,7 +42,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HoldingSt
             tokens = [create_token(connection, name, "write", NOW)[1] for name in ("Ada", "ada", "bob")]
         # What was read lately is read again, so that it is seen who comes to the store.
         app = service_app(hub, downloads_at_once=MOST, recent_bytes=0)
-        with listening(app) as url, httpx2.Client(base_url=url, trust_env=False, timeout=60) as http:
+        with listening(app) as url, patient_client(base_url=url) as http:
             headers = [{"Authorization": f"Bearer {token}"} for token in tokens]
             files = made.lora(made.factors(made.publish(hub)))
             for content in files.values():

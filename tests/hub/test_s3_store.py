@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
-import httpx2
 import pytest
 import urllib3
 
@@ -15,6 +14,7 @@ from hub import s3
 from hub.objects import ObjectStore, read_verified
 from hub.s3 import S3Access, open_store
 from tests.conformance.stores import MIB, Pattern
+from tests.http_clients import patient_request
 from tests.hub.broken_wire import Wire, broken_wire
 from tests.servers import S3Server, free_ports
 from wegeft.contracts.adapter import digest_of
@@ -199,9 +199,9 @@ def test_a_presigned_url_serves_one_blob_to_anyone(store: ObjectStore) -> None:
     store.put(HELLO, io.BytesIO(b"hello"))
     url = store.presign(HELLO, 60)
     assert url is not None
-    assert httpx2.get(url, trust_env=False).content == b"hello"
-    assert httpx2.get(url.replace(HELLO[-6:], "000000"), trust_env=False).status_code == 403
-    assert httpx2.get(urlsplit(url)._replace(query="").geturl(), trust_env=False).status_code == 403
+    assert patient_request("GET", url).content == b"hello"
+    assert patient_request("GET", url.replace(HELLO[-6:], "000000")).status_code == 403
+    assert patient_request("GET", urlsplit(url)._replace(query="").geturl()).status_code == 403
 
 
 def test_a_presigned_url_expires(store: ObjectStore) -> None:
@@ -209,7 +209,7 @@ def test_a_presigned_url_expires(store: ObjectStore) -> None:
     url = store.presign(HELLO, 1)
     assert url is not None
     deadline = time.monotonic() + 20
-    while httpx2.get(url, trust_env=False).status_code != 403:
+    while patient_request("GET", url).status_code != 403:
         assert time.monotonic() < deadline
         time.sleep(0.5)
 

@@ -20,7 +20,7 @@ from hub.folder_store import FolderStore
 from hub.provenance import publish_keys
 from hub.signing import Signer, Succession
 from infra.database import reading, writing
-from tests.hub.serving import CONFIG, NOW, WEIGHTS, Hub, listening, made_hub
+from tests.hub.serving import CONFIG, NOW, WEIGHTS, Hub, hub_app, listening, made_hub
 from wegeft.client import Client
 from wegeft.client.trust import TrustStore
 from wegeft.client.verification import read_signature, verify_folder
@@ -54,7 +54,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def url(hub: Hub) -> Iterator[str]:
-    with listening(hub.app) as url:
+    """Of an application that nobody else gets, for a test changes what it stands on."""
+    with listening(hub_app(hub.services)) as url:
         yield url
 
 
@@ -309,7 +310,7 @@ def test_a_key_takes_over_and_what_the_old_one_signed_stays_good(database: str, 
 
 
 def test_a_version_of_before_signing_is_signed_when_it_is_asked_for(database: str, tmp_path: Path) -> None:
-    with made_hub(database, FolderStore(tmp_path / "blobs")) as hub, listening(hub.app) as address:
+    with made_hub(database, FolderStore(tmp_path / "blobs")) as hub, listening(hub_app(hub.services)) as address:
         hub.publish()
         with Client(address, hub.tokens["read"]) as client:
             assert client.resolve_signed("demo/arithmetic")[1] is None

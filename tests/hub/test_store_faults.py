@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx2
 import pytest
 import urllib3
 
@@ -16,6 +15,7 @@ from hub import s3
 from hub.objects import ObjectStore
 from hub.s3 import S3Access, open_store
 from infra.bodies import MAX_STORE_READERS
+from tests.http_clients import patient_client
 from tests.hub.failing_link import FailingLink, Trouble, by_chance, failing_link
 from tests.hub.fault_run import (
     Witness,
@@ -100,7 +100,7 @@ def test_what_needs_no_store_is_answered_while_it_hangs(s3_server: S3Server, lin
     failing = open_bucket(s3_server, link.url, s3_server.new_bucket())
     with made_hub(f"sqlite:///{tmp_path / 'hub.db'}", failing) as hub, ThreadPoolExecutor(READERS + 1) as readers:
         hub.publish()
-        with listening(service_app(hub)) as url, httpx2.Client(base_url=url, trust_env=False, timeout=60) as http:
+        with listening(service_app(hub)) as url, patient_client(base_url=url) as http:
             assert http.get("/readyz").json() == {"status": "ready"}
             link.choose = lambda _request: Trouble.SILENT
             address = "/api/v1/adapters/demo/arithmetic/versions/1/files/adapter_model.safetensors"

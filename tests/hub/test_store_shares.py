@@ -17,6 +17,7 @@ from hub.objects import MemoryStore
 from infra.auth import create_token
 from infra.bodies import COMPUTATIONS_A_SENDER, LONG_READS_A_SENDER
 from infra.database import writing
+from tests.http_clients import patient_client
 from tests.hub import format_files as made
 from tests.hub.serving import NOW, Hub, listening, made_hub
 from wegeft.contracts.adapter import digest_of
@@ -84,7 +85,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
     with made_hub(f"sqlite:///{tmp_path / 'hub.db'}", store) as hub, listening(hub.app) as url:
         with writing(hub.engine) as connection:
             tokens = [create_token(connection, name, "write", NOW)[1] for name in ("The Writer", "the writer")]
-        with httpx2.Client(base_url=url, trust_env=False, timeout=60) as http:
+        with patient_client(base_url=url) as http:
             yield Served(hub, store, http, (tokens[0], tokens[1]), made.factors(made.publish(hub)))
 
 

@@ -32,6 +32,8 @@ from orchestrator.ids import make_job_id
 from orchestrator.jobs import Limits
 from orchestrator.ledger import federations, round_views
 from orchestrator.services import OrchestratorServices
+from tests.http_clients import patient_client
+from tests.lending import LentApp, lend
 from tests.orchestrator.samples import at
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.enrolment import Enrolment, RoundView, enrolment_content
@@ -106,12 +108,8 @@ class Server:
         self._share(self.token_ids[-1:], self.shared)
         return token
 
-    def app(self) -> FastAPI:
-        guard = Guard(engine=self.engine, clock=now)
-        services = HubServices(engine=self.engine, store=self.store, clock=now)
-        return create_app(
-            [api.make_router(self.services, guard), hub.api.make_router(services, guard)], title="test", version="1", gate=Gate()
-        )
+    def app(self) -> LentApp:
+        return lend(federations_app, self.services, HubServices(engine=self.engine, store=self.store, clock=now))
 
     def driver(self) -> Federations:
         return Federations(self.services)
@@ -142,6 +140,13 @@ class Server:
     def results(self, job_id: str) -> list[str]:
         """The digests of the committed states, round by round."""
         return [str(view.record.result) for view in self.rounds(job_id) if view.record and view.state == "committed"]
+
+
+def federations_app(services: OrchestratorServices, hub_services: HubServices) -> FastAPI:
+    """The application of both, built anew."""
+    guard = Guard(engine=hub_services.engine, clock=now)
+    routers = [api.make_router(services, guard), hub.api.make_router(hub_services, guard)]
+    return create_app(routers, title="test", version="1", gate=Gate())
 
 
 def plain_spec(server: Server, job: Mapping[str, Any] = MappingProxyType({}), **section: Any) -> dict[str, Any]:
@@ -176,7 +181,7 @@ class FakeSite:
 
     def __init__(self, url: str, index: int) -> None:
         self.index = index
-        self.http = httpx2.Client(base_url=url, trust_env=False, timeout=60)
+        self.http = patient_client(base_url=url)
         self.job_id, self.pseudonym = "", ""
 
     def enrol(self, token: str, max_examples: int = 100) -> Enrolment:

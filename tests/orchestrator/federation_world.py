@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 
 from hub import catalog
 from infra.database import reading
+from tests.http_clients import patient_client
 from tests.orchestrator.federating import API, FakeSite, Server, now, plain_spec
 from tests.orchestrator.serving import listening
 from wegeft.contracts.enrolment import FederationView
@@ -27,7 +28,7 @@ class World:
 
     def person(self, role: str) -> httpx2.Client:
         headers = {"Authorization": f"Bearer {self.server.make_token(role)}"}
-        client = httpx2.Client(base_url=f"{self.url}{API}", headers=headers, trust_env=False, timeout=60)
+        client = patient_client(base_url=f"{self.url}{API}", headers=headers)
         return self.closing.enter_context(client)
 
     def site(self, index: int) -> FakeSite:

@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from sqlalchemy import Engine
+from starlette.types import ASGIApp
 
 import hub.api
 from hub import catalog
@@ -32,6 +33,7 @@ from orchestrator import api
 from orchestrator.admission import Policy
 from orchestrator.jobs import Limits
 from orchestrator.services import OrchestratorServices
+from tests.lending import LentApp, lend
 from tests.orchestrator.samples import DATASET
 from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, FileEntry, digest_of
 from wegeft.contracts.training import TrainingResult
@@ -59,16 +61,9 @@ class Site:
             self.tokens = {role: create_token(connection, f"the {role}er", role, now())[1] for role in ("read", "write", "admin")}
         self.upload(DATASET)
 
-    def app(self) -> FastAPI:
-        """The application, made anew."""
-        guard = Guard(engine=self.engine, clock=now)
-        hub_services = HubServices(engine=self.engine, store=self.store, clock=now, signer=self.signer)
-        routers = [
-            accounts.make_router(self.engine, guard, now),
-            api.make_router(self.services, guard),
-            hub.api.make_router(hub_services, guard),
-        ]
-        return create_app(routers, title="test", version="1")
+    def app(self) -> LentApp:
+        """The application over the parts that the site has now."""
+        return lend(site_app, self.services, HubServices(engine=self.engine, store=self.store, clock=now, signer=self.signer))
 
     def bearer(self, role: str = "write") -> dict[str, str]:
         """The header that carries a role's token."""
@@ -87,6 +82,17 @@ class Site:
                 token_id = self.tokens[role].split("_")[1]
                 assert self.services.intake.own(connection, digest, len(content), catalog.upload_of(token_id))
         return digest
+
+
+def site_app(services: OrchestratorServices, hub_services: HubServices) -> FastAPI:
+    """The application of both, built anew."""
+    guard = Guard(engine=hub_services.engine, clock=now)
+    routers = [
+        accounts.make_router(hub_services.engine, guard, now),
+        api.make_router(services, guard),
+        hub.api.make_router(hub_services, guard),
+    ]
+    return create_app(routers, title="test", version="1")
 
 
 def plain_spec(**fields: Any) -> dict[str, Any]:
@@ -128,7 +134,7 @@ def count_numbers(weights: bytes) -> int:
 
 
 @contextmanager
-def listening(app: FastAPI, port: int = 0) -> Iterator[str]:
+def listening(app: ASGIApp, port: int = 0) -> Iterator[str]:
     """Serve ``app`` on a free port of this machine, in a thread; give its URL."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -16,6 +16,7 @@ from hub import catalog, objects
 from hub.objects import VERIFIED_FIRST_BYTES
 from infra.database import reading
 from orchestrator import ledger
+from tests.http_clients import patient_client
 from tests.orchestrator.samples import batch, new_sqlite
 from tests.orchestrator.serving import Site, adapter_files, listening, now, result_of
 from tests.orchestrator.working import claim, every_write, queue, snapshot, state, take_over
@@ -220,7 +221,7 @@ def test_a_rotten_data_set_never_completes(site: Site, size: int) -> None:
     site.store = RottenStore(content[:-1] + b"x")
     site.services = type(site.services)(engine=site.engine, store=site.store, clock=now, policy=site.policy, limits=site.limits)
     queue(site, datasets=[{"path": digest, "file_format": "jsonl"}])
-    with listening(site.app()) as url, httpx2.Client(base_url=url, trust_env=False) as http:
+    with listening(site.app()) as url, patient_client(base_url=url) as http:
         worker = claim(site, http)
         if size <= VERIFIED_FIRST_BYTES:
             answer = worker.call("GET", f"blobs/{digest}")
@@ -238,7 +239,7 @@ def test_rot_in_a_large_data_set_is_told_to_who_asks_again(site: Site, monkeypat
     assert isinstance(site.store, objects.MemoryStore)
     site.store._blobs[digest] = content[:-1] + b"x"
     queue(site, datasets=[{"path": digest, "file_format": "jsonl"}])
-    with listening(site.app()) as url, httpx2.Client(base_url=url, trust_env=False) as http:
+    with listening(site.app()) as url, patient_client(base_url=url) as http:
         worker = claim(site, http)
         with pytest.raises(httpx2.RemoteProtocolError, match="without sending complete message body"):
             worker.call("GET", f"blobs/{digest}")

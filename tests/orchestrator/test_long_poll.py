@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 from sqlalchemy import event
 
 from infra.database import writing
 from orchestrator import ledger
 from orchestrator.api import _LOOK_AGAIN_SECONDS, LONGEST_WAIT_SECONDS
+from tests.http_clients import patient_client
 from tests.orchestrator.samples import new_sqlite
 from tests.orchestrator.serving import Site, listening, now
 from tests.orchestrator.working import queue
@@ -42,7 +42,7 @@ def url(site: Site) -> Iterator[str]:
 def ask(site: Site, url: str, job_id: str, after: int, wait_seconds: float) -> tuple[Any, float]:
     """Ask for news; return the answer, and how long it took."""
     started = time.monotonic()
-    with httpx2.Client(base_url=url, headers=site.bearer("read"), trust_env=False, timeout=60) as http:
+    with patient_client(base_url=url, headers=site.bearer("read")) as http:
         answer = http.get(f"/api/v1/jobs/{job_id}/events", params={"after": after, "wait_seconds": wait_seconds})
     return answer, time.monotonic() - started
 

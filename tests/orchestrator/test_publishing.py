@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx2
 import pytest
 from sqlalchemy import Engine, event, select
 from starlette.testclient import TestClient
@@ -15,6 +14,7 @@ from hub import catalog
 from infra.database import reading, writing
 from orchestrator import ledger
 from orchestrator.publishing import publish_result
+from tests.http_clients import patient_client
 from tests.orchestrator.samples import DATASET, batch, make_spec
 from tests.orchestrator.serving import Site, adapter_files, listening, now, plain_spec, result_of
 from tests.orchestrator.working import claim, every_write, queue, snapshot, state, take_over
@@ -90,7 +90,7 @@ def test_a_stale_worker_changes_nothing(site: Site, http: TestClient) -> None:
 def test_publishing_is_one_version_however_many_report_at_once(site: Site) -> None:
     """Eight copies of one result, over real connections: one version, one answer."""
     job_id = queue(site)
-    with listening(site.app()) as url, httpx2.Client(base_url=url, trust_env=False, timeout=60) as http:
+    with listening(site.app()) as url, patient_client(base_url=url) as http:
         worker = claim(site, http)
         for content in adapter_files().values():
             assert worker.put(content).status_code == 201

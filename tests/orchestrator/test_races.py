@@ -6,7 +6,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import httpx2
 import pytest
 from sqlalchemy import Connection, Engine, func, select
 
@@ -14,6 +13,7 @@ from infra.auth import hash_secret
 from infra.database import reading, writing
 from orchestrator import ledger
 from orchestrator.ledger.tables import EVENTS, JOBS
+from tests.http_clients import patient_client
 from tests.orchestrator.samples import LEASE_SECONDS, add_job, at, batch, claim, claim_one, end, hear, log, make_spec, states, view
 from tests.orchestrator.serving import Site, listening, plain_spec
 from wegeft.contracts.errors import IllegalTransition, StaleLease, WegeftError, WorkerLost
@@ -79,7 +79,7 @@ def test_two_hundred_submissions_under_one_key_are_one_job(engine: Engine) -> No
 def test_many_submissions_over_http_are_one_job(engine: Engine) -> None:
     """Through real connections, sixteen at a time: one 201, and 200 for the rest."""
     site = Site(engine)
-    with listening(site.app()) as url, httpx2.Client(base_url=url, headers=site.bearer(), trust_env=False, timeout=60) as http:
+    with listening(site.app()) as url, patient_client(base_url=url, headers=site.bearer()) as http:
         with ThreadPoolExecutor(16) as pool:
             body, key = {"spec": plain_spec()}, {"Idempotency-Key": "k"}
             answers = list(pool.map(lambda _: http.post("/api/v1/jobs", json=body, headers=key), range(64)))

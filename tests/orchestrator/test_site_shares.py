@@ -14,6 +14,7 @@ import pytest
 
 from hub.objects import MemoryStore
 from infra.bodies import LONG_READS_A_SENDER
+from tests.http_clients import patient_client
 from tests.infra.test_gate import wait_until
 from tests.orchestrator.federating import FakeSite, train
 from tests.orchestrator.samples import new_sqlite
@@ -102,7 +103,7 @@ def test_one_attempt_holds_a_few_of_the_slots(what: str, tmp_path: Path, monkeyp
     engine = new_sqlite(tmp_path / "a.db")
     site, files = Site(engine), adapter_files()
     body: Any = result_of(files) if what == "result" else Checkpoint(step=1, files=result_of(files).files)
-    with listening(site.app()) as url, httpx2.Client(base_url=url, trust_env=False, timeout=60) as http:
+    with listening(site.app()) as url, patient_client(base_url=url) as http:
         for _ in range(2):
             queue(site)
         workers = [claim(site, http) for _ in range(2)]

@@ -11,10 +11,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx2
-
 from orchestrator.admission import Policy
 from orchestrator.federations import FederationsThread
+from tests.http_clients import patient_request
 from tests.orchestrator.federating import API, Server
 from tests.orchestrator.samples import new_sqlite
 from tests.orchestrator.serving import listening
@@ -105,7 +104,7 @@ class World:
 
     def api(self, method: str, path: str, **fields: Any) -> Any:
         headers = {"Authorization": f"Bearer {self.token}"}
-        answer = httpx2.request(method, f"{self.url}{API}{path}", headers=headers, trust_env=False, timeout=60, **fields)
+        answer = patient_request(method, f"{self.url}{API}{path}", headers=headers, **fields)
         assert answer.status_code < 300, answer.text
         return answer.json()
 

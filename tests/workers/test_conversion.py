@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 import torch
 
@@ -20,6 +19,7 @@ from infra.database import reading, writing
 from orchestrator import ledger
 from orchestrator.admission import Policy
 from tests.flows.service import wait_until
+from tests.http_clients import patient_request
 from tests.method.models import adapted, llama
 from tests.orchestrator.hidden_world import publish
 from tests.orchestrator.samples import new_sqlite
@@ -47,7 +47,7 @@ class Place:
     def ask(self, name: str, *formats: str) -> str:
         """Return the id of a new conversion."""
         door = f"{self.url}/api/v1/adapters/{name}/versions/1/conversions"
-        answer = httpx2.post(door, json={"formats": list(formats)}, headers=self.site.bearer())
+        answer = patient_request("POST", door, json={"formats": list(formats)}, headers=self.site.bearer())
         assert answer.status_code == 201, answer.text
         return str(answer.json()["job"]["id"])
 
