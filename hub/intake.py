@@ -75,7 +75,7 @@ class Intake:
         except BaseException:
             if sender is not None:
                 with suppress(DatabaseUnavailable, StorageFull), writing(self.engine) as connection:
-                    catalog.unstage(connection, sender, digest, self.clock())
+                    catalog.unstage(connection, sender, digest)
             raise
 
     def own(self, connection: Connection, digest: str, size: int, holder: str) -> bool:
