@@ -29,6 +29,7 @@ from hub.catalog.holds import (
     take_stock,
     upload_of,
     version_of,
+    withdraw,
 )
 from hub.catalog.left_words import forget_words
 from hub.catalog.lineage import find_relatives
@@ -225,4 +226,5 @@ __all__ = [
     "upload_of",
     "uploader_of",
     "version_of",
+    "withdraw",
 ]

@@ -100,6 +100,15 @@ def let_go(connection: Connection, holder: str, until: datetime, *, but: Iterabl
     connection.execute(gone.values(until=until))
 
 
+def withdraw(connection: Connection, digest: str, until: datetime, now: datetime) -> None:
+    """Let bytes go that were to come, and to be kept ``until`` then, and did not, unless others have begun to send them since.
+
+    Else whoever begins to send something, and fails, keeps what lies there already.
+    """
+    is_ours = (HOLDS.c.holder == ARRIVAL) & (HOLDS.c.digest == digest) & (HOLDS.c.until == until)
+    connection.execute(update(HOLDS).where(is_ours).values(until=now))
+
+
 def let_go_of_arrivals(connection: Connection, digests: Iterable[str], until: datetime) -> None:
     """Let bytes go at a moment that were kept only because they had come."""
     let_go(connection, ARRIVAL, until, only=digests)

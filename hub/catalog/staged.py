@@ -196,14 +196,14 @@ def settle(connection: Connection, sender: Sender, digest: str, size: int, until
 
 
 def unstage(connection: Connection, sender: Sender, digest: str) -> None:
-    """Count bytes no more that do not come, but what the sender has here before, which is kept as long as what had come."""
-    # Also where its own hold is over: who begins to send something keeps what lies there.
-    is_had = exists().where(HOLDS.c.digest == digest, HOLDS.c.holder == upload_of(sender.caller.token_id))
-    size = connection.execute(select(BLOBS.c.size).where(BLOBS.c.digest == digest, is_had)).scalar_one_or_none()
-    if size:
-        connection.execute(update(STAGED).where(*_is(sender, digest)).values(size=size))
+    """Count bytes no more that do not come, but what the sender has here before, as long as that is kept, and until it is gone."""
+    is_theirs = (HOLDS.c.digest == digest) & (HOLDS.c.holder == upload_of(sender.caller.token_id))
+    query = select(BLOBS.c.size, HOLDS.c.until).join(HOLDS, HOLDS.c.digest == BLOBS.c.digest).where(is_theirs)
+    had = connection.execute(query).one_or_none()
+    if had is None:
+        connection.execute(delete(STAGED).where(*_is(sender, digest)))
     else:
-        connection.execute(delete(STAGED).where(*_is(sender, digest), ~is_had))
+        connection.execute(update(STAGED).where(*_is(sender, digest)).values(size=had.size or 0, until=had.until))
 
 
 def _is(sender: Sender, digest: str) -> tuple[ColumnElement[bool], ...]:

