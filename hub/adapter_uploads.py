@@ -186,10 +186,13 @@ class AdapterUploads:
     def _finish_direct(self, upload: Upload) -> BlobView:
         staging = self._must_stage()
         self._complete(upload, staging)
+        until = self.services.intake.keep_until
         with writing(self.services.engine) as connection:
-            catalog.expect(connection, upload.digest, self.services.intake.keep_until)
+            catalog.expect(connection, upload.digest, until)
         found = staging.adopt(upload.id, upload.digest)
         if found != upload.digest:
+            with writing(self.services.engine) as connection:
+                catalog.withdraw(connection, upload.digest, until, self.services.clock())
             self.abandon(upload.id)
             raise InvalidRequest("the bytes are not those that the digest names", path=upload.digest, value=found, hint="send them again")
         with writing(self.services.engine) as connection:
