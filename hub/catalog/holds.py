@@ -38,7 +38,8 @@ def version_of(source: str) -> str:
 def expect(connection: Connection, digest: str, until: datetime) -> None:
     """Note that bytes are about to come, so that they stay at least ``until`` then; commit it before the first is stored.
 
-    Waits for a collector that is just deleting them, and forgets who had them before that, but not how long they are: they may be there still.
+    Waits for a collector that is just deleting them, and forgets who had them before that; not how long they are, for
+    they may be there still.
     """
     row = upsert(connection, BLOBS).values(digest=digest, is_leaving=False)
     locked = row.on_conflict_do_update(index_elements=[BLOBS.c.digest], set_={"digest": BLOBS.c.digest})

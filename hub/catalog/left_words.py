@@ -52,7 +52,10 @@ def _find_listings(connection: Connection, limit: int) -> dict[str, int | None]:
 
 def _keep_used(connection: Connection, listings: dict[str, int]) -> None:
     """Look no more at words that these listings have still."""
-    arrays = cast(literal(list(listings), ARRAY(String)), ARRAY(String)), cast(literal(list(listings.values()), ARRAY(Integer)), ARRAY(Integer))
+    arrays = (
+        cast(literal(list(listings), ARRAY(String)), ARRAY(String)),
+        cast(literal(list(listings.values()), ARRAY(Integer)), ARRAY(Integer)),
+    )
     seen = func.unnest(*arrays).table_valued(column("word", String), column("version_id", Integer), name="seen").render_derived()
     used = select(seen.c.word).join(LISTINGS, LISTINGS.c.version_id == seen.c.version_id).where(_has(seen.c.word))
     connection.execute(delete(_LEFT).where(_LEFT.c.word.in_(used)))

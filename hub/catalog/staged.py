@@ -163,12 +163,7 @@ def find_room(connection: Connection, sender: Sender, digest: str, now: datetime
 def _sum(connection: Connection, now: datetime, *conditions: ColumnElement[bool]) -> int:
     counted = STAGED.c.size + case((STAGED.c.ahead_until > now, STAGED.c.ahead), else_=0)
     # Several tokens of an account that send the same bytes make one blob.
-    each = (
-        select(func.max(counted).label("size"))
-        .where(_counts(now), *conditions)
-        .group_by(STAGED.c.account, STAGED.c.digest)
-        .subquery()
-    )
+    each = select(func.max(counted).label("size")).where(_counts(now), *conditions).group_by(STAGED.c.account, STAGED.c.digest).subquery()
     return int(connection.execute(select(func.coalesce(func.sum(each.c.size), 0))).scalar_one())
 
 

@@ -134,9 +134,9 @@ def test_who_publishes_a_word_that_is_being_forgotten_waits_and_has_it(shelf: Sh
 def test_words_are_looked_up_in_their_index(shelf: Shelf) -> None:
     """Of words that no listing has any more, every other way reads all listings."""
     with writing(shelf.engine) as connection:
-        left_words._ask_index(connection)  # noqa: SLF001 - what its statements are planned by
+        left_words._ask_index(connection)
         plan = connection.exec_driver_sql(
-            f"EXPLAIN SELECT word, (SELECT version_id FROM {LISTINGS.name} WHERE {left_words.TERMS} @@ word::tsquery LIMIT 1)"  # noqa: S608
+            f"EXPLAIN SELECT word, (SELECT version_id FROM {LISTINGS.name} WHERE {left_words.TERMS} @@ word::tsquery LIMIT 1)"
             " FROM listing_words_left"
         ).scalars()
         assert any("Bitmap Index Scan on ix_listings_words" in line for line in plan)
