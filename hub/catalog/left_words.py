@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import ARRAY, ColumnElement, Connection, Engine, Integer, String, cast, column, delete, exists, func, literal, select, table
+from sqlalchemy import ARRAY, ColumnElement, Connection, Engine, Integer, String, cast, column, delete, func, literal, select, table
 from sqlalchemy.dialects.postgresql import TSQUERY
 
 from hub.catalog.search_terms import TERMS
@@ -64,7 +64,8 @@ def _keep_used(connection: Connection, listings: dict[str, int]) -> None:
 def _forget_unused(connection: Connection, words: Sequence[str]) -> None:
     _ask_index(connection)
     asked = select(_LEFT.c.word).where(_LEFT.c.word.in_(words)).subquery()
-    unused = connection.execute(select(asked.c.word).where(~exists().where(_has(asked.c.word)))).scalars().all()
+    listing = select(LISTINGS.c.version_id).where(_has(asked.c.word))
+    unused = connection.execute(select(asked.c.word).where(~listing.exists())).scalars().all()
     for words_kept in (_KNOWN, _LEFT):
         connection.execute(delete(words_kept).where(words_kept.c.word.in_(unused)))
 

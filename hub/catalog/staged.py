@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Index,
+    Row,
     String,
     Table,
     and_,
@@ -100,9 +102,16 @@ def stage(connection: Connection, sender: Sender, coming: Coming, now: datetime)
     room = find_room(connection, sender, coming.digest, now)
     if room <= 0 if coming.may_be_fewer else coming.size > room:
         raise no_room(sender, room, coming.size)
-    size = min(coming.size, room)
-    _note(connection, sender, coming.digest, size, coming.until)
+    size, had = min(coming.size, room), _find_had(connection, sender, coming.digest)
+    _note(connection, sender, coming.digest, max(size, had.size or 0) if had else size, coming.until)
     return size
+
+
+def _find_had(connection: Connection, sender: Sender, digest: str) -> Row[Any] | None:
+    """Return how long bytes are, and until when they are kept, that the token has sent before and that are here still."""
+    is_theirs = (HOLDS.c.digest == digest) & (HOLDS.c.holder == upload_of(sender.caller.token_id))
+    query = select(BLOBS.c.size, HOLDS.c.until).join(HOLDS, HOLDS.c.digest == BLOBS.c.digest).where(is_theirs)
+    return connection.execute(query).one_or_none()
 
 
 def _note(connection: Connection, sender: Sender, digest: str, size: int, until: datetime) -> None:
@@ -192,9 +201,7 @@ def settle(connection: Connection, sender: Sender, digest: str, size: int, until
 
 def unstage(connection: Connection, sender: Sender, digest: str) -> None:
     """Count bytes no more that do not come, but what the sender has here before, as long as that is kept, and until it is gone."""
-    is_theirs = (HOLDS.c.digest == digest) & (HOLDS.c.holder == upload_of(sender.caller.token_id))
-    query = select(BLOBS.c.size, HOLDS.c.until).join(HOLDS, HOLDS.c.digest == BLOBS.c.digest).where(is_theirs)
-    had = connection.execute(query).one_or_none()
+    had = _find_had(connection, sender, digest)
     if had is None:
         connection.execute(delete(STAGED).where(*_is(sender, digest)))
     else:
