@@ -107,7 +107,7 @@ def stage(connection: Connection, sender: Sender, coming: Coming, now: datetime)
     return size
 
 
-def _find_had(connection: Connection, sender: Sender, digest: str) -> Row[Any] | None:
+def _find_had(connection: Connection, sender: Sender, digest: str) -> Row[Any, Any] | None:
     """Return how long bytes are, and until when they are kept, that the token has sent before and that are here still."""
     is_theirs = (HOLDS.c.digest == digest) & (HOLDS.c.holder == upload_of(sender.caller.token_id))
     query = select(BLOBS.c.size, HOLDS.c.until).join(HOLDS, HOLDS.c.digest == BLOBS.c.digest).where(is_theirs)
