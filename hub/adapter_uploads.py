@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
@@ -99,7 +98,12 @@ class AdapterUploads:
                 catalog.end_reservation(connection, upload.id)
             return is_kept
 
-        digest, size = self._uploads.finish(self._owner, upload_id, keep)
+        try:
+            digest, size = self._uploads.finish(self._owner, upload_id, keep)
+        except InvalidRequest:
+            with writing(self.services.engine) as connection:
+                catalog.end_reservation(connection, upload.id)
+            raise
         return BlobView(digest=digest, size=size)
 
     def _keep(self, connection: Connection, digest: str, size: int) -> bool:
@@ -108,20 +112,18 @@ class AdapterUploads:
     def _stage(self, connection: Connection, upload: Upload, come: int) -> None:
         catalog.reserve(connection, self._sender, upload, come, self.services.clock())
 
-    def _leave(self, connection: Connection, sizes: Mapping[str, int]) -> None:
-        catalog.leave(connection, (self._sender.caller.account, self._sender.namespace), sizes, self.services.clock())
-
     @property
     def _sender(self) -> Sender:
         return self.services.sender(self.caller, self.adapter.namespace)
 
     def abandon(self, upload_id: str) -> None:
-        """Forget an upload; what has come of it counts until it is gone from the store."""
+        """Forget an upload and what has come of it."""
         upload, staging = self._find(upload_id), self.services.store.staging()
         if upload.multipart is not None and staging is not None:
             staging.discard(upload.id)
         with writing(self.services.engine) as connection:
-            catalog.give_up(connection, upload.id, self.services.clock())
+            catalog.end_reservation(connection, upload.id)
+            catalog.close_upload(connection, upload, self.services.clock())
 
     @property
     def _owner(self) -> str:
@@ -129,7 +131,7 @@ class AdapterUploads:
 
     @property
     def _uploads(self) -> Uploads:
-        return Uploads(intake=self.services.intake, most=MOST_UPLOADS, stage=self._stage, leave=self._leave)
+        return Uploads(intake=self.services.intake, most=MOST_UPLOADS, stage=self._stage)
 
     def _find(self, upload_id: str) -> Upload:
         with reading(self.services.engine) as connection:
@@ -186,13 +188,10 @@ class AdapterUploads:
     def _finish_direct(self, upload: Upload) -> BlobView:
         staging = self._must_stage()
         self._complete(upload, staging)
-        until = self.services.intake.keep_until
         with writing(self.services.engine) as connection:
-            catalog.expect(connection, upload.digest, until)
+            catalog.expect(connection, upload.digest, self.services.intake.keep_until)
         found = staging.adopt(upload.id, upload.digest)
         if found != upload.digest:
-            with writing(self.services.engine) as connection:
-                catalog.withdraw(connection, upload.digest, until, self.services.clock())
             self.abandon(upload.id)
             raise InvalidRequest("the bytes are not those that the digest names", path=upload.digest, value=found, hint="send them again")
         with writing(self.services.engine) as connection:

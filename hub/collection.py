@@ -21,8 +21,6 @@ from wegeft.contracts.collection import Collected, CollectionPlan, UnheldBlob
 
 LISTED = 100
 """Blobs that a plan names."""
-_WORDS = 500
-"""That one collection looks at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,22 +51,20 @@ class Collector:
         """Delete up to ``limit`` blobs that nobody needs; return how many, how large they were, and whether others are left.
 
         First go derived formats, which can be made again: those that nobody has fetched for long, or, to make room, all.
-        Words go too by which nothing is found any more. Raises :class:`StorageUnavailable` or :class:`DatabaseUnavailable` where that
-        stops it; it goes on with the next call.
+        Raises :class:`StorageUnavailable` or :class:`DatabaseUnavailable` where that stops it; it goes on with the next call.
         """
         self._discard_abandoned(now, limit)
         self._measure_direct(now, limit)
         with writing(self.engine) as connection:
             catalog.drop_formats(connection, now, only_unused=spares_formats)
             chosen = catalog.choose_leaving(connection, now, limit)
-        sizes = [size for digest in chosen if (size := self._delete(digest)) is not None]
-        with writing(self.engine) as connection:
             catalog.forget_staged(connection, now)
             catalog.forget_departed(connection, now)
-            if sizes:
+        sizes = [size for digest in chosen if (size := self._delete(digest)) is not None]
+        if sizes:
+            with writing(self.engine) as connection:
                 audit.note(connection, "blobs.collect", "", now, blobs=len(sizes), bytes=sum(sizes))
-        has_no_words_left = catalog.forget_words(self.engine, _WORDS)
-        return Collected(blobs=len(sizes), bytes=sum(sizes), is_done=len(chosen) < limit and has_no_words_left)
+        return Collected(blobs=len(sizes), bytes=sum(sizes), is_done=len(chosen) < limit)
 
     def _discard_abandoned(self, now: datetime, limit: int) -> None:
         """End the uploads to the store itself that nobody goes on with; what came of them has no digest, so it is nobody's."""
@@ -100,7 +96,8 @@ class Collector:
     def _end_direct(self, staging: Staging, upload: Upload, now: datetime) -> None:
         staging.discard(upload.id)
         with writing(self.engine) as connection:
-            catalog.give_up(connection, upload.id, now)
+            catalog.end_reservation(connection, upload.id)
+            catalog.close_upload(connection, upload, now)
 
     def _delete(self, digest: str) -> int | None:
         # Asked first without a lock: while the store does not answer, nobody else should wait for it.

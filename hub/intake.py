@@ -64,19 +64,18 @@ class Intake:
 
     @contextmanager
     def _expected(self, digest: str, size: int | None, sender: Sender | None) -> Iterator[int]:
-        """Note that bytes come, and give how many may; where they do not come after all, they count no more and keep nothing."""
-        most_bytes, until = self.max_blob_bytes, self.keep_until
+        """Note that bytes come, and give how many may; where they do not come after all, they count no more."""
+        most_bytes = self.max_blob_bytes
         with writing(self.engine) as connection:
-            catalog.expect(connection, digest, until)
+            catalog.expect(connection, digest, self.keep_until)
             if sender is not None:
                 most_bytes = self.stage(connection, digest, size, sender)
         try:
             yield most_bytes
         except BaseException:
-            with suppress(DatabaseUnavailable, StorageFull), writing(self.engine) as connection:
-                catalog.withdraw(connection, digest, until, self.clock())
-                if sender is not None:
-                    catalog.unstage(connection, sender, digest)
+            if sender is not None:
+                with suppress(DatabaseUnavailable, StorageFull), writing(self.engine) as connection:
+                    catalog.unstage(connection, sender, digest, self.clock())
             raise
 
     def own(self, connection: Connection, digest: str, size: int, holder: str) -> bool:

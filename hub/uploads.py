@@ -7,7 +7,7 @@ are collected as any other bytes. For sites of federations and for whoever else 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
@@ -33,16 +33,9 @@ Keep = Callable[[Connection, str, int], bool]
 Stage = Callable[[Connection, Upload, int], None]
 """Counts an upload as it will be once so many of its bytes have come; raises :class:`QuotaExceeded` where there is no room."""
 
-Leave = Callable[[Connection, Mapping[str, int]], None]
-"""Counts bytes, by digest and size, that lie in the store and are no part of an upload."""
-
 
 def _count_nothing(_connection: Connection, _upload: Upload, _come: int) -> None:
     """For senders whose bytes are bounded elsewhere."""
-
-
-def _leave_nothing(_connection: Connection, _sizes: Mapping[str, int]) -> None:
-    """For the same senders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +46,6 @@ class Uploads:
     part_bytes: int = PART_BYTES
     most: int = MOST_UPLOADS
     stage: Stage = _count_nothing
-    leave: Leave = _leave_nothing
 
     def open(self, owner: str, request: UploadRequest) -> tuple[UploadView, bool]:
         """Begin an upload, or go on with the owner's own of the same bytes; return it, and whether it is new.
@@ -77,10 +69,11 @@ class Uploads:
 
     def begin(self, connection: Connection, wanted: Upload) -> tuple[Upload, bool]:
         """Begin an upload as :meth:`open` does, in the caller's transaction."""
-        upload, is_new = catalog.open_upload(connection, wanted, self.most, self.intake.clock())
-        if is_new or upload.multipart is None:
-            self.stage(connection, upload, upload.offset)
-        return upload, is_new
+        found = catalog.find_own(connection, wanted.owner, wanted.digest, self.intake.clock())
+        # Counted first: what is locked is locked in one order.
+        if found is None or found.multipart is None:
+            self.stage(connection, found or wanted, found.offset if found else 0)
+        return catalog.open_upload(connection, wanted, self.most, self.intake.clock())
 
     def look(self, owner: str, upload_id: str) -> UploadView:
         """Return how far an upload is; raise :class:`NotFound` for one that is over, expired or another owner's."""
@@ -105,15 +98,10 @@ class Uploads:
             _check_length(upload, size)
             return self._add(owner, upload_id, offset, Part(digest=digest, size=size))
         except WegeftError:
-            self._refuse(digest, size)
+            # Else bytes that count nowhere would be kept for as long as any that come.
+            with writing(self.intake.engine) as connection:
+                catalog.let_go_of_arrivals(connection, [digest], self.intake.clock())
             raise
-
-    def _refuse(self, digest: str, size: int) -> None:
-        """Let bytes go that have come as a part and are none, at once; until they are gone they count for their sender."""
-        with writing(self.intake.engine) as connection:
-            catalog.expect(connection, digest, self.intake.clock())
-            catalog.note_sizes(connection, {digest: size})
-            self.leave(connection, {digest: size})
 
     def _add(self, owner: str, upload_id: str, offset: int, part: Part) -> UploadView:
         with writing(self.intake.engine) as connection:
@@ -136,10 +124,9 @@ class Uploads:
             self.intake.store_bytes(upload.digest, PartsReader(self.intake.store, upload.parts), upload.size)
         except (DigestMismatch, BlobNotFound) as error:
             with writing(self.intake.engine) as connection:
-                catalog.give_up(connection, upload.id, self.intake.clock())
+                catalog.close_upload(connection, upload, self.intake.clock())
             raise InvalidRequest("the parts are not the bytes that the digest names", problems=error.problems) from error
         with writing(self.intake.engine) as connection:
-            catalog.hold_upload(connection, upload.id)  # first, as whoever begins it again does
             is_kept = keep(connection, upload.digest, upload.size)
             if is_kept:
                 catalog.close_upload(connection, upload, self.intake.clock())

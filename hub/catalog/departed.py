@@ -1,7 +1,6 @@
 """What was deleted or detached and is stored still: it counts in its namespace until it is collected, so nobody fills the store with it.
 
 A row says of which namespace some bytes were. It ends with the bytes, or once it is over and others need them: then they count with those.
-That somebody only begins to send the same bytes ends nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from datetime import datetime
 
 from sqlalchemy import Column, Connection, Index, SelectBase, String, Table, case, delete, exists, func, or_, select
 
-from hub.catalog.holds import ARRIVAL, UPLOAD, is_unclaimed
+from hub.catalog.holds import ARRIVAL, UPLOAD, is_unheld
 from hub.catalog.tables import BLOBS, HOLDS, upsert
 from infra.database import METADATA, UtcTime
 
@@ -48,5 +47,5 @@ def depart(
 
 def forget_departed(connection: Connection, now: datetime) -> None:
     """Forget what is collected, and what is over and needed by others: it is theirs."""
-    lies_there = exists().where(BLOBS.c.digest == DEPARTED.c.digest, is_unclaimed(now))
-    connection.execute(delete(DEPARTED).where(DEPARTED.c.until <= now, ~lies_there))
+    awaits_collection = exists().where(BLOBS.c.digest == DEPARTED.c.digest, is_unheld(now))
+    connection.execute(delete(DEPARTED).where(DEPARTED.c.until <= now, ~awaits_collection))

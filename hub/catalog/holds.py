@@ -38,14 +38,13 @@ def version_of(source: str) -> str:
 def expect(connection: Connection, digest: str, until: datetime) -> None:
     """Note that bytes are about to come, so that they stay at least ``until`` then; commit it before the first is stored.
 
-    Waits for a collector that is just deleting them, and forgets who had them before that; not how long they are, for
-    they may be there still.
+    Waits for a collector that is just deleting them, and forgets who had them before that.
     """
     row = upsert(connection, BLOBS).values(digest=digest, is_leaving=False)
     locked = row.on_conflict_do_update(index_elements=[BLOBS.c.digest], set_={"digest": BLOBS.c.digest})
     if connection.execute(locked.returning(BLOBS.c.is_leaving)).scalar_one():
         connection.execute(delete(HOLDS).where(HOLDS.c.digest == digest))
-        connection.execute(update(BLOBS).where(BLOBS.c.digest == digest).values(is_leaving=False))
+        connection.execute(update(BLOBS).where(BLOBS.c.digest == digest).values(is_leaving=False, size=None))
     _put_holds(connection, ARRIVAL, [digest], until)
 
 
@@ -101,15 +100,6 @@ def let_go(connection: Connection, holder: str, until: datetime, *, but: Iterabl
     connection.execute(gone.values(until=until))
 
 
-def withdraw(connection: Connection, digest: str, until: datetime, now: datetime) -> None:
-    """Let bytes go that were to come, and to be kept ``until`` then, and did not, unless others have begun to send them since.
-
-    Else whoever begins to send something, and fails, keeps what lies there already.
-    """
-    is_ours = (HOLDS.c.holder == ARRIVAL) & (HOLDS.c.digest == digest) & (HOLDS.c.until == until)
-    connection.execute(update(HOLDS).where(is_ours).values(until=now))
-
-
 def let_go_of_arrivals(connection: Connection, digests: Iterable[str], until: datetime) -> None:
     """Let bytes go at a moment that were kept only because they had come."""
     let_go(connection, ARRIVAL, until, only=digests)
@@ -159,17 +149,6 @@ def is_unheld(now: datetime) -> ColumnElement[bool]:
     """Return what holds for blobs that nobody needs."""
     is_held = exists().where(HOLDS.c.digest == BLOBS.c.digest, or_(HOLDS.c.until.is_(None), HOLDS.c.until > now))
     return or_(BLOBS.c.is_leaving, ~is_held)
-
-
-def is_unclaimed(now: datetime) -> ColumnElement[bool]:
-    """Return what holds for blobs that nobody needs, or that are kept only because they came: who sent or deleted them accounts for them.
-
-    Whoever begins to send bytes, and fails, keeps those that lie there without having any; so an arrival is nobody's claim.
-    """
-    is_claimed = exists().where(
-        HOLDS.c.digest == BLOBS.c.digest, HOLDS.c.holder != ARRIVAL, or_(HOLDS.c.until.is_(None), HOLDS.c.until > now)
-    )
-    return or_(BLOBS.c.is_leaving, ~is_claimed)
 
 
 def choose_leaving(connection: Connection, now: datetime, limit: int) -> tuple[str, ...]:

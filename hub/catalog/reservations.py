@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, literal, select, update
+from sqlalchemy import Connection, delete, select, update
 
-from hub.catalog.staged import STAGED, Sender, find_room, hold_account, no_room, reservation_of
+from hub.catalog.staged import STAGED, Sender, find_room, hold_account, no_room
 from hub.catalog.tables import UPLOADS, upsert
 from hub.catalog.uploads import Upload
 
@@ -21,6 +21,8 @@ MOST_AHEAD_BYTES = 512 << 20
 """That any upload keeps room for, beside what has come of it."""
 AHEAD_SECONDS = 1200.0
 """How long it does, from when its sender last went on; longer than an address of the store is good."""
+
+_PARTS = "parts:"
 
 
 def bytes_ahead(come: int, whole: int) -> int:
@@ -34,13 +36,13 @@ def reserve(connection: Connection, sender: Sender, upload: Upload, come: int, n
     Raises :class:`QuotaExceeded` where there is no room for them; where none has come, for the whole.
     """
     hold_account(connection, sender.caller.account)
-    needed, room = come or upload.size, find_room(connection, sender, reservation_of(upload.id), now)
+    needed, room = come or upload.size, find_room(connection, sender, _row_of(upload.id), now)
     if needed > room:
         raise no_room(sender, room, needed)
     row = {
         "account": sender.caller.account,
         "token_id": sender.caller.token_id,
-        "digest": reservation_of(upload.id),
+        "digest": _row_of(upload.id),
         "size": come,
         "namespace": sender.namespace,
         "until": upload.expires_at,
@@ -51,10 +53,15 @@ def reserve(connection: Connection, sender: Sender, upload: Upload, come: int, n
     connection.execute(upsert(connection, STAGED).values(row).on_conflict_do_update(index_elements=key, set_=row))
 
 
+def end_reservation(connection: Connection, upload_id: str) -> None:
+    """Count an upload no more: it is whole, and counts as such, or given up."""
+    connection.execute(delete(STAGED).where(STAGED.c.digest == _row_of(upload_id)))
+
+
 def list_unmeasured(connection: Connection, now: datetime, limit: int) -> Iterator[Upload]:
     """Give up to ``limit`` uploads to the store itself that count by what may have come of them, whose addresses are good no more."""
     is_direct = UPLOADS.c.multipart.is_not(None)
-    joined = select(UPLOADS).join(STAGED, STAGED.c.digest == literal(reservation_of("")) + UPLOADS.c.id)
+    joined = select(UPLOADS).join(STAGED, STAGED.c.digest == _PARTS + UPLOADS.c.id)
     for row in connection.execute(joined.where(is_direct, STAGED.c.ahead_until <= now).limit(limit)).mappings():
         yield Upload(parts=(), **row)
 
@@ -64,5 +71,10 @@ def note_measured(connection: Connection, upload_id: str, come: int, now: dateti
 
     For what a request brings that began while its address was good may come much later.
     """
-    is_it = (STAGED.c.digest == reservation_of(upload_id)) & (STAGED.c.ahead_until <= now)
+    is_it = (STAGED.c.digest == _row_of(upload_id)) & (STAGED.c.ahead_until <= now)
     connection.execute(update(STAGED).where(is_it).values(size=come, ahead=0, ahead_until=now + timedelta(seconds=AHEAD_SECONDS)))
+
+
+def _row_of(upload_id: str) -> str:
+    """Return what stands in the place of a digest: the parts may be anything before the whole is held against its own."""
+    return f"{_PARTS}{upload_id}"

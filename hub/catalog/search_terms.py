@@ -3,7 +3,7 @@
 One index for all puts several conditions together before any listing is looked at, and passes over what a frequent term has between two
 listings of a rare one. It does neither for the beginning of a word, of which it reads all that begins so; therefore the words that there
 are are kept by themselves, by a trigger, and a beginning is asked for as the words that begin with it. Words that nobody has any more
-are forgotten by :mod:`hub.catalog.left_words`.
+stay there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hub.catalog.tables import MAX_BASE_NAME
 MOST_COMPLETIONS = 64
 """Words that a beginning is taken for; one of more words is asked for as a beginning."""
 _KNOWN = table("listing_words_known", column("word", String(collation="C")))
-TERMS: ColumnElement[str] = literal_column(
+_TERMS: ColumnElement[str] = literal_column(
     "(listings.words || array_to_tsvector(ARRAY['=n=' || listings.namespace, '=b=' || listings.base_name, '=m=' || listings.method,"
     " '=k=' || listings.task, '=l=' || listings.licence]"
     " || string_to_array('=t=' || replace(listings.tags, E'\\n', E'\\n=t='), E'\\n')))",
@@ -46,7 +46,7 @@ def any_of(words: Sequence[str]) -> str:
 
 def have_all(terms: Sequence[str]) -> ColumnElement[bool]:
     """Return what holds for listings that have all these terms, in the form that the index answers."""
-    return TERMS.op("@@", is_comparison=True)(cast(" & ".join(terms), TSQUERY))
+    return _TERMS.op("@@", is_comparison=True)(cast(" & ".join(terms), TSQUERY))
 
 
 def _quote(lexeme: str) -> str:

@@ -1,17 +1,16 @@
 """What accounts have sent, or are sending, that no version names yet: counted before its first byte is accepted.
 
-Bytes count from then on until a version of their sender names them, or they are gone from the store: what was given up, refused or kept
-for long enough counts until it is collected, unless others need it. Two who send at the same moment cannot both take the last room. What
-is locked is locked in one order, so that nobody waits in a circle: uploads, blobs, the account's row of :data:`STAGERS`, the quota of the
-namespace, rows of :data:`STAGED`. Of bytes that come in parts, :mod:`hub.catalog.reservations` says how they count.
+Bytes count from then on until a version of their sender names them, the sender gives them up, or the time is over for which they are kept.
+Two who send at the same moment cannot both take the last room. What is locked is locked in one order, so that nobody waits in a circle:
+blobs, the account's row of :data:`STAGERS`, the quota of the namespace, rows of :data:`STAGED`. Of bytes that come in parts,
+:mod:`hub.catalog.reservations` says how they count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -19,7 +18,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Index,
-    Row,
     String,
     Table,
     and_,
@@ -29,13 +27,12 @@ from sqlalchemy import (
     func,
     or_,
     select,
-    tuple_,
     update,
 )
 
-from hub.catalog.holds import find_had, is_unclaimed, upload_of
+from hub.catalog.holds import find_had, upload_of
 from hub.catalog.quotas import find_limits, measure
-from hub.catalog.tables import BLOBS, HOLDS, UPLOADS, upsert
+from hub.catalog.tables import BLOBS, HOLDS, upsert
 from infra.database import METADATA, UtcTime
 from infra.principals import Principal
 from wegeft.contracts.errors import QuotaExceeded
@@ -61,9 +58,6 @@ STAGERS = Table("stagers", METADATA, Column("account", String(64), primary_key=T
 _HINT = "publish what was sent, give uploads up, or wait until they and deleted bytes go (WEGEFT_KEEP_SECONDS); an admin raises the limit"
 _NOBODY = ""
 """A holder that never had anything."""
-_LEFT_BEHIND = "-"
-"""In the place of a token, of bytes that no token of the account can take back."""
-_PARTS = "parts:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,20 +92,12 @@ def stage(connection: Connection, sender: Sender, coming: Coming, now: datetime)
     if find_had(connection, _NOBODY, [coming.digest], caller):
         return coming.size
     hold_account(connection, caller.account)
-    _keep_what_lies_there(connection, sender, coming.digest, now)
     room = find_room(connection, sender, coming.digest, now)
     if room <= 0 if coming.may_be_fewer else coming.size > room:
         raise no_room(sender, room, coming.size)
-    size, had = min(coming.size, room), _find_had(connection, sender, coming.digest)
-    _note(connection, sender, coming.digest, max(size, had.size or 0) if had else size, coming.until)
+    size = min(coming.size, room)
+    _note(connection, sender, coming.digest, size, coming.until)
     return size
-
-
-def _find_had(connection: Connection, sender: Sender, digest: str) -> Row[Any, Any] | None:
-    """Return how long bytes are, and until when they are kept, that the token has sent before and that are here still."""
-    is_theirs = (HOLDS.c.digest == digest) & (HOLDS.c.holder == upload_of(sender.caller.token_id))
-    query = select(BLOBS.c.size, HOLDS.c.until).join(HOLDS, HOLDS.c.digest == BLOBS.c.digest).where(is_theirs)
-    return connection.execute(query).one_or_none()
 
 
 def _note(connection: Connection, sender: Sender, digest: str, size: int, until: datetime) -> None:
@@ -121,26 +107,6 @@ def _note(connection: Connection, sender: Sender, digest: str, size: int, until:
     namespace = func.coalesce(added.excluded.namespace, STAGED.c.namespace)
     told = {"size": size, "until": until, "namespace": namespace}
     connection.execute(added.on_conflict_do_update(index_elements=list(STAGED.primary_key), set_=told))
-
-
-def _keep_what_lies_there(connection: Connection, sender: Sender, digest: str, now: datetime) -> None:
-    """Let bytes count that the sender has sent before and that may not be collected yet, whatever becomes of those that come now."""
-    for row in connection.execute(select(STAGED).where(*_is(sender, digest), STAGED.c.until <= now)).all():
-        leave(connection, (row.account, row.namespace), {digest: row.size}, now)
-
-
-def leave(connection: Connection, whose: tuple[str, str | None], sizes: Mapping[str, int], now: datetime) -> None:
-    """Count bytes, by digest and size, that are stored and that nobody wants, until they are gone from the store or others need them.
-
-    ``whose``: the account that has sent them, and the namespace that it sent them for.
-    """
-    account, namespace = whose
-    row = {"account": account, "token_id": _LEFT_BEHIND, "namespace": namespace, "until": now}
-    rows = [{**row, "digest": digest, "size": size} for digest, size in sorted(sizes.items())]
-    if rows:
-        added = upsert(connection, STAGED)
-        told = {"namespace": func.coalesce(added.excluded.namespace, STAGED.c.namespace), "until": now}
-        connection.execute(added.on_conflict_do_update(index_elements=list(STAGED.primary_key), set_=told), rows)
 
 
 def restage(connection: Connection, sender: Sender, digest: str, now: datetime, until: datetime) -> None:
@@ -172,15 +138,13 @@ def find_room(connection: Connection, sender: Sender, digest: str, now: datetime
 def _sum(connection: Connection, now: datetime, *conditions: ColumnElement[bool]) -> int:
     counted = STAGED.c.size + case((STAGED.c.ahead_until > now, STAGED.c.ahead), else_=0)
     # Several tokens of an account that send the same bytes make one blob.
-    each = select(func.max(counted).label("size")).where(_counts(now), *conditions).group_by(STAGED.c.account, STAGED.c.digest).subquery()
+    each = (
+        select(func.max(counted).label("size"))
+        .where(STAGED.c.until > now, *conditions)
+        .group_by(STAGED.c.account, STAGED.c.digest)
+        .subquery()
+    )
     return int(connection.execute(select(func.coalesce(func.sum(each.c.size), 0))).scalar_one())
-
-
-def _counts(now: datetime) -> ColumnElement[bool]:
-    """Return what holds for what is on its way or wanted, for uploads that nobody has ended, and for what nobody wants that lies there."""
-    lies_there = exists().where(BLOBS.c.digest == STAGED.c.digest, BLOBS.c.size.is_not(None), is_unclaimed(now))
-    is_open = exists().where(STAGED.c.digest.startswith(_PARTS), UPLOADS.c.id == func.substr(STAGED.c.digest, len(_PARTS) + 1))
-    return or_(STAGED.c.until > now, lies_there, is_open)
 
 
 def no_room(sender: Sender, room: int, size: int) -> QuotaExceeded:
@@ -199,13 +163,15 @@ def settle(connection: Connection, sender: Sender, digest: str, size: int, until
         _note(connection, sender, digest, size, until)
 
 
-def unstage(connection: Connection, sender: Sender, digest: str) -> None:
-    """Count bytes no more that do not come, but what the sender has here before, as long as that is kept, and until it is gone."""
-    had = _find_had(connection, sender, digest)
-    if had is None:
-        connection.execute(delete(STAGED).where(*_is(sender, digest)))
+def unstage(connection: Connection, sender: Sender, digest: str, now: datetime) -> None:
+    """Count bytes no more that do not come, but what the sender has here before."""
+    owner = upload_of(sender.caller.token_id)
+    is_had = exists().where(HOLDS.c.digest == digest, HOLDS.c.holder == owner, HOLDS.c.until > now)
+    size = connection.execute(select(BLOBS.c.size).where(BLOBS.c.digest == digest, is_had)).scalar_one_or_none()
+    if size:
+        connection.execute(update(STAGED).where(*_is(sender, digest)).values(size=size))
     else:
-        connection.execute(update(STAGED).where(*_is(sender, digest)).values(size=had.size or 0, until=had.until))
+        connection.execute(delete(STAGED).where(*_is(sender, digest), ~is_had))
 
 
 def _is(sender: Sender, digest: str) -> tuple[ColumnElement[bool], ...]:
@@ -219,21 +185,8 @@ def release(connection: Connection, account: str, digests: Iterable[str]) -> Non
 
 
 def forget_staged(connection: Connection, now: datetime) -> None:
-    """Forget what counts no more: its time is over, and it is gone from the store or others need it."""
-    key = list(STAGED.primary_key)
-    # Whoever has locked one may go on to another that we have.
-    over = select(*key).where(~_counts(now)).with_for_update(skip_locked=True, of=STAGED)
-    connection.execute(delete(STAGED).where(tuple_(*key).in_(over)))
-
-
-def reservation_of(upload_id: str) -> str:
-    """Return what stands for an upload in the place of a digest: its parts may be anything before the whole is held against its own."""
-    return f"{_PARTS}{upload_id}"
-
-
-def end_reservation(connection: Connection, upload_id: str) -> None:
-    """Count an upload no more: it is whole, and counts as such, or given up."""
-    connection.execute(delete(STAGED).where(STAGED.c.digest == reservation_of(upload_id)))
+    """Forget what counts no more, because its time is over."""
+    connection.execute(delete(STAGED).where(STAGED.c.until <= now))
 
 
 def count_staged(connection: Connection, name: str, now: datetime) -> int:

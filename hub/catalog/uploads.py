@@ -10,7 +10,6 @@ from typing import Any
 from sqlalchemy import Connection, Row, case, delete, func, insert, select, update
 
 from hub.catalog.holds import arrive, let_go, let_go_of_arrivals
-from hub.catalog.staged import STAGED, end_reservation, leave, reservation_of
 from hub.catalog.tables import UPLOAD_PARTS, UPLOADS, upsert
 from wegeft.contracts.errors import InvalidRequest, NotFound, TooLarge
 
@@ -65,9 +64,7 @@ def open_upload(connection: Connection, wanted: Upload, most: int, now: datetime
     before.
     """
     is_theirs = UPLOADS.c.owner == wanted.owner
-    expired = select(UPLOADS.c.id).where(is_theirs, _IS_OURS, UPLOADS.c.expires_at <= now).order_by(UPLOADS.c.id)
-    for upload_id in connection.execute(expired).scalars().all():
-        give_up(connection, upload_id, now)
+    _forget(connection, connection.execute(select(UPLOADS.c.id).where(is_theirs, _IS_OURS, UPLOADS.c.expires_at <= now)).scalars().all())
     is_new = connection.execute(select(UPLOADS.c.id).where(is_theirs, UPLOADS.c.digest == wanted.digest)).first() is None
     under_way = select(func.count()).select_from(UPLOADS).where(is_theirs, UPLOADS.c.expires_at > now)
     if is_new and connection.execute(under_way).scalar_one() >= most:
@@ -83,6 +80,13 @@ def open_upload(connection: Connection, wanted: Upload, most: int, now: datetime
     if row.size != wanted.size:
         raise InvalidRequest("these bytes have another size in an upload under way", path="size", value=wanted.size, hint=str(row.size))
     return _upload(connection, row), row.id == wanted.id
+
+
+def find_own(connection: Connection, owner: str, digest: str, now: datetime) -> Upload | None:
+    """Return the upload of these bytes that an owner has under way, if any."""
+    query = select(UPLOADS).where(UPLOADS.c.owner == owner, UPLOADS.c.digest == digest, UPLOADS.c.expires_at > now)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else _upload(connection, row)
 
 
 def name_multipart(connection: Connection, upload: Upload, multipart: str) -> bool:
@@ -110,24 +114,8 @@ def add_part(connection: Connection, upload: Upload, part: Part, until: datetime
     return True
 
 
-def hold_upload(connection: Connection, upload_id: str) -> Upload | None:
-    """Hold an upload until the transaction ends, so that no part of it comes meanwhile; None where it is over."""
-    row = connection.execute(select(UPLOADS).where(UPLOADS.c.id == upload_id).with_for_update()).one_or_none()
-    return None if row is None else _upload(connection, row)
-
-
-def give_up(connection: Connection, upload_id: str, now: datetime) -> None:
-    """Forget an upload that will not be whole; what has come of it counts for its sender until it is gone. Harmless to repeat."""
-    if (upload := hold_upload(connection, upload_id)) is not None:
-        close_upload(connection, upload, now)
-        row = connection.execute(select(STAGED).where(STAGED.c.digest == reservation_of(upload_id))).one_or_none()
-        if row is not None:
-            leave(connection, (row.account, row.namespace), {part.digest: part.size for part in upload.parts}, now)
-    end_reservation(connection, upload_id)
-
-
 def close_upload(connection: Connection, upload: Upload, now: datetime) -> None:
-    """Forget an upload that is whole, and let its parts go; harmless to repeat.
+    """Forget an upload, and let its parts go; harmless to repeat.
 
     Whoever is just sending the same bytes as a part of theirs may be told to send them again.
     """
@@ -148,11 +136,9 @@ def forget_expired_direct(connection: Connection, upload_id: str, now: datetime)
 
 
 def forget_expired_uploads(connection: Connection, now: datetime, limit: int) -> int:
-    """Give uploads up, ``limit`` at most, that nobody has gone on with in time; return how many."""
-    query = select(UPLOADS.c.id).where(_IS_OURS, UPLOADS.c.expires_at <= now).limit(limit)
-    expired = connection.execute(query.with_for_update(skip_locked=True)).scalars().all()
-    for upload_id in expired:
-        give_up(connection, upload_id, now)
+    """Forget up to ``limit`` uploads that nobody has gone on with in time, whose parts go by themselves; return how many."""
+    expired = connection.execute(select(UPLOADS.c.id).where(_IS_OURS, UPLOADS.c.expires_at <= now).limit(limit)).scalars().all()
+    _forget(connection, expired)
     return len(expired)
 
 
