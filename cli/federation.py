@@ -13,6 +13,7 @@ from cli.federation_views import (
     describe,
     describe_rollback,
     names_of,
+    note_unproved,
     print_checks,
     print_federation,
     print_round,
@@ -277,6 +278,7 @@ def verify(job_id: str, number: int | None, is_json: bool) -> None:
         print_json(found)
     elif not found:
         note("no round is committed yet")
+    note_unproved(found)
     failed = [one for one in found if one.failed]
     if failed:
         numbers = ", ".join(str(one.round) for one in failed)

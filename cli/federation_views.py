@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cli.output import print_fields, print_table, say, show_age, show_time
+from cli.output import note, print_fields, print_table, say, show_age, show_time
 from wegeft.contracts.enrolment import FederationView, RoundView, SiteView
 from wegeft.contracts.federation import Exclusion, Member
 from wegeft.contracts.rollback import Rollback
@@ -159,3 +160,11 @@ def print_checks(found: RoundChecks) -> None:
     for check in found.checks:
         mark = {True: "ok", False: "FAILED", None: "-"}[check.is_ok]
         say(f"  {mark:<6}  {check.name:<10}  {check.found}", style="red" if check.is_ok is False else None)
+
+
+def note_unproved(found: Sequence[RoundChecks]) -> None:
+    """Say of how many rounds not all was proved, whatever else was found."""
+    unproved = [one for one in found if one.unproved]
+    if unproved:
+        names = dict.fromkeys(name for one in unproved for name in one.unproved)
+        note(f"not everything was proved of {len(unproved)} of {len(found)} rounds: {', '.join(names)}")

@@ -31,6 +31,11 @@ class RoundChecks(BaseModel):
         """How many checks have found something wrong."""
         return sum(check.is_ok is False for check in self.checks)
 
+    @property
+    def unproved(self) -> tuple[str, ...]:
+        """What has been found neither right nor wrong, by the names of the checks."""
+        return tuple(check.name for check in self.checks if check.is_ok is None)
+
     def problems(self) -> list[Problem]:
         """Return what is wrong, with the name of the check that found it."""
         return [Problem(path=f"round {self.round}, {check.name}", message=check.found) for check in self.checks if check.is_ok is False]

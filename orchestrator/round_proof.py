@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
+from math import isclose
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,6 +19,9 @@ from wegeft.contracts.federation import Member, Offer, RoundState, SignedReceipt
 from wegeft.contracts.federation_rules import Buffered
 from wegeft.contracts.round_evidence import RoundEvidence
 from wegeft.contracts.signatures import is_signed
+
+_LAST_BITS = 1e-6
+"""How far apart weights and scores of two arithmetics may be, which differ in how they round; more is another round."""
 
 
 class Check(BaseModel):
@@ -201,15 +205,24 @@ class _Proof:
         return f"the bytes of {len(self._record.members)} updates, {total:,} in all, are those that were signed"
 
     def _look_at_result(self) -> str:
-        record = self._record
+        outcome = self._combine(self._sent())
         try:
-            self._outcome = self._compare(self._combine(self._sent()))
+            self._outcome = self._compare(outcome)
         except _Wrong:
-            if not needs_gram(self._federation().spec.defence) or record.score_arithmetic == SCORE_ARITHMETIC:
+            if isinstance(outcome, Refused) or not self._weighs_alike(outcome):
                 raise
             self._outcome = self._compare(self._combine(self._sent_with_weights()))
             raise self._by_other_arithmetic("the result follows from the record's weights, which under this defence") from None
-        return f"{record.result}, computed again bit for bit"
+        return f"{self._record.result}, computed again bit for bit"
+
+    def _weighs_alike(self, outcome: Outcome) -> bool:
+        """Return whether the record's weights may be another arithmetic's of the same inner products."""
+        weights = [(outcome.weights.get(member.site), member.weight) for member in self._record.members]
+        return needs_gram(self._federation().spec.defence) and self._is_of_other_arithmetic and _are_alike(*zip(*weights, strict=True))
+
+    @property
+    def _is_of_other_arithmetic(self) -> bool:
+        return self._record.score_arithmetic != SCORE_ARITHMETIC
 
     def _combine(self, sent: Sequence[Sent]) -> Outcome | Refused:
         record = self._record
@@ -231,21 +244,21 @@ class _Proof:
         return outcome
 
     def _look_at_scores(self) -> str:
-        is_other = self._record.score_arithmetic != SCORE_ARITHMETIC
         if self._outcome is None:
-            raise self._by_other_arithmetic("the scores") if is_other else _Unseen("not compared: the result was not computed")
+            raise _Unseen("not compared: the result was not computed, or is not the record's")
         for member in self._record.members:
             said, computed = _scores_of(member), _scores_of(self._outcome.scores.get(member.site))
             if computed != said:
-                why = f"computed again, the scores of {member.site} are {_write(computed)}, and {_write(said)} in the record"
-                raise self._by_other_arithmetic("the scores") if is_other else _Wrong(why)
+                if self._is_of_other_arithmetic and _are_alike(computed, said):
+                    raise self._by_other_arithmetic("the scores")
+                raise _Wrong(f"computed again, the scores of {member.site} are {_write(computed)}, and {_write(said)} in the record")
         return f"of {len(self._outcome.scores)} members, computed again bit for bit"
 
     def _by_other_arithmetic(self, what: str) -> _Unseen:
         named = self._record.score_arithmetic
         theirs = f"by arithmetic {named}" if named is not None else "by the arithmetic of before records named one"
         return _Unseen(
-            f"{what} cannot be computed again: in the record they are {theirs}, and this release computes them by arithmetic "
+            f"{what} are the same but for their last bits: in the record they are {theirs}, and this release computes them by arithmetic "
             f"{SCORE_ARITHMETIC}; check with the release that put the round together"
         )
 
@@ -275,6 +288,13 @@ class _Proof:
         computed = digest_of(write_adapter(self._outcome.state, has_one_rank=True).weights)
         _same(f"the tensors of {self._record.published}", self._weights, computed)
         return f"the tensors of {self._record.published} are this result"
+
+
+def _are_alike(ours: Sequence[float | None], theirs: Sequence[float | None]) -> bool:
+    return all(
+        one is other or (one is not None and other is not None and isclose(one, other, rel_tol=_LAST_BITS, abs_tol=_LAST_BITS))
+        for one, other in zip(ours, theirs, strict=True)
+    )
 
 
 def _scores_of(scored: Member | Score | None) -> tuple[float | None, ...]:

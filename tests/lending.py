@@ -29,8 +29,18 @@ Services = HubServices | OrchestratorServices
 class StandIn:
     """Stands for a part of whoever has the application now, and for nothing where nobody has it."""
 
+    __slots__ = ("_part",)
+
     def __init__(self) -> None:
-        self._part: Any = None
+        self.stand_for_(None)
+
+    def stand_for_(self, part: Any) -> None:
+        """Stand for ``part`` from now on; no part has a method of this name."""
+        object.__setattr__(self, "_part", part)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # What is set belongs to the part: nothing of it goes on to the next borrower.
+        setattr(self._part, name, value)
 
     @property  # type: ignore[misc]  # what `isinstance` asks for
     def __class__(self) -> type:
@@ -69,7 +79,7 @@ class _Built:
     def fill(self, services: tuple[Services, ...] | None) -> None:
         """Put a borrower's parts in, or take them out."""
         for (index, name), stand_in in self.parts.items():
-            stand_in._part = None if services is None else getattr(services[index], name)
+            stand_in.stand_for_(None if services is None else getattr(services[index], name))
 
 
 _free: list[_Built] = []

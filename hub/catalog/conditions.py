@@ -104,7 +104,7 @@ def _column_condition(name: str, value: object, and_also: Callable[[], ColumnEle
     return Condition(
         kind="column",
         check=sieve if and_also is None else sieve & and_also(),
-        ids=select(_ALL.c.version_id).where(_ALL.c[name] == value),
+        ids=select(_ALL.c.version_id).where(_ALL.c[name] == value).correlate(None),
         sieve=sieve,
         is_exact=and_also is None,
         term=term_of(name, value) if isinstance(value, str) else "",
@@ -155,7 +155,7 @@ def _postgres_word(wording: Wording, completed: Completed) -> Condition:
         kind="words",
         check=LISTINGS.c.words.op("@@", is_comparison=True)(cast(wording.tsquery, TSQUERY)),
         sieve=have_all([term]),
-        ids=select(_ALL.c.version_id).where(_ALL.c.words.op("@@")(cast(term, TSQUERY))),
+        ids=select(_ALL.c.version_id).where(_ALL.c.words.op("@@")(cast(term, TSQUERY))).correlate(None),
         term=term,
         lexemes=len(words or asked.split()),
         is_open=not words,

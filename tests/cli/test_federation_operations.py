@@ -110,6 +110,7 @@ def test_verify_proves_every_round_and_finds_one_changed_byte(world: World, wgct
     proved = wgctl.json("federation", "verify", job_id)
     assert [(one["round"], {check["is_ok"] for check in one["checks"]}) for one in proved] == [(1, {True}), (2, {True})]
     assert "computed again bit for bit" in wgctl("federation", "verify", job_id, "--round", "2")
+    assert "not everything was proved" not in wgctl.err
     blobs = world.server.store._blobs  # type: ignore[attr-defined]
     record = world.server.rounds(job_id)[1].record
     assert record is not None
@@ -122,5 +123,7 @@ def test_verify_proves_every_round_and_finds_one_changed_byte(world: World, wgct
     monkeypatch.setenv("WEGEFT_TOKEN", world.server.make_token("read"))
     seen = {check["name"]: check["is_ok"] for check in wgctl.json("federation", "verify", job_id, "--round", "1")[0]["checks"]}
     assert (seen["signatures"], seen["receipts"], seen["tensors"], seen["result"]) == (True, True, None, None)
+    wgctl("federation", "verify", job_id, "--round", "1")
+    assert "not everything was proved of 1 of 1 rounds: start, tensors, result, scores, version" in wgctl.err
     wgctl.error("federation", "verify", job_id, "--round", "9", status=4)
     wgctl.error("federation", "verify", "job-none", status=4)

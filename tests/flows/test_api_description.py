@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ from infra.database import make_engine, upgrade
 from tests.orchestrator.hidden_world import ADAPTER, HiddenWorld, make_world
 from tests.orchestrator.samples import new_sqlite
 from tests.orchestrator.serving import listening
-from wegeft.contracts.adapter import CONFIG_FILE
+from wegeft.contracts.adapter import CONFIG_FILE, digest_of
 
 CHECKS = [
     not_a_server_error,
@@ -171,6 +172,14 @@ def test_every_operation_says_what_it_is_and_how_it_fails(described: Described) 
             if is_error and method != "head":
                 assert set(answer["content"]) == {"application/problem+json"}, operation
         assert {"default", "503"} <= set(operation["responses"])
+
+
+def test_the_description_says_how_a_digest_is_written(described: Described) -> None:
+    """Else whoever makes requests from it makes none that is accepted."""
+    document = described.session.get(f"{described.url}/api/v1/openapi.json").json()
+    told = re.compile(document["components"]["schemas"]["AdapterUploadRequest"]["properties"]["digest"]["pattern"])
+    assert told.search(digest_of(b""))
+    assert not told.search(digest_of(b"").upper())
 
 
 @pytest.mark.soak

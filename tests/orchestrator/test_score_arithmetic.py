@@ -1,8 +1,8 @@
-"""A record names the arithmetic of its scores: what follows another one is told as that, and neither as wrong nor as proved."""
+"""A record names the arithmetic of its scores: what another one rounds otherwise is told as that; what differs by more is wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -20,7 +20,7 @@ from wegeft.contracts.federation import RoundRecord
 from wegeft.contracts.federation_rules import GeometricMedian
 from wegeft.contracts.round_evidence import RoundEvidence
 
-WEIGHTS = (0.25, 0.5, 0.25)
+ROUNDED = (1 + 1e-9, 1, 1 - 1e-9)
 Proof = tuple[RoundEvidence, dict[str, bytes]]
 
 
@@ -77,14 +77,24 @@ def test_a_committed_record_names_it_and_one_of_before_reads_and_writes_as_it_wa
 
 
 @pytest.mark.parametrize("arithmetic", [None, SCORE_ARITHMETIC + 1])
-def test_other_scores_of_another_arithmetic_are_not_called_wrong(plain: Proof, arithmetic: int | None) -> None:
+def test_scores_that_another_arithmetic_rounds_otherwise_are_not_called_wrong(plain: Proof, arithmetic: int | None) -> None:
     evidence, stored = plain
-    found = look(of(change_member(evidence, agreement=0.5), arithmetic), stored)
+    agreement = evidence.record.members[0].agreement
+    assert agreement is not None
+    rounded = change_member(evidence, agreement=agreement * (1 - 1e-9))
+    found = look(of(rounded, arithmetic), stored)
     assert (found["result"].is_ok, found["scores"].is_ok) == (True, None)
     theirs = "arithmetic of before records named one" if arithmetic is None else f"arithmetic {arithmetic},"
     assert theirs in found["scores"].found
     assert f"this release computes them by arithmetic {SCORE_ARITHMETIC}" in found["scores"].found
-    assert look(of(change_member(evidence, agreement=0.5), SCORE_ARITHMETIC), stored)["scores"].is_ok is False
+    assert look(of(rounded, SCORE_ARITHMETIC), stored)["scores"].is_ok is False
+
+
+@pytest.mark.parametrize("arithmetic", [None, SCORE_ARITHMETIC, SCORE_ARITHMETIC + 1])
+@pytest.mark.parametrize("agreement", [0.5, None])
+def test_no_arithmetic_excuses_scores_that_differ_by_more(plain: Proof, arithmetic: int | None, agreement: float | None) -> None:
+    evidence, stored = plain
+    assert look(of(change_member(evidence, agreement=agreement), arithmetic), stored)["scores"].is_ok is False
 
 
 @pytest.mark.parametrize("arithmetic", [None, SCORE_ARITHMETIC + 1])
@@ -102,15 +112,28 @@ def test_a_result_that_needs_no_inner_products_is_wrong_under_any_arithmetic(pla
         assert (found["result"].is_ok, found["scores"].is_ok, found["version"].is_ok) == (False, None, None)
 
 
-def test_weights_that_follow_from_inner_products_are_not_called_wrong_where_the_result_follows_from_them(defended: Proof) -> None:
+def test_weights_that_another_arithmetic_rounds_otherwise_are_not_called_wrong(defended: Proof) -> None:
+    """Where the result follows from them."""
     evidence, stored = defended
-    other = weighed_otherwise(evidence, stored)
+    weights = [member.weight * factor for member, factor in zip(evidence.record.members, ROUNDED, strict=True)]
+    other = weighed(evidence, stored, weights)
     for arithmetic in (None, SCORE_ARITHMETIC + 1):
         found = look(of(other, arithmetic), stored)
-        assert (found["result"].is_ok, found["scores"].is_ok) == (None, None)
-        assert "the result follows from the record's weights, which under this defence cannot be computed again" in found["result"].found
+        assert found["result"].is_ok is None
+        assert "the result follows from the record's weights, which under this defence are the same but for" in found["result"].found
     same = look(other, stored)
     assert (same["result"].is_ok, same["scores"].is_ok) == (False, None)
+
+
+@pytest.mark.parametrize("arithmetic", [None, SCORE_ARITHMETIC, SCORE_ARITHMETIC + 1])
+@pytest.mark.parametrize("weights", [(0.25, 0.5, 0.25), (1.0, 0.0, 0.0), (1000.0, 0.0, 0.0)])
+def test_no_arithmetic_excuses_weights_that_the_service_has_made_up(
+    defended: Proof, arithmetic: int | None, weights: Sequence[float]
+) -> None:
+    """Though all else in the record follows from them."""
+    evidence, stored = defended
+    found = look(of(weighed(evidence, stored, weights), arithmetic), stored)
+    assert (found["result"].is_ok, found["scores"].is_ok, found["version"].is_ok) == (False, None, None)
 
 
 @pytest.mark.parametrize("weight", [0.9, 0.0, -0.1, 1e308])
@@ -122,9 +145,9 @@ def test_a_result_that_does_not_follow_from_the_weights_is_wrong_under_any_arith
     assert look(of(evidence, None), rotten)["result"].is_ok is False
 
 
-def weighed_otherwise(evidence: RoundEvidence, stored: dict[str, bytes]) -> RoundEvidence:
-    """The evidence of a round that another arithmetic has weighed: in every other respect it is right."""
-    members = tuple(member.model_copy(update={"weight": weight}) for member, weight in zip(evidence.record.members, WEIGHTS, strict=True))
+def weighed(evidence: RoundEvidence, stored: dict[str, bytes], weights: Sequence[float]) -> RoundEvidence:
+    """The evidence of a round with these weights: in every other respect it is right."""
+    members = tuple(member.model_copy(update={"weight": weight}) for member, weight in zip(evidence.record.members, weights, strict=True))
     record = evidence.record.model_copy(update={"members": members})
     proof = _Proof(changed(evidence, record=record), stored.__getitem__, None, None)
     outcome = proof._combine(proof._sent_with_weights())

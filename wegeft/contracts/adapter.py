@@ -108,7 +108,7 @@ def _as_value_error(text: str) -> str:
         raise ValueError(error.message) from error
 
 
-Digest = Annotated[str, AfterValidator(_as_value_error)]
+Digest = Annotated[str, AfterValidator(_as_value_error), Field(json_schema_extra={"pattern": "^sha256:[0-9a-f]{64}$"})]
 
 
 class AdapterName(BaseModel):
