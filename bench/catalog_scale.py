@@ -204,13 +204,18 @@ def run_ours(url: str, rows: int, turns: int, folder: Path) -> dict[str, list[Ti
 
 
 def _read_once(engine: Engine) -> None:
-    """Let the database have every listing in memory."""
+    """Let the database have in memory what lists are read from."""
     with engine.connect() as connection:
         if engine.dialect.name == "postgresql":
             # What reads a whole table one page after the other keeps none of them.
             connection.execute(text("SET enable_seqscan = off"))
-        for column, table in (("base_model", "listings"), ("updated_at", "adapters")):
-            connection.execute(text(f"SELECT count({column}) FROM {table} WHERE key > ''"))
+        for column, table, indexed in (
+            ("base_model", "listings", "key"),
+            ("updated_at", "adapters", "key"),
+            ("key", "listing_tags", "tag"),
+            ("version_id", "listing_tags", "tag"),
+        ):
+            connection.execute(text(f"SELECT count({column}) FROM {table} WHERE {indexed} > ''"))
 
 
 def _client(address: str, headers: dict[str, str] | None = None) -> httpx2.Client:
