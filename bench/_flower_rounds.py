@@ -15,7 +15,20 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench._round_timing import GROUPS, LONG_SECONDS, RANK, SHORT_SECONDS, Cell, Timing, end_all, read_marks, timing_of, wait_for, watching
+from bench._round_timing import (
+    GROUPS,
+    LONG_SECONDS,
+    RANK,
+    SHORT_SECONDS,
+    Cell,
+    Timing,
+    end_all,
+    is_memory_short,
+    read_marks,
+    timing_of,
+    wait_for,
+    watching,
+)
 
 _CONNECTION = '[superlink]\ndefault = "bench"\n[superlink.bench]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
 _SIMULATED = "options.num-supernodes = {sites}\noptions.backend.client-resources.num-cpus = 1\n"
@@ -49,7 +62,12 @@ def _run(cell: Cell, folder: Path, venv: Path, *, is_simulated: bool) -> Timing:
                 started.append(_start(node, folder / "nodes.log", environment))
             _submit(cell, folder, environment)
             last = cell.rounds + 2
-            wait_for(lambda: any(one.what == "round" and one.round == last for one in read_marks(folder / "marks")), cell.limit_seconds)
+            marks = folder / "marks"
+            wait_for(
+                lambda: is_memory_short() or any(one.what == "round" and one.round == last for one in read_marks(marks)), cell.limit_seconds
+            )
+            if is_memory_short():
+                raise RuntimeError("its processes, one for each message, have filled the memory")
         return timing_of(read_marks(folder / "marks"), samples)
     finally:
         end_all(started)

@@ -21,6 +21,8 @@ LONG_SECONDS = 1.0
 """Between samples where rounds last seconds."""
 SHORT_SECONDS = 0.2
 """Where they last less."""
+LEAST_MEMORY_BYTES = 1 << 30
+"""That a run leaves to the machine, or is ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +173,11 @@ def wait_for(is_so: Callable[[], bool], seconds: float) -> bool:
             return True
         time.sleep(0.2)
     return False
+
+
+def is_memory_short() -> bool:
+    """Return whether so little memory is left that the machine is about to stand still."""
+    return bool(psutil.virtual_memory().available < LEAST_MEMORY_BYTES)
 
 
 def end_all(roots: Sequence[int]) -> None:

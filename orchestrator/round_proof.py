@@ -21,7 +21,7 @@ from wegeft.contracts.round_evidence import RoundEvidence
 from wegeft.contracts.signatures import is_signed
 
 _LAST_BITS = 1e-6
-"""How far apart weights and scores of two arithmetics may be, which differ in how they round; more is another round."""
+"""How far apart what two arithmetics give may be, which differ in how they round; more is another round."""
 
 
 class Check(BaseModel):
@@ -218,7 +218,9 @@ class _Proof:
     def _weighs_alike(self, outcome: Outcome) -> bool:
         """Return whether the record's weights may be another arithmetic's of the same inner products."""
         weights = [(outcome.weights.get(member.site), member.weight) for member in self._record.members]
-        return needs_gram(self._federation().spec.defence) and self._is_of_other_arithmetic and _are_alike(*zip(*weights, strict=True))
+        # Of themselves: where a defence gives an update no weight at all, every arithmetic does.
+        is_alike = all(ours is not None and isclose(ours, theirs, rel_tol=_LAST_BITS) for ours, theirs in weights)
+        return is_alike and self._is_of_other_arithmetic and needs_gram(self._federation().spec.defence)
 
     @property
     def _is_of_other_arithmetic(self) -> bool:

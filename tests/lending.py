@@ -32,9 +32,9 @@ class StandIn:
     __slots__ = ("_part",)
 
     def __init__(self) -> None:
-        self.stand_for_(None)
+        self.take_the_place_of(None)
 
-    def stand_for_(self, part: Any) -> None:
+    def take_the_place_of(self, part: Any) -> None:
         """Stand for ``part`` from now on; no part has a method of this name."""
         object.__setattr__(self, "_part", part)
 
@@ -79,7 +79,7 @@ class _Built:
     def fill(self, services: tuple[Services, ...] | None) -> None:
         """Put a borrower's parts in, or take them out."""
         for (index, name), stand_in in self.parts.items():
-            stand_in.stand_for_(None if services is None else getattr(services[index], name))
+            stand_in.take_the_place_of(None if services is None else getattr(services[index], name))
 
 
 _free: list[_Built] = []

@@ -61,14 +61,14 @@ def test_an_application_that_reads_a_tests_part_while_it_is_built_is_refused(tmp
 def test_who_stands_in_is_of_the_kind_of_whom_it_stands_for() -> None:
     stand_in = StandIn()
     assert not isinstance(stand_in, MemoryStore)
-    stand_in.stand_for_(MemoryStore())
+    stand_in.take_the_place_of(MemoryStore())
     assert isinstance(stand_in, MemoryStore)
 
 
 def test_what_is_set_on_a_part_goes_to_no_other_borrower() -> None:
     stand_in, first, second = StandIn(), MemoryStore(), MemoryStore()
-    stand_in.stand_for_(first)
+    stand_in.take_the_place_of(first)
     stand_in.marked = True
     assert first.marked is True  # type: ignore[attr-defined]
-    stand_in.stand_for_(second)
+    stand_in.take_the_place_of(second)
     assert not hasattr(stand_in, "marked")

@@ -23,7 +23,6 @@ from wegeft.contracts.federation_rules import (
     PRODUCT_RULES,
     Bulyan,
     CoordinateMedian,
-    Defence,
     FactorMean,
     FedAvg,
     GeneratorExact,
@@ -49,7 +48,6 @@ def aggregate(plan: Plan, state: FederationState, contributions: Sequence[Contri
     members = sorted(contributions, key=lambda member: member.site)
     sites = [member.site for member in members]
     why_not = check_preconditions(plan.defence, sites) if members else "there are no updates"
-    why_not = why_not or _check_given(plan.defence, _given_weights(members))
     if why_not is not None:
         return Refused(code=FailureCode.PRECONDITION, problems=(Problem(path="defence", message=why_not),))
     try:
@@ -93,18 +91,6 @@ def _weigh(plan: Plan, members: Sequence[Contribution], gram: Array | None) -> d
     coefficients = weigh(plan.defence, gram if gram is not None else np.zeros((0, 0)), sites, shares([m.examples for m in members]))
     coefficients = coefficients * np.array([member.discount for member in members])
     return dict(zip(sites, (float(factor) for factor in coefficients), strict=True))
-
-
-def _check_given(defence: Defence, weights: Mapping[str, float] | None) -> str | None:
-    """Return why no round can have had these weights, or None."""
-    if weights is None:
-        return None
-    if min(weights.values()) < 0:
-        return "no defence gives a weight below 0"
-    kept = sum(weight > 0 for weight in weights.values())
-    if isinstance(defence, Bulyan) and kept != len(weights) - 2 * defence.malicious:
-        return f"bulyan keeps {len(weights) - 2 * defence.malicious} of {len(weights)} updates, and {kept} have a weight"
-    return None
 
 
 def _given_weights(members: Sequence[Contribution]) -> dict[str, float] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -65,6 +65,15 @@ class World:
         sites = self.join(job_id, *indices)
         self.drive()
         return job_id, sites
+
+    def play(self, job_id: str, sites: Sequence[FakeSite], rounds: int = 1) -> None:
+        """Let all sites answer the next rounds, which are the federation's last."""
+        for _ in range(rounds):
+            for site in sites:
+                offer = site.offer()
+                assert offer is not None
+                site.answer(offer)
+        self.wait_for(job_id, "succeeded")
 
     def look(self, job_id: str) -> FederationView:
         return FederationView.model_validate_json(self.owner.get(f"/jobs/{job_id}/federation").content)

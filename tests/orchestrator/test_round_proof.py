@@ -27,12 +27,7 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof]:
     engine = new_sqlite(tmp_path_factory.mktemp("proof") / "a.db")
     with serving(engine) as world:
         job_id, sites = world.begin(0, 1, rounds=2, server_optimizer="fedadam", site_ranks={"site-1": 1})
-        for _ in range(2):
-            for site in sites:
-                offer = site.offer()
-                assert offer is not None
-                site.answer(offer)
-        world.wait_for(job_id, "succeeded")
+        world.play(job_id, sites, rounds=2)
         evidence = ask(world, job_id, 2)
         digests = [evidence.record.start, *(member.tensors for member in evidence.record.members)]
         yield world, job_id, evidence, {digest: read_verified(world.server.store, digest, 1 << 30) for digest in digests}

@@ -47,11 +47,7 @@ def defended(world: World) -> Proof:
 def prove(world: World, sites: tuple[int, ...], **section: Any) -> Proof:
     """The evidence of a federation's only round, and the bytes that it names."""
     job_id = world.submit(rounds=1, min_sites=len(sites), **section)
-    for site in world.join(job_id, *sites):
-        offer = site.offer()
-        assert offer is not None
-        site.answer(offer)
-    world.wait_for(job_id, "succeeded")
+    world.play(job_id, world.join(job_id, *sites))
     evidence = ask(world, job_id, 1)
     digests = [evidence.record.start, *(member.tensors for member in evidence.record.members)]
     return evidence, {digest: read_verified(world.server.store, digest, 1 << 30) for digest in digests}

@@ -59,7 +59,8 @@ RESERVED_NAMES = frozenset(
 
 _SEGMENT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?\Z")
 _ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,63}\Z")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
+_WRITTEN_DIGEST = "sha256:[0-9a-f]{64}"
+_DIGEST = re.compile(rf"{_WRITTEN_DIGEST}\Z")
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}\Z")
 
 
@@ -108,7 +109,7 @@ def _as_value_error(text: str) -> str:
         raise ValueError(error.message) from error
 
 
-Digest = Annotated[str, AfterValidator(_as_value_error), Field(json_schema_extra={"pattern": "^sha256:[0-9a-f]{64}$"})]
+Digest = Annotated[str, AfterValidator(_as_value_error), Field(json_schema_extra={"pattern": f"^{_WRITTEN_DIGEST}$"})]
 
 
 class AdapterName(BaseModel):
