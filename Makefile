@@ -4,6 +4,8 @@ BIN := $(VENV)/bin
 SEED ?= 1
 SECONDS_BOUND ?= 600
 JOBS ?= 4
+# pip would compile all that the packages hold, for a minute; a fifth of it is ever loaded, and compiled when it is.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: help install check lint types collection test soak bench demo demo-federation docs clean
 help: ## say what can be made
@@ -14,8 +16,8 @@ install: $(VENV)/.installed ## make .venv and install everything into it
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,demo]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev,demo]'
 	touch $@
 
 check: install ## lint, types, rooms and arrows, and that all tests can be loaded
@@ -30,7 +32,6 @@ lint: install
 	$(BIN)/lint-imports
 
 # Each process of `make test` loads all tests; what this one compiles, with pytest's own assertions, is there for all of them.
-check collection test: export PYTHONDONTWRITEBYTECODE =
 collection: install
 	@said=$$($(BIN)/python -m pytest --collect-only -qq 2>&1) || { echo "$$said"; exit 1; }
 
