@@ -182,6 +182,13 @@ def test_the_description_says_how_a_digest_is_written(described: Described) -> N
     assert not told.search(digest_of(b"").upper())
 
 
+def test_the_description_says_how_an_organisation_is_called(described: Described) -> None:
+    document = described.session.get(f"{described.url}/api/v1/openapi.json").json()
+    told = re.compile(document["components"]["schemas"]["OrganisationRequest"]["properties"]["name"]["pattern"])
+    assert told.search("St.Anna-2")
+    assert not told.search("-anna")
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_many_answers_are_described(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:

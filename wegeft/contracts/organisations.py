@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from wegeft.contracts.accounts import RoleName
+from wegeft.contracts.adapter import NewName
 
 
 class OrganisationRequest(BaseModel):
@@ -15,7 +16,7 @@ class OrganisationRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: NewName
     """Of the organisation, and of the namespace that it gets."""
 
 
