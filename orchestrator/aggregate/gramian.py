@@ -11,12 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.aggregate.side_by_side import in_order
 from orchestrator.aggregate.state import Array, Contribution, Edit, FederationState, Score, Tensors, start_at, trained_by
 from wegeft.algebra import Generator, difference
+
+_Members = Sequence[tuple[Contribution, Tensors]]
 
 SCORE_ARITHMETIC = 2
 """Version of the arithmetic of inner products, of scores and of the weights that defences take from them, as records name it.
@@ -70,8 +74,11 @@ def length_of(updates: Collection[Generator]) -> Length:
     return Length(norm=math.hypot(*norms), terms=terms)
 
 
-def gram_of_updates(state: FederationState, members: Sequence[Contribution]) -> Array:
-    """Return the matrix of ``Σ over generators ⟨Uᵢ, Uⱼ⟩``, rows and columns in the order of ``members``."""
+def gram_of_updates(state: FederationState, members: Sequence[Contribution], threads: int = 1) -> Array:
+    """Return the matrix of ``Σ over generators ⟨Uᵢ, Uⱼ⟩``, rows and columns in the order of ``members``.
+
+    Any number of ``threads`` gives the same bits.
+    """
     total = np.zeros((len(members), len(members)))
     size = _block_of(members)
     blocks = [range(start, min(start + size, len(members))) for start in range(0, len(members), size)]
@@ -80,12 +87,17 @@ def gram_of_updates(state: FederationState, members: Sequence[Contribution]) -> 
         for columns in blocks[: index + 1]:
             right = left if columns == rows else [(members[column], members[column].load()) for column in columns]
             products = np.zeros((len(rows), len(columns)))
-            for group in state.edits:
-                ours = _stacked(state, left, group)
-                products += _products(ours, ours if right is left else _stacked(state, right, group))
+            for found in in_order(partial(_products_of, state, left, right), state.edits, threads):
+                products += found
             total[rows.start : rows.stop, columns.start : columns.stop] = products
             total[columns.start : columns.stop, rows.start : rows.stop] = products.T
     return (total + total.T) / 2
+
+
+def _products_of(state: FederationState, left: _Members, right: _Members, group: str) -> Array:
+    """Return the inner products of one generator's updates."""
+    ours = _stacked(state, left, group)
+    return _products(ours, ours if right is left else _stacked(state, right, group))
 
 
 def read_once(members: Sequence[Contribution]) -> Sequence[Contribution]:
@@ -127,28 +139,42 @@ class _Stack:
     """1 for rows that moved from the start; 0 for those of whole updates."""
 
 
-def _stacked(state: FederationState, members: Sequence[tuple[Contribution, Tensors]], group: str) -> _Stack:
-    pair = state.edits[group].pair
-    first_p, first_q = pair.scale * pair.p, pair.q
-    rows = [_rows_of(state, member, tensors, group, first_p) for member, tensors in members]
+def _stacked(state: FederationState, members: _Members, group: str) -> _Stack:
+    first = _first_of(state.edits[group].pair)
+    rows = [_rows_of(state, member, tensors, group, first) for member, tensors in members]
     counts = [len(one.p) for one in rows]
     moved = [np.zeros(len(one.p)) if one.is_whole else np.ones(len(one.p)) for one in rows]
     bases = [np.zeros(len(one.p), dtype=np.intp) if one.is_whole else np.arange(len(one.p)) for one in rows]
     return _Stack(
-        p=np.concatenate([*(one.p for one in rows), first_p]),
-        q=np.concatenate([*(one.q for one in rows), first_q]),
+        p=np.concatenate([*(one.p for one in rows), first.p]),
+        q=np.concatenate([*(one.q for one in rows), first.q]),
         starts=[int(start) for start in np.cumsum([0, *counts[:-1]])],
         bases=sum(counts) + np.concatenate(bases),
         is_moved=np.concatenate(moved),
     )
 
 
-def _rows_of(state: FederationState, member: Contribution, tensors: Tensors, group: str, first_p: Array) -> _Rows:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _First:
+    """The factors that a round starts from, the scale in P, and how long their rows are."""
+
+    p: Array
+    q: Array
+    lengths_p: Array
+    lengths_q: Array
+
+
+def _first_of(pair: Generator) -> _First:
+    p = pair.scale * pair.p
+    return _First(p=p, q=pair.q, lengths_p=_lengths(p), lengths_q=_lengths(pair.q))
+
+
+def _rows_of(state: FederationState, member: Contribution, tensors: Tensors, group: str, first: _First) -> _Rows:
     edit = state.edits[group]
     if member.start is None and (member.rank is None or member.rank >= edit.pair.rank):
         moved = _moved_rows(edit, tensors, group)
         has_all_rows = moved.p.shape == edit.pair.p.shape and moved.q.shape == edit.pair.q.shape  # a false record may say so of fewer
-        if has_all_rows and _has_small_errors(moved, first_p, edit.pair.q):
+        if has_all_rows and _has_small_errors(moved, first):
             return moved
     update = _update_of(state, member, tensors, group)
     return _Rows(p=update.p * update.scale, q=update.q, is_whole=True)
@@ -163,14 +189,14 @@ def _moved_rows(edit: Edit, tensors: Tensors, group: str) -> _Rows:
     return _Rows(p=p, q=np.zeros_like(pair.q) if psi is None else np.asarray(psi, dtype=np.float64))
 
 
-def _has_small_errors(moved: _Rows, first_p: Array, first_q: Array) -> bool:
+def _has_small_errors(moved: _Rows, first: _First) -> bool:
     """Return whether rounding errors do not grow when Q is put together from Q₀ and δQ only after it was multiplied.
 
     They do where Q became much shorter than Q₀ while P became much longer: in a hostile gauge.
     """
     p, q = _lengths(moved.p), _lengths(moved.q)
-    apart = float(p @ (_lengths(first_q) + q))
-    return apart <= _MOST_GROWTH * float(p @ _lengths(first_q + moved.q) + _lengths(first_p) @ q)
+    apart = float(p @ (first.lengths_q + q))
+    return apart <= _MOST_GROWTH * float(p @ _lengths(first.q + moved.q) + first.lengths_p @ q)
 
 
 def _lengths(rows: Array) -> Array:
@@ -180,17 +206,26 @@ def _lengths(rows: Array) -> Array:
 def _products(left: _Stack, right: _Stack) -> Array:
     """Return the inner products of all updates of ``left`` with all of ``right``."""
     p, q = left.p @ right.p.T, left.q @ right.q.T  # of one stack with itself, half of the work
-    rows, columns = len(left.bases), len(right.bases)
-    ours, theirs = left.is_moved[:, None], right.is_moved
-    q_own, p_own = q[:rows, :columns], p[:rows, :columns]
-    from_left = q_own + ours * q[left.bases, :columns]  # (Q₀ + δQᵢ)·δQⱼ
-    at_right = theirs * q[:rows, right.bases]
-    from_both = from_left + at_right + ours * theirs * q[np.ix_(left.bases, right.bases)]
-    terms = p_own * from_both
-    terms += theirs * p[:rows, right.bases] * from_left
-    terms += ours * p[left.bases, :columns] * (q_own + at_right)
-    terms += ours * theirs * p[np.ix_(left.bases, right.bases)] * q_own
+    p_own, p_left, p_right, p_both = _quarters(p, left, right)
+    q_own, q_left, q_right, q_both = _quarters(q, left, right)
+    from_left = q_own + q_left  # (Q₀ + δQᵢ)·δQⱼ
+    terms = p_own * (from_left + q_right + q_both)
+    terms += p_right * from_left
+    terms += p_left * (q_own + q_right)
+    terms += p_both * q_own
     return np.asarray(np.add.reduceat(np.add.reduceat(terms, left.starts, axis=0), right.starts, axis=1))
+
+
+def _quarters(products: Array, left: _Stack, right: _Stack) -> tuple[Array, Array, Array, Array]:
+    """Return, for each pair of rows, their product, and those where the left, the right or both are what they moved from; else 0."""
+    rows, columns = len(left.bases), len(right.bases)
+    own, bases = products[:rows, :columns], products.take(left.bases, axis=0)
+    at_left, at_right = bases[:, :columns], products[:rows].take(right.bases, axis=1)
+    at_both = bases.take(right.bases, axis=1)
+    if left.is_moved.all() and right.is_moved.all():
+        return own, at_left, at_right, at_both
+    ours, theirs = left.is_moved[:, None], right.is_moved
+    return own, ours * at_left, theirs * at_right, ours * theirs * at_both
 
 
 def score_members(gram: Array, sites: Sequence[str], coefficients: Mapping[str, float]) -> dict[str, Score]:
