@@ -9,7 +9,7 @@ memory grows with the block, whose bytes are bounded, and reading with members²
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -31,8 +31,6 @@ _BLOCK = 32
 """Members in a block at most."""
 _BLOCK_BYTES = 128_000_000
 """Of their tensors in a block at most; a block has one member at least."""
-_MOST_CANCELLED = 1e6
-"""That the terms of an update may be longer than itself: beyond, its norm is lost in rounding."""
 _MOST_GROWTH = 8.0
 """Of the terms whose rounding errors count, when an update is written with the start in common, against when it stands for itself."""
 
@@ -47,31 +45,6 @@ def _update_of(state: FederationState, member: Contribution, tensors: Tensors, g
     edit = (member.start or state).edits[group]
     start, _ = start_at(edit, member.rank)
     return difference(trained_by(edit, group, tensors, start), start)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Length:
-    """How long an update is."""
-
-    norm: float
-    """Frobenius, over all generators."""
-    terms: float
-    """The norms of its terms of rank one, added up: no less than ``norm``, which is not told closer than to some 10⁻⁸ of this."""
-
-    @property
-    def is_told(self) -> bool:
-        """Whether the terms do not cancel so far that rounding errors are what is left of them."""
-        return self.terms <= _MOST_CANCELLED * self.norm
-
-
-def length_of(updates: Collection[Generator]) -> Length:
-    """Return how long the direct sum of ``updates`` is."""
-    norms, terms = [], 0.0
-    for update in updates:
-        products_p, products_q = update.p @ update.p.T, update.q @ update.q.T
-        norms.append(abs(update.scale) * math.sqrt(max(0.0, float((products_p * products_q).sum()))))
-        terms += abs(update.scale) * float(np.sqrt(np.diag(products_p)) @ np.sqrt(np.diag(products_q)))
-    return Length(norm=math.hypot(*norms), terms=terms)
 
 
 def gram_of_updates(state: FederationState, members: Sequence[Contribution], threads: int = 1) -> Array:
