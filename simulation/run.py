@@ -46,8 +46,8 @@ def simulate(simulation: Simulation, around: Around, *, has_bounds: bool = False
     """Return what the simulation comes to, going on from its journal where it has one.
 
     Raises :class:`RoundsFailed` where a round fails more often in a row than the job lets it; what is done is kept. Meanwhile each
-    operation of numpy has one thread in this process: rounds multiply small matrices, and threads that wait for more would take the cores from
-    those who train.
+    operation of numpy has one thread in this process: rounds multiply small matrices, and threads that wait for more would take the cores
+    from those who train.
     """
     with threadpool_limits(1, user_api="blas"):
         run = _Run(simulation, around)

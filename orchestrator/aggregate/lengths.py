@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.aggregate.gramian import update_of
-from orchestrator.aggregate.state import Array, Contribution, Edit, FederationState, Tensors
+from orchestrator.aggregate.state import Array, Contribution, FederationState, Tensors
 from wegeft.algebra import Generator
 
 _MOST_CANCELLED = 1e6
@@ -31,7 +31,7 @@ class Length:
 
 
 def length_of_update(state: FederationState, member: Contribution) -> Length:
-    """Return how far a member's generators are from those that it started from; its tensors have the names and shapes of what it trained."""
+    """Return how far a member's generators are from those that it started from, by tensors of just the shapes that it was asked for."""
     tensors = member.load()
     if _has_moved_pairs(state, member, tensors):
         lengths = [_length_of_moves(edit.pair, *_moves(edit.pair, tensors, group)) for group, edit in state.edits.items()]

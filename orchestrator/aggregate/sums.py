@@ -68,7 +68,12 @@ class Reading:
 
 
 def sum_updates(
-    state: FederationState, members: Sequence[Contribution], coefficients: Mapping[str, float], reading: Reading, seed: int = 0, threads: int = 1
+    state: FederationState,
+    members: Sequence[Contribution],
+    coefficients: Mapping[str, float],
+    reading: Reading,
+    seed: int = 0,
+    threads: int = 1,
 ) -> dict[str, Sums]:
     """Return the weighted sums by group; members are read in the order of their pseudonyms, those of weight 0 not at all.
 

@@ -114,7 +114,7 @@ def unlike_pairs(seed: int) -> list[tuple[Generator, Generator]]:
     ]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=20)
 @given(SEEDS)
 def test_a_generator_is_aligned_to_the_same_bits_whatever_is_beside_it(seed: int) -> None:
     pairs = unlike_pairs(seed)
