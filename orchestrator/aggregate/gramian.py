@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from orchestrator.aggregate.side_by_side import in_order
 from orchestrator.aggregate.state import Array, Contribution, Edit, FederationState, Score, Tensors, start_at, trained_by
+from orchestrator.aggregate.workspace import Workspace
 from wegeft.algebra import Generator, difference
 
 _Members = Sequence[tuple[Contribution, Tensors]]
@@ -52,7 +53,7 @@ def gram_of_updates(state: FederationState, members: Sequence[Contribution], thr
 
     Any number of ``threads`` gives the same bits.
     """
-    total = np.zeros((len(members), len(members)))
+    total, space = np.zeros((len(members), len(members))), Workspace()
     size = _block_of(members)
     blocks = [range(start, min(start + size, len(members))) for start in range(0, len(members), size)]
     for index, rows in enumerate(blocks):
@@ -60,17 +61,17 @@ def gram_of_updates(state: FederationState, members: Sequence[Contribution], thr
         for columns in blocks[: index + 1]:
             right = left if columns == rows else [(members[column], members[column].load()) for column in columns]
             products = np.zeros((len(rows), len(columns)))
-            for found in in_order(partial(_products_of, state, left, right), state.edits, threads):
+            for found in in_order(partial(_products_of, state, left, right, space), state.edits, threads):
                 products += found
             total[rows.start : rows.stop, columns.start : columns.stop] = products
             total[columns.start : columns.stop, rows.start : rows.stop] = products.T
     return (total + total.T) / 2
 
 
-def _products_of(state: FederationState, left: _Members, right: _Members, group: str) -> Array:
+def _products_of(state: FederationState, left: _Members, right: _Members, space: Workspace, group: str) -> Array:
     """Return the inner products of one generator's updates."""
-    ours = _stacked(state, left, group)
-    return _products(ours, ours if right is left else _stacked(state, right, group))
+    ours = _stacked(state, left, group, space, "left")
+    return _products(ours, ours if right is left else _stacked(state, right, group, space, "right"), space)
 
 
 def read_once(members: Sequence[Contribution]) -> Sequence[Contribution]:
@@ -112,19 +113,22 @@ class _Stack:
     """1 for rows that moved from the start; 0 for those of whole updates."""
 
 
-def _stacked(state: FederationState, members: _Members, group: str) -> _Stack:
-    first = _first_of(state.edits[group].pair)
-    rows = [_rows_of(state, member, tensors, group, first) for member, tensors in members]
-    counts = [len(one.p) for one in rows]
-    moved = [np.zeros(len(one.p)) if one.is_whole else np.ones(len(one.p)) for one in rows]
-    bases = [np.zeros(len(one.p), dtype=np.intp) if one.is_whole else np.arange(len(one.p)) for one in rows]
-    return _Stack(
-        p=np.concatenate([*(one.p for one in rows), first.p]),
-        q=np.concatenate([*(one.q for one in rows), first.q]),
-        starts=[int(start) for start in np.cumsum([0, *counts[:-1]])],
-        bases=sum(counts) + np.concatenate(bases),
-        is_moved=np.concatenate(moved),
-    )
+def _stacked(state: FederationState, members: _Members, group: str, space: Workspace, side: str) -> _Stack:
+    pair, first = state.edits[group].pair, _first_of(state.edits[group].pair)
+    most = pair.rank + sum(2 * (member.start or state).edits[group].pair.rank for member, _ in members)
+    p, q = (space.take(f"{side} {part}", most, pair.width) for part in "pq")
+    starts, bases, is_moved, reached = list[int](), list[NDArray[np.intp]](), list[Array](), 0
+    for member, tensors in members:
+        rows = _rows_of(state, member, tensors, group, first)
+        end = reached + len(rows.p)
+        p[reached:end], q[reached:end] = rows.p, rows.q
+        starts.append(reached)
+        bases.append(np.zeros(len(rows.p), dtype=np.intp) if rows.is_whole else np.arange(len(rows.p)))
+        is_moved.append(np.full(len(rows.p), 0.0 if rows.is_whole else 1.0))
+        reached = end
+    end = reached + pair.rank
+    p[reached:end], q[reached:end] = first.p, first.q
+    return _Stack(p=p[:end], q=q[:end], starts=starts, bases=reached + np.concatenate(bases), is_moved=np.concatenate(is_moved))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -176,29 +180,36 @@ def _lengths(rows: Array) -> Array:
     return np.asarray(np.sqrt(np.einsum("ij,ij->i", rows, rows)))
 
 
-def _products(left: _Stack, right: _Stack) -> Array:
+def _products(left: _Stack, right: _Stack, space: Workspace) -> Array:
     """Return the inner products of all updates of ``left`` with all of ``right``."""
-    p, q = left.p @ right.p.T, left.q @ right.q.T  # of one stack with itself, half of the work
-    p_own, p_left, p_right, p_both = _quarters(p, left, right)
-    q_own, q_left, q_right, q_both = _quarters(q, left, right)
-    from_left = q_own + q_left  # (Q₀ + δQᵢ)·δQⱼ
-    terms = p_own * (from_left + q_right + q_both)
-    terms += p_right * from_left
-    terms += p_left * (q_own + q_right)
-    terms += p_both * q_own
+    shape = len(left.p), len(right.p)
+    p = np.matmul(left.p, right.p.T, out=space.take("p", *shape))  # of one stack with itself, half of the work
+    q = np.matmul(left.q, right.q.T, out=space.take("q", *shape))
+    p_own, q_own = p[: len(left.bases), : len(right.bases)], q[: len(left.bases), : len(right.bases)]
+    from_left, at_right, terms = _of_starts(q, left, right, (space, "q"))
+    from_left += q_own  # (Q₀ + δQᵢ)·δQⱼ
+    ours, theirs, both = _of_starts(p, left, right, (space, "p"))
+    terms += np.add(from_left, at_right, out=space.take("sum", *from_left.shape))
+    terms *= p_own
+    terms += np.multiply(theirs, from_left, out=theirs)
+    terms += np.multiply(ours, np.add(at_right, q_own, out=at_right), out=ours)
+    terms += np.multiply(both, q_own, out=both)
     return np.asarray(np.add.reduceat(np.add.reduceat(terms, left.starts, axis=0), right.starts, axis=1))
 
 
-def _quarters(products: Array, left: _Stack, right: _Stack) -> tuple[Array, Array, Array, Array]:
-    """Return, for each pair of rows, their product, and those where the left, the right or both are what they moved from; else 0."""
-    rows, columns = len(left.bases), len(right.bases)
-    own, bases = products[:rows, :columns], products.take(left.bases, axis=0)
-    at_left, at_right = bases[:, :columns], products[:rows].take(right.bases, axis=1)
-    at_both = bases.take(right.bases, axis=1)
-    if left.is_moved.all() and right.is_moved.all():
-        return own, at_left, at_right, at_both
-    ours, theirs = left.is_moved[:, None], right.is_moved
-    return own, ours * at_left, theirs * at_right, ours * theirs * at_both
+def _of_starts(products: Array, left: _Stack, right: _Stack, into: tuple[Workspace, str]) -> tuple[Array, Array, Array]:
+    """Return, for each pair of rows, the product of what the left, the right, and both moved from; 0 where that is nothing."""
+    space, name = into
+    rows, columns, width = len(left.bases), len(right.bases), products.shape[1]
+    from_starts = products.take(left.bases, axis=0, out=space.take(f"{name} left", rows, width), mode="clip")
+    at_right = products[:rows].take(right.bases, axis=1, out=space.take(f"{name} right", rows, columns), mode="clip")
+    at_both = from_starts.take(right.bases, axis=1, out=space.take(f"{name} both", rows, columns), mode="clip")
+    at_left = from_starts[:, :columns]
+    if not (left.is_moved.all() and right.is_moved.all()):
+        at_left *= left.is_moved[:, None]
+        at_right *= right.is_moved
+        at_both *= left.is_moved[:, None] * right.is_moved
+    return at_left, at_right, at_both
 
 
 def score_members(gram: Array, sites: Sequence[str], coefficients: Mapping[str, float]) -> dict[str, Score]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from time import sleep
 
 import numpy as np
 import pytest
 
 from orchestrator.aggregate import Plan
+from orchestrator.aggregate.gramian import gram_of_updates, update_of
 from orchestrator.aggregate.side_by_side import in_order
 from orchestrator.aggregate.state import FederationState
-from tests.orchestrator.aggregate.federations import a_state, bits_of, members_of, put_together
+from orchestrator.aggregate.workspace import Workspace
+from tests.orchestrator.aggregate.federations import a_member, a_state, bits_of, flat, in_gauge, members_of, put_together
 from wegeft.contracts.federation_rules import Defence, FactorMean, GeneratorExact, GeometricMedian, MultiKrum, NoDefence, Rule
 
 THREADS = [1, 2, 5]
@@ -73,3 +76,28 @@ def several(state: FederationState, rule: Rule, defence: Defence, threads: int) 
 def test_any_number_of_threads_gives_the_same_bits(rule: Rule, defence: Defence) -> None:
     state = a_state(3)
     assert several(state, rule, defence, 1) == several(state, rule, defence, 2) == several(state, rule, defence, 5)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_inner_products_of_many_unlike_members_are_those_of_dense_updates(threads: int) -> None:
+    """More than one block of them, of several ranks and in a hostile gauge, over generators of two widths: no array's numbers stay."""
+    state = a_state(3)
+    members = [a_member(state, f"s-{index:02}", index, rank=(None, 2, 1)[index % 3]) for index in range(35)]
+    members[3] = in_gauge(state, members[3], np.diag([1e4, 1e-3, 1.0]))
+    found = gram_of_updates(state, members, threads)
+    updates = np.stack([flat(update_of(state, member)) for member in members])
+    np.testing.assert_allclose(found, updates @ updates.T, rtol=1e-8, atol=1e-8)
+    assert found.tobytes() == gram_of_updates(state, members).tobytes()
+
+
+def test_a_workspace_gives_each_name_and_each_thread_memory_of_its_own() -> None:
+    space = Workspace()
+    first, other = space.take("first", 2, 3), space.take("other", 6)
+    first[:], other[:] = 1.0, 2.0
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: space.take("first", 2, 3).fill(3.0)).result()
+    assert (first.min(), first.max(), other.min(), other.max()) == (1.0, 1.0, 2.0, 2.0)
+    again = space.take("first", 3, 1)
+    again[:] = 4.0
+    assert np.shares_memory(first, again)
+    assert space.take("first", 5, 5).shape == (5, 5)
