@@ -119,7 +119,7 @@ def main(path: Path) -> None:
 
     try:
         mark(marks, "round", 1)
-        simulate(simulation_of(cell, said["rule"]), Around(crew=crew, tell=tell))
+        simulate(simulation_of(cell, said["rule"]), Around(crew=crew, tell=tell, threads=usable_cores()))
     finally:
         crew.close()
 

@@ -61,6 +61,7 @@ def simulate(job_file: Path, overrides: tuple[str, ...], is_json: bool, out: Pat
     from simulation.journal import Journal
     from simulation.run import Around
     from simulation.run import simulate as play
+    from workers.processor import usable_cores
 
     text, folder = read_job_file(job_file)
     spec = prepare(text, folder, overrides).spec
@@ -72,7 +73,8 @@ def simulate(job_file: Path, overrides: tuple[str, ...], is_json: bool, out: Pat
     with _stopping(out), _crew(simulation, given) as crew, _progress(len(simulation.examples), is_json=is_json) as done:
         journal = None if out is None else Journal(out.expanduser().absolute())
         tell: Callable[[RoundReport], None] = print_json_line if is_json else _tell
-        report = play(simulation, Around(crew=crew, journal=journal, tell=tell, done=done), has_bounds=given["has_bounds"])
+        around = Around(crew=crew, journal=journal, tell=tell, done=done, threads=usable_cores())
+        report = play(simulation, around, has_bounds=given["has_bounds"])
     print_json_line(report) if is_json else _sum_up(report, out)
 
 

@@ -68,6 +68,8 @@ class Federation:
     """To which sites clip each gradient, where control variates need it."""
     approved: int | None = None
     """Sites that are approved now; None where just those are that are asked."""
+    threads: int = 1
+    """That put a round together side by side; any number gives the same bits."""
 
     @property
     def has_controls(self) -> bool:
@@ -186,6 +188,7 @@ def combine_round(
         defence=_by_pseudonym(federation),
         round=number,
         seed=seed_of(federation, number, attempt),
+        threads=federation.threads,
     )
     older = {digest: read_state(read(digest)) for digest in sorted({one.start for one in sent if one.start is not None})}
     members = [_contribution(one, spec, read) for one in sent]

@@ -14,7 +14,7 @@ from itertools import islice
 
 import numpy as np
 
-from orchestrator.aggregate.gramian import Length, length_of, update_of
+from orchestrator.aggregate.lengths import Length, length_of_update
 from orchestrator.aggregate.state import Contribution, FederationState, Tensors
 from wegeft.contracts.control_variates import is_control
 from wegeft.contracts.errors import InvalidTensors, Problem, shorten
@@ -129,7 +129,7 @@ def _number_problems(tensors: Tensors, terms: Terms) -> Iterator[Problem]:
         return
     rank = None if terms.offer.rank == _full_rank(terms) else terms.offer.rank
     member = Contribution(site=terms.offer.site, examples=1, load=lambda: tensors, rank=rank)
-    yield from _norm_problems(length_of(update_of(terms.state, member).values()), terms.offer.max_update_norm)
+    yield from _norm_problems(length_of_update(terms.state, member), terms.offer.max_update_norm)
     yield from _control_problems(tensors, terms.offer)
 
 

@@ -38,13 +38,16 @@ class Around:
     """Takes each try at a round that is played now; those that the journal knows are not told again."""
     done: Done = ignore
     """Takes how many sites of the round have trained."""
+    threads: int = 1
+    """That put a round together, when nobody trains."""
 
 
 def simulate(simulation: Simulation, around: Around, *, has_bounds: bool = False) -> SimulationReport:
     """Return what the simulation comes to, going on from its journal where it has one.
 
-    Raises :class:`RoundsFailed` where a round fails more often in a row than the job lets it; what is done is kept. Meanwhile numpy has one
-    thread in this process: rounds multiply small matrices, and threads that wait for more would take the cores from those who train.
+    Raises :class:`RoundsFailed` where a round fails more often in a row than the job lets it; what is done is kept. Meanwhile each
+    operation of numpy has one thread in this process: rounds multiply small matrices, and threads that wait for more would take the cores
+    from those who train.
     """
     with threadpool_limits(1, user_api="blas"):
         run = _Run(simulation, around)
@@ -58,7 +61,7 @@ def simulate(simulation: Simulation, around: Around, *, has_bounds: bool = False
 class _Run:
     def __init__(self, simulation: Simulation, around: Around) -> None:
         self._simulation, self._around = simulation, around
-        federation = federation_of(simulation)
+        federation = replace(federation_of(simulation), threads=around.threads)
         answers = Answers(scenario=simulation.scenario, place=simulation.workplace, crew=around.crew, done=around.done)
         self._server = Server(simulation.scenario, federation, simulation.examples, answers)
         self._reports: list[RoundReport] = []

@@ -13,6 +13,7 @@ from orchestrator.aggregate.entrywise import Middle, combine_entries, equal_weig
 from orchestrator.aggregate.gramian import gram_of_updates, read_once, score_members, update_of
 from orchestrator.aggregate.optimisers import take_step
 from orchestrator.aggregate.rules import Combined, combine
+from orchestrator.aggregate.side_by_side import in_order
 from orchestrator.aggregate.state import Array, Contribution, Edit, FederationState, Outcome, Plan, Refused, change_of
 from orchestrator.aggregate.streamed_sum import ERROR_FACTOR
 from orchestrator.aggregate.sums import Reading, Sums, sum_updates
@@ -59,10 +60,11 @@ def aggregate(plan: Plan, state: FederationState, contributions: Sequence[Contri
 
 def _put_together(plan: Plan, state: FederationState, members: Sequence[Contribution]) -> Outcome | Refused:
     sites, members = [member.site for member in members], read_once(members)
-    gram = gram_of_updates(state, members) if needs_gram(plan.defence) or len(members) <= plan.scored_sites else None
+    gram = gram_of_updates(state, members, plan.threads) if needs_gram(plan.defence) or len(members) <= plan.scored_sites else None
     sums, weights, cut = _sum_up(plan, state, members, gram)
     error_bound = math.hypot(cut, ERROR_FACTOR * math.hypot(*(one.cut for one in sums.values())))
-    combined = {group: combine(plan.rule, edit, sums.pop(group)) for group, edit in state.edits.items()}
+    results = in_order(lambda group: combine(plan.rule, state.edits[group], sums.pop(group)), state.edits, plan.threads)
+    combined = dict(zip(state.edits, results, strict=True))
     new = _advance(plan, state, combined)
     if not _is_finite(new):
         return _NOT_FINITE
@@ -83,7 +85,7 @@ def _sum_up(
         sums, cut = _combine_entries(plan.seed, state, [members[index] for index in indices], middle)
         return sums, equal_weights(indices, sites), cut
     weights = given or _weigh(plan, members, gram)
-    return sum_updates(state, members, weights, reading_of(plan.rule), plan.seed), weights, 0.0
+    return sum_updates(state, members, weights, reading_of(plan.rule), plan.seed, plan.threads), weights, 0.0
 
 
 def _weigh(plan: Plan, members: Sequence[Contribution], gram: Array | None) -> dict[str, float]:

@@ -9,14 +9,19 @@ memory grows with the block, whose bytes are bounded, and reading with members²
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.aggregate.side_by_side import in_order
 from orchestrator.aggregate.state import Array, Contribution, Edit, FederationState, Score, Tensors, start_at, trained_by
+from orchestrator.aggregate.workspace import Workspace
 from wegeft.algebra import Generator, difference
+
+_Members = Sequence[tuple[Contribution, Tensors]]
 
 SCORE_ARITHMETIC = 2
 """Version of the arithmetic of inner products, of scores and of the weights that defences take from them, as records name it.
@@ -27,8 +32,6 @@ _BLOCK = 32
 """Members in a block at most."""
 _BLOCK_BYTES = 128_000_000
 """Of their tensors in a block at most; a block has one member at least."""
-_MOST_CANCELLED = 1e6
-"""That the terms of an update may be longer than itself: beyond, its norm is lost in rounding."""
 _MOST_GROWTH = 8.0
 """Of the terms whose rounding errors count, when an update is written with the start in common, against when it stands for itself."""
 
@@ -45,34 +48,12 @@ def _update_of(state: FederationState, member: Contribution, tensors: Tensors, g
     return difference(trained_by(edit, group, tensors, start), start)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Length:
-    """How long an update is."""
+def gram_of_updates(state: FederationState, members: Sequence[Contribution], threads: int = 1) -> Array:
+    """Return the matrix of ``Σ over generators ⟨Uᵢ, Uⱼ⟩``, rows and columns in the order of ``members``.
 
-    norm: float
-    """Frobenius, over all generators."""
-    terms: float
-    """The norms of its terms of rank one, added up: no less than ``norm``, which is not told closer than to some 10⁻⁸ of this."""
-
-    @property
-    def is_told(self) -> bool:
-        """Whether the terms do not cancel so far that rounding errors are what is left of them."""
-        return self.terms <= _MOST_CANCELLED * self.norm
-
-
-def length_of(updates: Collection[Generator]) -> Length:
-    """Return how long the direct sum of ``updates`` is."""
-    norms, terms = [], 0.0
-    for update in updates:
-        products_p, products_q = update.p @ update.p.T, update.q @ update.q.T
-        norms.append(abs(update.scale) * math.sqrt(max(0.0, float((products_p * products_q).sum()))))
-        terms += abs(update.scale) * float(np.sqrt(np.diag(products_p)) @ np.sqrt(np.diag(products_q)))
-    return Length(norm=math.hypot(*norms), terms=terms)
-
-
-def gram_of_updates(state: FederationState, members: Sequence[Contribution]) -> Array:
-    """Return the matrix of ``Σ over generators ⟨Uᵢ, Uⱼ⟩``, rows and columns in the order of ``members``."""
-    total = np.zeros((len(members), len(members)))
+    Any number of ``threads`` gives the same bits.
+    """
+    total, space = np.zeros((len(members), len(members))), Workspace()
     size = _block_of(members)
     blocks = [range(start, min(start + size, len(members))) for start in range(0, len(members), size)]
     for index, rows in enumerate(blocks):
@@ -80,12 +61,17 @@ def gram_of_updates(state: FederationState, members: Sequence[Contribution]) -> 
         for columns in blocks[: index + 1]:
             right = left if columns == rows else [(members[column], members[column].load()) for column in columns]
             products = np.zeros((len(rows), len(columns)))
-            for group in state.edits:
-                ours = _stacked(state, left, group)
-                products += _products(ours, ours if right is left else _stacked(state, right, group))
+            for found in in_order(partial(_products_of, state, left, right, space), state.edits, threads):
+                products += found
             total[rows.start : rows.stop, columns.start : columns.stop] = products
             total[columns.start : columns.stop, rows.start : rows.stop] = products.T
     return (total + total.T) / 2
+
+
+def _products_of(state: FederationState, left: _Members, right: _Members, space: Workspace, group: str) -> Array:
+    """Return the inner products of one generator's updates."""
+    ours = _stacked(state, left, group, space, "left")
+    return _products(ours, ours if right is left else _stacked(state, right, group, space, "right"), space)
 
 
 def read_once(members: Sequence[Contribution]) -> Sequence[Contribution]:
@@ -127,28 +113,45 @@ class _Stack:
     """1 for rows that moved from the start; 0 for those of whole updates."""
 
 
-def _stacked(state: FederationState, members: Sequence[tuple[Contribution, Tensors]], group: str) -> _Stack:
-    pair = state.edits[group].pair
-    first_p, first_q = pair.scale * pair.p, pair.q
-    rows = [_rows_of(state, member, tensors, group, first_p) for member, tensors in members]
-    counts = [len(one.p) for one in rows]
-    moved = [np.zeros(len(one.p)) if one.is_whole else np.ones(len(one.p)) for one in rows]
-    bases = [np.zeros(len(one.p), dtype=np.intp) if one.is_whole else np.arange(len(one.p)) for one in rows]
-    return _Stack(
-        p=np.concatenate([*(one.p for one in rows), first_p]),
-        q=np.concatenate([*(one.q for one in rows), first_q]),
-        starts=[int(start) for start in np.cumsum([0, *counts[:-1]])],
-        bases=sum(counts) + np.concatenate(bases),
-        is_moved=np.concatenate(moved),
-    )
+def _stacked(state: FederationState, members: _Members, group: str, space: Workspace, side: str) -> _Stack:
+    pair, first = state.edits[group].pair, _first_of(state.edits[group].pair)
+    most = pair.rank + sum(2 * (member.start or state).edits[group].pair.rank for member, _ in members)
+    p, q = (space.take(f"{side} {part}", most, pair.width) for part in "pq")
+    starts, bases, is_moved, reached = list[int](), list[NDArray[np.intp]](), list[Array](), 0
+    for member, tensors in members:
+        rows = _rows_of(state, member, tensors, group, first)
+        end = reached + len(rows.p)
+        p[reached:end], q[reached:end] = rows.p, rows.q
+        starts.append(reached)
+        bases.append(np.zeros(len(rows.p), dtype=np.intp) if rows.is_whole else np.arange(len(rows.p)))
+        is_moved.append(np.full(len(rows.p), 0.0 if rows.is_whole else 1.0))
+        reached = end
+    end = reached + pair.rank
+    p[reached:end], q[reached:end] = first.p, first.q
+    return _Stack(p=p[:end], q=q[:end], starts=starts, bases=reached + np.concatenate(bases), is_moved=np.concatenate(is_moved))
 
 
-def _rows_of(state: FederationState, member: Contribution, tensors: Tensors, group: str, first_p: Array) -> _Rows:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _First:
+    """The factors that a round starts from, the scale in P, and how long their rows are."""
+
+    p: Array
+    q: Array
+    lengths_p: Array
+    lengths_q: Array
+
+
+def _first_of(pair: Generator) -> _First:
+    p = pair.scale * pair.p
+    return _First(p=p, q=pair.q, lengths_p=_lengths(p), lengths_q=_lengths(pair.q))
+
+
+def _rows_of(state: FederationState, member: Contribution, tensors: Tensors, group: str, first: _First) -> _Rows:
     edit = state.edits[group]
     if member.start is None and (member.rank is None or member.rank >= edit.pair.rank):
         moved = _moved_rows(edit, tensors, group)
         has_all_rows = moved.p.shape == edit.pair.p.shape and moved.q.shape == edit.pair.q.shape  # a false record may say so of fewer
-        if has_all_rows and _has_small_errors(moved, first_p, edit.pair.q):
+        if has_all_rows and _has_small_errors(moved, first):
             return moved
     update = _update_of(state, member, tensors, group)
     return _Rows(p=update.p * update.scale, q=update.q, is_whole=True)
@@ -163,34 +166,50 @@ def _moved_rows(edit: Edit, tensors: Tensors, group: str) -> _Rows:
     return _Rows(p=p, q=np.zeros_like(pair.q) if psi is None else np.asarray(psi, dtype=np.float64))
 
 
-def _has_small_errors(moved: _Rows, first_p: Array, first_q: Array) -> bool:
+def _has_small_errors(moved: _Rows, first: _First) -> bool:
     """Return whether rounding errors do not grow when Q is put together from Q₀ and δQ only after it was multiplied.
 
     They do where Q became much shorter than Q₀ while P became much longer: in a hostile gauge.
     """
     p, q = _lengths(moved.p), _lengths(moved.q)
-    apart = float(p @ (_lengths(first_q) + q))
-    return apart <= _MOST_GROWTH * float(p @ _lengths(first_q + moved.q) + _lengths(first_p) @ q)
+    apart = float(p @ (first.lengths_q + q))
+    return apart <= _MOST_GROWTH * float(p @ _lengths(first.q + moved.q) + first.lengths_p @ q)
 
 
 def _lengths(rows: Array) -> Array:
     return np.asarray(np.sqrt(np.einsum("ij,ij->i", rows, rows)))
 
 
-def _products(left: _Stack, right: _Stack) -> Array:
+def _products(left: _Stack, right: _Stack, space: Workspace) -> Array:
     """Return the inner products of all updates of ``left`` with all of ``right``."""
-    p, q = left.p @ right.p.T, left.q @ right.q.T  # of one stack with itself, half of the work
-    rows, columns = len(left.bases), len(right.bases)
-    ours, theirs = left.is_moved[:, None], right.is_moved
-    q_own, p_own = q[:rows, :columns], p[:rows, :columns]
-    from_left = q_own + ours * q[left.bases, :columns]  # (Q₀ + δQᵢ)·δQⱼ
-    at_right = theirs * q[:rows, right.bases]
-    from_both = from_left + at_right + ours * theirs * q[np.ix_(left.bases, right.bases)]
-    terms = p_own * from_both
-    terms += theirs * p[:rows, right.bases] * from_left
-    terms += ours * p[left.bases, :columns] * (q_own + at_right)
-    terms += ours * theirs * p[np.ix_(left.bases, right.bases)] * q_own
+    shape = len(left.p), len(right.p)
+    p = np.matmul(left.p, right.p.T, out=space.take("p", *shape))  # of one stack with itself, half of the work
+    q = np.matmul(left.q, right.q.T, out=space.take("q", *shape))
+    p_own, q_own = p[: len(left.bases), : len(right.bases)], q[: len(left.bases), : len(right.bases)]
+    from_left, at_right, terms = _of_starts(q, left, right, (space, "q"))
+    from_left += q_own  # (Q₀ + δQᵢ)·δQⱼ
+    ours, theirs, both = _of_starts(p, left, right, (space, "p"))
+    terms += np.add(from_left, at_right, out=space.take("sum", *from_left.shape))
+    terms *= p_own
+    terms += np.multiply(theirs, from_left, out=theirs)
+    terms += np.multiply(ours, np.add(at_right, q_own, out=at_right), out=ours)
+    terms += np.multiply(both, q_own, out=both)
     return np.asarray(np.add.reduceat(np.add.reduceat(terms, left.starts, axis=0), right.starts, axis=1))
+
+
+def _of_starts(products: Array, left: _Stack, right: _Stack, into: tuple[Workspace, str]) -> tuple[Array, Array, Array]:
+    """Return, for each pair of rows, the product of what the left, the right, and both moved from; 0 where that is nothing."""
+    space, name = into
+    rows, columns, width = len(left.bases), len(right.bases), products.shape[1]
+    from_starts = products.take(left.bases, axis=0, out=space.take(f"{name} left", rows, width), mode="clip")
+    at_right = products[:rows].take(right.bases, axis=1, out=space.take(f"{name} right", rows, columns), mode="clip")
+    at_both = from_starts.take(right.bases, axis=1, out=space.take(f"{name} both", rows, columns), mode="clip")
+    at_left = from_starts[:, :columns]
+    if not (left.is_moved.all() and right.is_moved.all()):
+        at_left *= left.is_moved[:, None]
+        at_right *= right.is_moved
+        at_both *= left.is_moved[:, None] * right.is_moved
+    return at_left, at_right, at_both
 
 
 def score_members(gram: Array, sites: Sequence[str], coefficients: Mapping[str, float]) -> dict[str, Score]:

@@ -97,6 +97,8 @@ class Plan:
     """Of random projections."""
     scored_sites: int = 256
     """With more members than this no contribution scores are computed, which take a Gram of all pairs."""
+    threads: int = 1
+    """That work on members or generators side by side; any number gives the same bits."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from orchestrator.aggregate.side_by_side import in_order
 from orchestrator.aggregate.state import Array, Contribution, Edit, FederationState, Tensors, start_at, trained_by
 from orchestrator.aggregate.streamed_sum import begin_sum
-from wegeft.algebra import Generator, add, align, difference, from_rows
+from wegeft.algebra import Generator, add, align_each, difference, from_rows
 
 _LEAST_KEPT_RANK = 128
 
@@ -66,31 +68,58 @@ class Reading:
 
 
 def sum_updates(
-    state: FederationState, members: Sequence[Contribution], coefficients: Mapping[str, float], reading: Reading, seed: int = 0
+    state: FederationState,
+    members: Sequence[Contribution],
+    coefficients: Mapping[str, float],
+    reading: Reading,
+    seed: int = 0,
+    threads: int = 1,
 ) -> dict[str, Sums]:
     """Return the weighted sums by group; members are read in the order of their pseudonyms, those of weight 0 not at all.
 
     Each is read once, or four times where a group's second-order term has more rows than twice what the rule keeps of it. ``seed`` is for
-    those passes.
+    those passes; any number of ``threads`` gives the same bits.
     """
     counted = [member for member in sorted(members, key=lambda member: member.site) if coefficients[member.site] != 0]
     totals = {group: _Total(edit, counted, reading, seed) for group, edit in state.edits.items()}
     while waiting := {group: total for group, total in totals.items() if total.needs_pass}:
-        for member in counted:
-            tensors = member.load()
+        moves = in_order(partial(_read, state, tuple(waiting), reading), counted, threads)
+        for member, moved in zip(counted, moves, strict=True):
             for group, total in waiting.items():
-                total.take(_Term(group=group, tensors=tensors, member=member, coefficient=coefficients[member.site]))
+                total.take(moved[group], coefficients[member.site])
         for total in waiting.values():
             total.end_pass()
     return {group: totals.pop(group).sums() for group in list(totals)}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Term:
-    group: str
-    tensors: Tensors
-    member: Contribution
-    coefficient: float
+_Moved = Mapping[str, Array] | Generator
+"""How far each part of a generator has moved, ``phi`` rank×width here; or its whole update, where that is summed as one."""
+
+
+def _read(state: FederationState, groups: Sequence[str], reading: Reading, member: Contribution) -> dict[str, _Moved]:
+    """Return what a member adds to the sum of each of ``groups``, but for its weight."""
+    tensors = member.load()
+    moved: dict[str, _Moved] = {}
+    pairs: dict[str, tuple[Generator, Generator]] = {}
+    for group in groups:
+        began = (member.start or state).edits[group]
+        if _is_whole(member, state.edits[group], reading):
+            start, _ = start_at(began, member.rank)
+            moved[group] = difference(trained_by(began, group, tensors, start), start)
+        elif reading.is_aligned and {f"{group}.phi", f"{group}.psi"} <= tensors.keys():
+            start, _ = start_at(began, member.rank)
+            pairs[group] = (trained_by(began, group, tensors, start), began.pair)
+        else:
+            moved[group] = _as_sent(group, tensors)
+    for (group, (_, old)), new in zip(pairs.items(), align_each(list(pairs.values())), strict=True):
+        moved[group] = {"phi": new.p - old.p, "psi": new.q - old.q}
+    return moved
+
+
+def _as_sent(group: str, tensors: Tensors) -> dict[str, Array]:
+    names = {part: f"{group}.{part}" for part in ("phi", "psi", "core")}
+    sent = {part: np.asarray(tensors[name], dtype=np.float64) for part, name in names.items() if name in tensors}
+    return {part: delta.T if part == "phi" else delta for part, delta in sent.items()}
 
 
 class _Total:
@@ -107,21 +136,16 @@ class _Total:
     def needs_pass(self) -> bool:
         return self._second.needs_pass
 
-    def take(self, term: _Term) -> None:
-        began = self._edit if term.member.start is None else term.member.start.edits[term.group]
-        start, _ = start_at(began, term.member.rank)
-        trained = trained_by(began, term.group, term.tensors, start)
-        if _is_whole(term.member, self._edit, self._reading):
-            whole = difference(trained, start)
-            self._second.take(from_rows(p=whole.p, q=whole.q, scale=whole.scale * term.coefficient))
+    def take(self, moved: _Moved, coefficient: float) -> None:
+        if isinstance(moved, Generator):
+            self._second.take(from_rows(p=moved.p, q=moved.q, scale=moved.scale * coefficient))
             self._has_lower_ranks = True
             return
-        moved = _moved(began, term, trained, self._reading)
         if self._is_first_pass:
             for name, delta in moved.items():
-                self._parts[name] = self._parts.get(name, 0.0) + term.coefficient * delta
+                self._parts[name] = self._parts.get(name, 0.0) + coefficient * delta
         if self._reading.keeps_products and {"phi", "psi"} <= moved.keys():
-            self._second.take(from_rows(p=moved["phi"], q=moved["psi"], scale=self._edit.pair.scale * term.coefficient))
+            self._second.take(from_rows(p=moved["phi"], q=moved["psi"], scale=self._edit.pair.scale * coefficient))
 
     def end_pass(self) -> None:
         self._is_first_pass = False
@@ -144,13 +168,3 @@ def _rows_of(member: Contribution, edit: Edit, reading: Reading) -> int:
     if _is_whole(member, edit, reading):
         return 2 * rank
     return rank if reading.keeps_products else 0
-
-
-def _moved(edit: Edit, term: _Term, trained: Generator, reading: Reading) -> dict[str, Array]:
-    """Return how far each part that was sent is from where it started; after alignment, where that is asked for."""
-    names = {part: f"{term.group}.{part}" for part in ("phi", "psi", "core")}
-    sent = {part: np.asarray(term.tensors[name], dtype=np.float64) for part, name in names.items() if name in term.tensors}
-    if reading.is_aligned and {"phi", "psi"} <= sent.keys():
-        aligned = align(trained, edit.pair)
-        return {"phi": aligned.p - edit.pair.p, "psi": aligned.q - edit.pair.q}
-    return {part: delta.T if part == "phi" else delta for part, delta in sent.items()}

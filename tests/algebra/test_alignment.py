@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,3 +92,52 @@ def test_rotation_is_the_nearest_of_all_rotations(seed: int) -> None:
 def test_different_shapes_have_no_common_gauge() -> None:
     with pytest.raises(InvalidAdapterConfig, match="no common gauge"):
         algebra.align(draw(1, 2, 5), draw(1, 3, 5))
+
+
+def unlike_pairs(seed: int) -> list[tuple[Generator, Generator]]:
+    """Generators of every kind, of three ranks, each beside its reference."""
+    first, second, flat = draw(seed, 3, 40, 2.0), draw(seed + 1, 5, 24), draw(seed + 2, 1, 9)
+    fresh = from_rows(p=np.zeros((3, 40)), q=first.q, scale=2.0)
+    deficient = from_rows(p=np.vstack([first.p[:1], 0 * first.p[:2]]), q=first.q, scale=2.0)
+    repeated = from_rows(p=np.repeat(second.p[:1], 5, axis=0), q=second.q)
+    return [
+        (near(first, seed + 3, 0.1), first),
+        (in_another_gauge(near(second, seed + 4, 0.3), seed + 5), second),
+        (first, first),
+        (fresh, first),
+        (near(fresh, seed + 6, 1e-3), fresh),
+        (deficient, first),
+        (repeated, second),
+        (draw(seed + 7, 1, 9, 3.0), flat),
+        (draw(seed + 8, 3, 40, -0.5), first),
+        (from_rows(p=first.p * 1e-9, q=first.q * 1e9, scale=2.0), first),
+    ]
+
+
+@settings(deadline=None, max_examples=20)
+@given(SEEDS)
+def test_a_generator_is_aligned_to_the_same_bits_whatever_is_beside_it(seed: int) -> None:
+    pairs = unlike_pairs(seed)
+    found = algebra.align_each(pairs)
+    for (generator, reference), one in zip(pairs, found, strict=True):
+        alone = algebra.align(generator, reference)
+        assert (one.p.tobytes(), one.q.tobytes(), one.scale) == (alone.p.tobytes(), alone.q.tobytes(), reference.scale)
+        assert np.linalg.norm(dense(one) - dense(generator)) <= 1e-6 * np.linalg.norm(dense(generator))
+    assert algebra.align_each([]) == []
+
+
+def test_one_pair_without_a_common_gauge_is_refused_beside_others() -> None:
+    with pytest.raises(InvalidAdapterConfig, match="no common gauge"):
+        algebra.align_each([(draw(1, 3, 8), draw(2, 3, 8)), (draw(1, 3, 8), draw(2, 2, 8))])
+
+
+def test_tensors_of_torch_are_aligned_as_arrays_are() -> None:
+    pairs = unlike_pairs(3)
+    found = algebra.align_each([(in_torch(generator), in_torch(reference)) for generator, reference in pairs])
+    for (generator, _), one in zip(pairs, found, strict=True):
+        assert isinstance(one.p, torch.Tensor)
+        assert np.linalg.norm(dense(one).numpy() - dense(generator)) <= 1e-6 * np.linalg.norm(dense(generator))
+
+
+def in_torch(generator: Generator) -> Generator:
+    return from_rows(p=torch.tensor(generator.p), q=torch.tensor(generator.q), scale=generator.scale)

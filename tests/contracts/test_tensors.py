@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from wegeft.contracts.errors import InvalidTensors
-from wegeft.contracts.tensors import MAX_HEADER_BYTES, MAX_TENSORS, check_finite, check_stream, parse_header, read_tensors
+from wegeft.contracts.tensors import FLOAT_TYPES, MAX_HEADER_BYTES, MAX_TENSORS, check_finite, check_stream, parse_header, read_tensors
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 DATA = struct.pack("<2f", 1.5, -2.0)
@@ -74,6 +74,16 @@ def test_metadata_and_order_are_kept() -> None:
     header = parse_header(file_of(entries, DATA * 2), len(file_of(entries, DATA * 2)))
     assert [spec.name for spec in header.tensors] == ["early", "late"]
     assert header.metadata == {"format": "pt", "ключ": "wert"}
+
+
+def test_a_header_that_was_seen_before_is_held_to_the_file_and_to_the_types_of_this_time() -> None:
+    content = file_of({"a": {"dtype": "I8", "shape": [8], "data_offsets": [0, 8]}})
+    whole_numbers = frozenset({"I8"})
+    for _ in range(2):
+        assert [spec.name for spec in parse_header(content, len(content), whole_numbers).tensors] == ["a"]
+        for size, accepted in ((len(content) + 1, whole_numbers), (len(content), FLOAT_TYPES)):
+            with pytest.raises(InvalidTensors):
+                parse_header(content, size, accepted)
 
 
 def test_padding_after_the_header_is_accepted() -> None:

@@ -4,7 +4,7 @@ Every function takes numpy arrays or torch tensors and answers in kind, in their
 its arguments, and all may be called from any thread.
 """
 
-from wegeft.algebra.alignment import align, rotate
+from wegeft.algebra.alignment import align, align_each, rotate
 from wegeft.algebra.decomposition import svd
 from wegeft.algebra.generator import (
     Array,
@@ -46,6 +46,7 @@ __all__ = [
     "adapter_cosine",
     "add",
     "align",
+    "align_each",
     "canonical",
     "compose",
     "compress",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wegeft.algebra.decomposition import svd
+from wegeft.algebra.decomposition import svd, svd_each
 from wegeft.algebra.generator import Array, Generator, from_rows, library_of, rescale, rescale_evenly
 from wegeft.algebra.truncation import canonical
 from wegeft.contracts.errors import InvalidAdapterConfig
@@ -14,6 +16,8 @@ _GAUGE_CONDITION_LIMIT = 1e6
 """A change of gauge worse conditioned than this would lose more digits than averaging could gain."""
 _GRAM_CONDITION_LIMIT = 1e10
 """Grams square the condition of factors; worse ones are balanced by QR instead."""
+_Pair = tuple[Generator, Generator]
+"""A generator and its reference."""
 
 
 def rotate(generator: Generator[Array], reference: Generator[Array]) -> Generator[Array]:
@@ -34,15 +38,36 @@ def align(generator: Generator[Array], reference: Generator[Array]) -> Generator
     same for P, and the balanced one, rotated. All three are functions of M, so factors sent in a hostile gauge come out
     as honest ones would, and factors that are near the reference stay near it. A generator that is zero keeps the reference's Q.
     """
-    _check_same_shape(generator, reference)
-    even = _even(generator, reference)
-    if not bool((even.values != 0).any()):
+    return align_each([(generator, reference)])[0]
+
+
+def align_each(pairs: Sequence[tuple[Generator[Array], Generator[Array]]]) -> list[Generator[Array]]:
+    """Return :func:`align` of each generator and its reference; with numpy the same bits, sooner, whatever stands beside a pair.
+
+    Rank×rank matrices of one rank are decomposed together. Raises :class:`InvalidAdapterConfig` where a pair's shapes differ.
+    """
+    for generator, reference in pairs:
+        _check_same_shape(generator, reference)
+    found: dict[int, Generator[Array]] = {}
+    for rank in sorted({reference.rank for _, reference in pairs}):
+        alike = [number for number, (_, reference) in enumerate(pairs) if reference.rank == rank]
+        found |= zip(alike, _align_alike([pairs[number] for number in alike]), strict=True)
+    return [found[number] for number in range(len(pairs))]
+
+
+def _align_alike(pairs: Sequence[_Pair]) -> list[Generator]:
+    """Return the first of each pair aligned with the second; all have one rank."""
+    evens = _even_each(pairs)
+    moved = [number for number, even in enumerate(evens) if bool((even.values != 0).any())]
+    turns = _nearest_turns([evens[number] for number in moved], [pairs[number][1] for number in moved]) if moved else []
+    by_number = dict(zip(moved, turns, strict=True))
+    return [_turned(even, pair[1], by_number.get(number)) for number, (even, pair) in enumerate(zip(evens, pairs, strict=True))]
+
+
+def _turned(even: _Even, reference: Generator, turns: tuple[Any, Any] | None) -> Generator:
+    if turns is None:
         return from_rows(p=even.factors.p * 0, q=reference.q, scale=reference.scale)
-    cross_p = reference.p @ even.factors.p.T @ even.turn_p.T
-    cross_q = reference.q @ even.factors.q.T @ even.turn_q.T
-    turns = _candidates(even.values, cross_p, cross_q)
-    turn_p, turn_q = min(turns, key=lambda turn: _cost(turn[0], even.values, cross_p) + _cost(turn[1], even.values, cross_q))
-    p, q = (turn_p @ even.turn_p) @ even.factors.p, (turn_q @ even.turn_q) @ even.factors.q
+    p, q = (turns[0] @ even.turn_p) @ even.factors.p, (turns[1] @ even.turn_q) @ even.factors.q
     return from_rows(p=p, q=q, scale=reference.scale)
 
 
@@ -56,60 +81,107 @@ class _Even:
     values: Any
 
 
-def _even(generator: Generator, reference: Generator) -> _Even:
-    """Return ``generator`` with its balanced gauge at the scale of ``reference``; from here on the gauge it came in is forgotten.
+def _even_each(pairs: Sequence[_Pair]) -> list[_Even]:
+    """Return the first of each pair with its balanced gauge at the scale of the second; the gauge that it came in is forgotten then.
 
     From rank×rank Grams where they are well conditioned, else from QR of the factors, padded with rows of zeros to the reference's rank.
     """
-    level = rescale(generator, reference.scale)
-    roots = [_root(factor @ factor.T) for factor in (level.p, level.q)]
-    xp = library_of(level.p)
-    if roots[0] is None or roots[1] is None:
-        flat = rescale_evenly(canonical(generator), reference.scale)
-        padded = from_rows(p=_pad(flat.p, reference.rank), q=_pad(flat.q, reference.rank), scale=reference.scale)
-        one = xp.diag(xp.ones_like(padded.p[:, 0]))
-        return _Even(factors=padded, turn_p=one, turn_q=one, values=(padded.q**2).sum(1))
-    (root_p, inverse_p), (root_q, inverse_q) = roots[0], roots[1]
-    u, values, vt = svd(root_p.T @ root_q)
-    sizes = values[:, None] ** 0.5
-    return _Even(factors=level, turn_p=sizes * (u.T @ inverse_p), turn_q=sizes * (vt @ inverse_q), values=values)
+    levels = [rescale(generator, reference.scale) for generator, reference in pairs]
+    if not levels[0].rank:
+        return [_even_by_qr(*pair) for pair in pairs]
+    xp = library_of(levels[0].p)
+    root_p, inverse_p, is_sound_p = _roots(xp.stack([level.p @ level.p.T for level in levels]))
+    root_q, inverse_q, is_sound_q = _roots(xp.stack([level.q @ level.q.T for level in levels]))
+    u, values, vt = svd_each(root_p.mT @ root_q)
+    sizes = values[:, :, None] ** 0.5
+    turns_p, turns_q = sizes * (u.mT @ inverse_p), sizes * (vt @ inverse_q)
+    return [
+        _Even(factors=levels[number], turn_p=turns_p[number], turn_q=turns_q[number], values=values[number])
+        if is_sound_p[number] and is_sound_q[number]
+        else _even_by_qr(*pair)
+        for number, pair in enumerate(pairs)
+    ]
 
 
-def _root(gram: Any) -> tuple[Any, Any] | None:
-    """Return L and L⁻¹ with ``LLᵀ = gram``, or None where that is not well conditioned."""
-    if not gram.shape[0]:
-        return None
-    weights, vectors = library_of(gram).linalg.eigh(gram)
-    if not float(weights[0]) * _GRAM_CONDITION_LIMIT > float(weights[-1]):
-        return None
-    roots = weights**0.5
-    return vectors * roots, (vectors / roots).T
+def _even_by_qr(generator: Generator, reference: Generator) -> _Even:
+    flat = rescale_evenly(canonical(generator), reference.scale)
+    padded = from_rows(p=_pad(flat.p, reference.rank), q=_pad(flat.q, reference.rank), scale=reference.scale)
+    xp = library_of(padded.p)
+    one = xp.diag(xp.ones_like(padded.p[:, 0]))
+    return _Even(factors=padded, turn_p=one, turn_q=one, values=(padded.q**2).sum(1))
 
 
-def _candidates(values: Any, cross_p: Any, cross_q: Any) -> list[tuple[Any, Any]]:
-    """Return changes of the balanced factors, for P and Q, that bring them near the reference; cross: ``P₀Pᵀ`` and ``Q₀Qᵀ``."""
-    u, _, vt = svd(cross_p + cross_q)
-    found = [(u @ vt, u @ vt)]
-    if float(values[-1]) * _GAUGE_CONDITION_LIMIT > float(values[0]):
-        right, left = cross_q / values, cross_p / values
-        found += [(back.T, right) for back in _inverse(right)]
-        found += [(left, back.T) for back in _inverse(left)]
+def _roots(grams: Any) -> tuple[Any, Any, Any]:
+    """Return L and L⁻¹ with ``LLᵀ`` each of ``grams``, and whether it is so: not where a Gram is badly conditioned."""
+    xp = library_of(grams)
+    weights, vectors = xp.linalg.eigh(grams)
+    is_sound = weights[:, 0] * _GRAM_CONDITION_LIMIT > weights[:, -1]
+    roots = xp.where(is_sound[:, None], weights, xp.ones_like(weights))[:, None, :] ** 0.5
+    return vectors * roots, (vectors / roots).mT, is_sound
+
+
+def _nearest_turns(evens: Sequence[_Even], references: Sequence[Generator]) -> list[tuple[Any, Any]]:
+    """Return, for each balanced generator, the changes of P and Q that bring it nearest to its reference."""
+    xp = library_of(evens[0].values)
+    both = list(zip(evens, references, strict=True))
+    values = xp.stack([even.values for even in evens])
+    cross_p = xp.stack([one.p @ even.factors.p.T for even, one in both]) @ xp.stack([even.turn_p for even in evens]).mT  # P₀Pᵀ
+    cross_q = xp.stack([one.q @ even.factors.q.T for even, one in both]) @ xp.stack([even.turn_q for even in evens]).mT
+    u, _, vt = svd_each(cross_p + cross_q)
+    turn = u @ vt
+    costs = _costs(turn, values, cross_p) + _costs(turn, values, cross_q)
+    found = [[(float(costs[number]), turn[number], turn[number])] for number in range(len(evens))]
+    sound = [number for number, is_sound in enumerate(values[:, -1] * _GAUGE_CONDITION_LIMIT > values[:, 0]) if is_sound]
+    if sound:
+        for number, free in zip(sound, _free_turns(values[sound], cross_p[sound], cross_q[sound]), strict=True):
+            found[number] += free
+    return [min(turns, key=lambda one: one[0])[1:] for turns in found]
+
+
+def _free_turns(values: Any, cross_p: Any, cross_q: Any) -> list[list[tuple[float, Any, Any]]]:
+    """Return, for each generator, the changes that need not be rotations, the nearest for Q and for P, with their costs."""
+    right, left = cross_q / values[:, None, :], cross_p / values[:, None, :]
+    back_right, back_left = _inverses(right), _inverses(left)
+    costs_right = _turned_costs(back_right, values, cross_p) + _costs(right, values, cross_q)
+    costs_left = _costs(left, values, cross_p) + _turned_costs(back_left, values, cross_q)
+    is_sound_right, is_sound_left = _are_sound(right, back_right), _are_sound(left, back_left)
+    found: list[list[tuple[float, Any, Any]]] = [[] for _ in values]
+    for number, turns in enumerate(found):
+        if is_sound_right[number]:
+            turns.append((float(costs_right[number]), back_right[number].T, right[number]))
+        if is_sound_left[number]:
+            turns.append((float(costs_left[number]), left[number], back_left[number].T))
     return found
 
 
-def _cost(turn: Any, values: Any, cross: Any) -> float:
+def _costs(turns: Any, values: Any, cross: Any) -> Any:
     """Return ``‖T·X − X₀‖²`` but for ``‖X₀‖²``, for balanced X."""
-    return float(((turn * values) * turn).sum() - 2 * (turn * cross).sum())
+    return _totals((turns * values[:, None, :]) * turns) - 2 * _totals(turns * cross)
 
 
-def _inverse(matrix: Any) -> list[Any]:
-    """Return the inverse, or nothing where the matrix is not well conditioned."""
-    library = library_of(matrix)
+def _turned_costs(turns: Any, values: Any, cross: Any) -> Any:
+    """Return the same for ``Tᵀ``."""
+    return _totals((turns * values[:, :, None]) * turns) - 2 * _totals(turns.mT * cross)
+
+
+def _totals(matrices: Any) -> Any:
+    return matrices.reshape(len(matrices), -1).sum(1)
+
+
+def _inverses(matrices: Any) -> Any:
+    """Return the inverses, which are no numbers where there are none."""
+    library = library_of(matrices)
     try:
-        back = library.linalg.inv(matrix)
+        return library.linalg.inv(matrices)
     except library.linalg.LinAlgError:
-        return []
-    return [back] if float((matrix**2).sum() * (back**2).sum()) < _GAUGE_CONDITION_LIMIT**2 else []
+        if len(matrices) == 1:
+            return matrices * math.nan
+        return library.concatenate([_inverses(matrices[number : number + 1]) for number in range(len(matrices))])
+
+
+def _are_sound(matrices: Any, inverses: Any) -> Any:
+    """Return of which the inverse is there and well conditioned."""
+    return _totals(matrices**2) * _totals(inverses**2) < _GAUGE_CONDITION_LIMIT**2
 
 
 def _pad(factor: Any, rank: int) -> Any:

@@ -28,6 +28,16 @@ def svd(matrix: Any) -> tuple[Any, Any, Any]:
         return vt.T, values, u.T
 
 
+def svd_each(matrices: Any) -> tuple[Any, Any, Any]:
+    """Return :func:`svd` of each of a stack of matrices, as stacks; with numpy, the same bits. Raises what it does."""
+    library = library_of(matrices)
+    try:
+        return _thin(library, matrices)
+    except library.linalg.LinAlgError:
+        u, values, vt = zip(*(svd(matrix) for matrix in matrices), strict=True)
+        return library.stack(u), library.stack(values), library.stack(vt)
+
+
 def _thin(library: Any, matrix: Any) -> tuple[Any, Any, Any]:
     u, values, vt = library.linalg.svd(matrix, full_matrices=False)
     return u, values, vt

@@ -36,26 +36,27 @@ def write_tensors(
     pieces, reached = [], 0
     for name in sorted(name for name, array in tensors.items() if array.size):
         kind = stored if isinstance(stored, str) else stored[name]
-        content = _stored_bytes(name, tensors[name], kind)
-        header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [reached, reached + len(content)]}
-        pieces.append(content)
-        reached += len(content)
+        numbers = _stored(name, tensors[name], kind)
+        header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [reached, reached + numbers.nbytes]}
+        pieces.append(numbers)
+        reached += numbers.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    return b"".join([len(text).to_bytes(8, "little"), text, *pieces])
+    return b"".join([len(text).to_bytes(8, "little"), text, *(numbers.data for numbers in pieces)])
 
 
-def _stored_bytes(name: str, array: NDArray[Any], stored: WrittenType) -> bytes:
+def _stored(name: str, array: NDArray[Any], stored: WrittenType) -> NDArray[Any]:
+    """Return the numbers as they stand in the file, row after row; ``array`` itself where it is just that."""
     if stored == "I8":
-        return array.astype(np.int8, casting="safe").tobytes()
+        return np.ascontiguousarray(array.astype(np.int8, casting="safe"))
     with np.errstate(over="ignore"):
-        numbers = array.astype("<f8" if stored == "F64" else "<f4")
+        numbers = np.ascontiguousarray(array, dtype="<f8" if stored == "F64" else "<f4")
     if stored == "BF16":
         bits = bfloat16_bits(numbers)
         numbers = widen_bfloat16(bits)
     if not np.isfinite(numbers).all():
         raise InvalidTensors("holds a number that is not finite", path=name, hint=f"as {stored}")
-    return (bits.astype("<u2") if stored == "BF16" else numbers).tobytes()
+    return bits.astype("<u2") if stored == "BF16" else numbers
 
 
 def bfloat16_bits(array: NDArray[np.float32]) -> NDArray[np.uint16]:

@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -45,6 +46,8 @@ FLOAT_TYPES = frozenset({"F16", "BF16", "F32", "F64"})
 """Types that an adapter may have."""
 _NAME = re.compile(r"[!-~]+\Z")
 _MAX_PROBLEMS = 50
+_LONGEST_KNOWN = 1 << 14
+"""Bytes to a header's end, that one is remembered of at most: those that are remembered take a few megabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +85,13 @@ def parse_header(content: bytes, file_size: int, accepted: frozenset[str] = FLOA
     ``accepted``: types that its tensors may have. Raises :class:`InvalidTensors` with every problem.
     """
     end = _header_end(content[:_PREFIX_BYTES], file_size)
-    entries = _load_json(content[_PREFIX_BYTES:end])
+    parse = _parse if end > _LONGEST_KNOWN else _parse_once
+    return parse(bytes(content[_PREFIX_BYTES:end]), file_size, accepted)
+
+
+def _parse(text: bytes, file_size: int, accepted: frozenset[str]) -> TensorHeader:
+    end = _PREFIX_BYTES + len(text)
+    entries = _load_json(text)
     metadata = entries.pop(_METADATA, {})
     if not 1 <= len(entries) <= MAX_TENSORS:
         raise InvalidTensors("the file holds too few or too many tensors", value=len(entries), hint=f"1 to {MAX_TENSORS}")
@@ -91,6 +100,10 @@ def parse_header(content: bytes, file_size: int, accepted: frozenset[str] = FLOA
     specs = sorted((_spec(name, entry) for name, entry in entries.items()), key=lambda spec: (spec.start, spec.end))
     _refuse(_layout_problems(specs, file_size - end))
     return TensorHeader(tensors=tuple(specs), metadata=metadata, size=end)
+
+
+_parse_once = lru_cache(maxsize=32)(_parse)
+"""The updates of a federation have one header, round after round."""
 
 
 def read_tensors(content: bytes, accepted: frozenset[str] = FLOAT_TYPES) -> dict[str, NDArray[Any]]:
@@ -117,7 +130,7 @@ def read_tensor(content: bytes, spec: TensorSpec) -> NDArray[Any]:
 
 def check_finite(tensors: Mapping[str, NDArray[Any]]) -> None:
     """Raise :class:`InvalidTensors`, naming each tensor that holds NaN or infinity."""
-    _refuse(_finite_problem(name, int(array.size - np.isfinite(array).sum()), int(array.size)) for name, array in tensors.items())
+    _refuse(_finite_problem(name, _unfinite(array), int(array.size)) for name, array in tensors.items())
 
 
 def check_stream(chunks: Iterable[bytes], file_size: int) -> TensorHeader:
@@ -143,8 +156,14 @@ def _count_unfinite(stream: _Stream, spec: TensorSpec) -> int:
         left -= len(piece)
         stored = np.frombuffer(piece, _STORED[spec.dtype])
         array = _widen(stored) if spec.dtype == "BF16" else stored
-        found += int(array.size - np.isfinite(array).sum())
+        found += _unfinite(array)
     return found
+
+
+def _unfinite(array: NDArray[Any]) -> int:
+    """Return how many numbers are NaN or infinite; counted only where there are any, as that takes longer."""
+    is_finite = np.isfinite(array)
+    return 0 if is_finite.all() else int(array.size - is_finite.sum())
 
 
 def _widen(bfloat16: NDArray[Any]) -> NDArray[np.float32]:
