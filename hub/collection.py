@@ -21,6 +21,8 @@ from wegeft.contracts.collection import Collected, CollectionPlan, UnheldBlob
 
 LISTED = 100
 """Blobs that a plan names."""
+_UPLOADS, _STAGED = 100, 500
+"""Uploads that nobody goes on with, and rows of what was sent, that one collection looks at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +58,20 @@ class Collector:
         self._discard_abandoned(now, limit)
         self._measure_direct(now, limit)
         with writing(self.engine) as connection:
+            catalog.forget_expired_uploads(connection, now, _UPLOADS)
+        with writing(self.engine) as connection:
             catalog.drop_formats(connection, now, only_unused=spares_formats)
             chosen = catalog.choose_leaving(connection, now, limit)
-            catalog.forget_staged(connection, now)
             catalog.forget_departed(connection, now)
         sizes = [size for digest in chosen if (size := self._delete(digest)) is not None]
         if sizes:
             with writing(self.engine) as connection:
                 audit.note(connection, "blobs.collect", "", now, blobs=len(sizes), bytes=sum(sizes))
-        return Collected(blobs=len(sizes), bytes=sum(sizes), is_done=len(chosen) < limit)
+        return Collected(blobs=len(sizes), bytes=sum(sizes), is_done=len(chosen) < limit and self._forget_staged(now))
+
+    def _forget_staged(self, now: datetime) -> bool:
+        with writing(self.engine) as connection:
+            return catalog.forget_staged(connection, now, _STAGED)
 
     def _discard_abandoned(self, now: datetime, limit: int) -> None:
         """End the uploads to the store itself that nobody goes on with; what came of them has no digest, so it is nobody's."""
@@ -96,8 +103,7 @@ class Collector:
     def _end_direct(self, staging: Staging, upload: Upload, now: datetime) -> None:
         staging.discard(upload.id)
         with writing(self.engine) as connection:
-            catalog.end_reservation(connection, upload.id)
-            catalog.close_upload(connection, upload, now)
+            catalog.give_up(connection, upload.id, now)
 
     def _delete(self, digest: str) -> int | None:
         # Asked first without a lock: while the store does not answer, nobody else should wait for it.
