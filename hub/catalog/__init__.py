@@ -32,6 +32,7 @@ from hub.catalog.holds import (
     version_of,
     withdraw,
 )
+from hub.catalog.left_words import forget_words
 from hub.catalog.lineage import find_relatives
 from hub.catalog.listings import unlist
 from hub.catalog.lookup import find_adapter, list_adapters, list_versions, resolve, resolve_commit
@@ -156,6 +157,7 @@ __all__ = [
     "forget_expired_direct",
     "forget_expired_uploads",
     "forget_staged",
+    "forget_words",
     "give_up",
     "hold",
     "hold_upload",
