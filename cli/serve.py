@@ -119,6 +119,7 @@ def _assembled(settings: Settings, home: Home, server: str, only: Part | None) -
 
     from cli.signing_key import find_signer
     from hub import catalog
+    from hub.forgetting import forgetting_words
     from hub.provenance import publish_keys
     from infra.auth import Guard
     from infra.database import make_engine, upgrade
@@ -141,7 +142,7 @@ def _assembled(settings: Settings, home: Home, server: str, only: Part | None) -
             jobs=jobs,
             signer=signer,
         )
-        with _scheduling(parts, home, settings.public_url or server), _federating(jobs), _forgetting(engine, settings):
+        with _scheduling(parts, home, settings.public_url or server), _federating(jobs), forgetting_words(engine, settings.collect_seconds):
             yield _make_app(parts, only, server)
     finally:
         engine.dispose()
@@ -176,22 +177,6 @@ def _make_upkeep(parts: _Parts) -> Callable[[datetime], None] | None:
     times = UpkeepTimes(interval_seconds=settings.collect_seconds, keep_seconds=settings.keep_seconds)
     collector = Collector(engine=parts.engine, store=parts.store)
     return Upkeep(parts.engine, collector, times, CollectionTally(parts.registry).count).tick
-
-
-@contextmanager
-def _forgetting(engine: Engine, settings: Settings) -> Iterator[None]:
-    """Forget words that nothing is found by any more meanwhile, as often as bytes are collected."""
-    from hub.forgetting import WordsThread
-
-    if not settings.collect_seconds:
-        yield
-        return
-    thread = WordsThread(engine, settings.collect_seconds)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.close()
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import structlog
 from sqlalchemy import Engine
@@ -18,6 +20,20 @@ _SECONDS = 2.0
 """That it takes from one interval, whatever there is to look at; it goes on in the next."""
 _PAUSE_SECONDS = 0.01
 """Between two looks, so that the database has time for others."""
+
+
+@contextmanager
+def forgetting_words(engine: Engine, interval_seconds: float) -> Iterator[None]:
+    """Go through the words that the catalog keeps meanwhile, a little at each interval; 0 is never."""
+    if not interval_seconds:
+        yield
+        return
+    thread = WordsThread(engine, interval_seconds)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.close()
 
 
 class WordsThread:

@@ -205,14 +205,10 @@ def test_a_thread_goes_through_all_words_a_little_at_a_time(shelf: Shelf, monkey
             raise fails.pop()
 
     event.listen(shelf.engine, "before_cursor_execute", fail)
-    thread = forgetting.WordsThread(shelf.engine, 0.01)
-    thread.start()
     end = time.monotonic() + 20
-    try:
+    with forgetting.forgetting_words(shelf.engine, 0.0), forgetting.forgetting_words(shelf.engine, 0.01):
         while "okapi" in known(shelf) and time.monotonic() < end:
             time.sleep(0.01)
-    finally:
-        thread.close()
     assert fails == []
     assert "zebra" in known(shelf)
     assert "okapi" not in known(shelf)
