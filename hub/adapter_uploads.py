@@ -19,7 +19,7 @@ from hub.intake import check_kept
 from hub.objects import Staging
 from hub.services import HubServices
 from hub.serving import DIRECT_SECONDS
-from hub.uploads import Uploads, view_of
+from hub.uploads import Uploads, end_direct, view_of
 from infra.auth import Principal
 from infra.database import reading, writing
 from wegeft.contracts.adapter import AdapterName
@@ -113,11 +113,12 @@ class AdapterUploads:
 
     def abandon(self, upload_id: str) -> None:
         """Forget an upload; what has come of it goes with the next collection, and counts until then."""
-        upload, staging = self._find(upload_id), self.services.store.staging()
+        upload, staging, now = self._find(upload_id), self.services.store.staging(), self.services.clock()
         if upload.multipart is not None and staging is not None:
-            staging.discard(upload.id)
+            end_direct(self.services.engine, staging, upload.id, now)
+            return
         with writing(self.services.engine) as connection:
-            catalog.give_up(connection, upload.id, self.services.clock())
+            catalog.give_up(connection, upload.id, now)
 
     @property
     def _owner(self) -> str:

@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from hub import catalog
 from hub.catalog import Upload
 from hub.objects import ObjectStore, Staging
+from hub.uploads import end_direct
 from infra import audit
 from infra.database import reading, writing
 from wegeft.contracts.collection import Collected, CollectionPlan, UnheldBlob
@@ -83,7 +84,7 @@ class Collector:
         for upload_id in expired:
             staging.discard(upload_id)
             with writing(self.engine) as connection:
-                catalog.forget_expired_direct(connection, upload_id, now)
+                catalog.forget_direct(connection, upload_id, now)
 
     def _measure_direct(self, now: datetime, limit: int) -> None:
         """Count uploads to the store itself by what has come of them, once nothing more can by the addresses that were given."""
@@ -95,15 +96,10 @@ class Collector:
         for upload in unmeasured:
             come = _bytes_of(staging, upload)
             if come > upload.size:  # an address bounds no length
-                self._end_direct(staging, upload, now)
+                end_direct(self.engine, staging, upload.id, now)
                 continue
             with writing(self.engine) as connection:
                 catalog.note_measured(connection, upload.id, come, now)
-
-    def _end_direct(self, staging: Staging, upload: Upload, now: datetime) -> None:
-        staging.discard(upload.id)
-        with writing(self.engine) as connection:
-            catalog.give_up(connection, upload.id, now)
 
     def _delete(self, digest: str) -> int | None:
         # Asked first without a lock: while the store does not answer, nobody else should wait for it.

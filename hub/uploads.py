@@ -9,14 +9,15 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 from starlette.requests import Request
 
 from hub import catalog
 from hub.catalog import Part, Upload
 from hub.intake import Intake, check_kept
-from hub.objects import ObjectStore
+from hub.objects import ObjectStore, Staging
 from infra.bodies import declared_length
 from infra.database import reading, writing
 from wegeft.contracts.adapter import check_digest
@@ -159,6 +160,18 @@ class Uploads:
     def _find(self, owner: str, upload_id: str) -> Upload:
         with reading(self.intake.engine) as connection:
             return catalog.find_upload(connection, owner, upload_id, self.intake.clock())
+
+
+def end_direct(engine: Engine, staging: Staging, upload_id: str, now: datetime) -> None:
+    """End an upload to the store itself, and delete what has come of it there; whoever begins it again meanwhile has it.
+
+    First nobody is given addresses of it any more: what came by them afterwards would count nowhere, and nobody would find it.
+    """
+    with writing(engine) as connection:
+        catalog.expire_upload(connection, upload_id, now)
+    staging.discard(upload_id)
+    with writing(engine) as connection:
+        catalog.forget_direct(connection, upload_id, now)
 
 
 def view_of(upload: Upload) -> UploadView:

@@ -41,7 +41,7 @@ from hub.catalog.provenance_tables import CARDS, EVALUATIONS, LINEAGE, SIGNATURE
 from hub.catalog.publishing import publish
 from hub.catalog.quotas import check_room
 from hub.catalog.repositories import REPOSITORIES, Repository, create_repository, delete_adapter, find_repository, lock_latest
-from hub.catalog.reservations import bytes_ahead, end_reservation, give_up, list_unmeasured, note_measured, reserve
+from hub.catalog.reservations import bytes_ahead, end_reservation, forget_direct, give_up, list_unmeasured, note_measured, reserve
 from hub.catalog.search import AdapterFilter, MetricBound, Order, check_cursor, parse_bound, problem_with
 from hub.catalog.signatures import add_signature, find_signature, find_version_id, list_keys, register_keys
 from hub.catalog.staged import STAGED, STAGERS, Coming, Sender, count_staged, forget_staged, note_staged, restage, settle, stage, unstage
@@ -66,8 +66,8 @@ from hub.catalog.uploads import (
     Upload,
     add_part,
     close_upload,
+    expire_upload,
     find_upload,
-    forget_expired_direct,
     forget_expired_uploads,
     hold_upload,
     list_expired_direct,
@@ -143,6 +143,7 @@ __all__ = [
     "drop_formats",
     "end_reservation",
     "expect",
+    "expire_upload",
     "find_adapter",
     "find_card",
     "find_had",
@@ -154,7 +155,7 @@ __all__ = [
     "find_version_id",
     "forget",
     "forget_departed",
-    "forget_expired_direct",
+    "forget_direct",
     "forget_expired_uploads",
     "forget_staged",
     "forget_words",

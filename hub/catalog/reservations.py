@@ -14,7 +14,7 @@ from sqlalchemy import Connection, delete, exists, literal, select, update
 from hub.catalog.holds import PARTS
 from hub.catalog.staged import STAGED, Sender, find_room, hold_account, no_room
 from hub.catalog.tables import UPLOADS, upsert
-from hub.catalog.uploads import Upload, close_upload, hold_upload
+from hub.catalog.uploads import Upload, close_upload, forget_expired_direct, hold_upload
 
 LEAST_AHEAD_BYTES = 64 << 20
 """That an upload keeps room for of which nothing has come."""
@@ -66,6 +66,12 @@ def give_up(connection: Connection, upload_id: str, now: datetime) -> None:
     if upload is not None:
         close_upload(connection, upload, now)
         _leave(connection, upload, now)
+
+
+def forget_direct(connection: Connection, upload_id: str, now: datetime) -> None:
+    """Forget an upload to the store itself, and count it no more: it has expired and is gone there; unless it was begun again since."""
+    if forget_expired_direct(connection, upload_id, now):
+        connection.execute(delete(STAGED).where(STAGED.c.digest == _row_of(upload_id)))
 
 
 def _leave(connection: Connection, upload: Upload, now: datetime) -> None:

@@ -125,9 +125,15 @@ def list_expired_direct(connection: Connection, now: datetime, limit: int) -> tu
     return tuple(connection.execute(query).scalars())
 
 
-def forget_expired_direct(connection: Connection, upload_id: str, now: datetime) -> None:
-    """Forget an upload whose bytes are gone from the store, unless its owner goes on with it since."""
-    connection.execute(delete(UPLOADS).where(UPLOADS.c.id == upload_id, UPLOADS.c.expires_at <= now))
+def expire_upload(connection: Connection, upload_id: str, now: datetime) -> None:
+    """Let nobody go on with an upload, but who begins it again; commit it before its bytes are deleted from the store."""
+    connection.execute(update(UPLOADS).where(UPLOADS.c.id == upload_id, UPLOADS.c.expires_at > now).values(expires_at=now))
+
+
+def forget_expired_direct(connection: Connection, upload_id: str, now: datetime) -> bool:
+    """Forget an upload whose bytes are gone from the store; return False where its owner has begun it again since."""
+    gone = connection.execute(delete(UPLOADS).where(UPLOADS.c.id == upload_id, UPLOADS.c.expires_at <= now))
+    return bool(gone.rowcount)
 
 
 def forget_expired_uploads(connection: Connection, now: datetime, limit: int) -> int:
