@@ -27,7 +27,7 @@ def nothing() -> None:
 
 @dataclass
 class Overtaken:
-    """The store's staging, where others come in between: once before the hub lets it complete an upload, after that, or after discarding it."""
+    """The store's staging, where others come in between: once before an upload is completed, or after that, or after it is discarded."""
 
     staging: Staging
     before_complete: Callable[[], object] = nothing

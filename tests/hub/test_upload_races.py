@@ -126,7 +126,7 @@ def test_beginning_sending_giving_up_and_collecting_at_once_wait_in_no_circle(en
         collector.collect(NOW, 3)
 
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(act, range(36)))
+        list(pool.map(act, range(24)))
     later = NOW + timedelta(days=3)
     while not collector.collect(later, 3).is_done:
         pass

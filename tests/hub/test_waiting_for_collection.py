@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, select
@@ -29,8 +30,8 @@ FIRST = PARTS[:PART_BYTES]
 
 
 @pytest.fixture
-def hub(database_url: str) -> Iterator[Hub]:
-    with made_hub(database_url, MemoryStore()) as hub:
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    with made_hub(f"sqlite:///{tmp_path / 'hub.db'}", MemoryStore()) as hub:
         yield hub
 
 
