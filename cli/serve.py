@@ -119,6 +119,7 @@ def _assembled(settings: Settings, home: Home, server: str, only: Part | None) -
 
     from cli.signing_key import find_signer
     from hub import catalog
+    from hub.forgetting import forgetting_words
     from hub.provenance import publish_keys
     from infra.auth import Guard
     from infra.database import make_engine, upgrade
@@ -141,7 +142,7 @@ def _assembled(settings: Settings, home: Home, server: str, only: Part | None) -
             jobs=jobs,
             signer=signer,
         )
-        with _scheduling(parts, home, settings.public_url or server), _federating(jobs):
+        with _scheduling(parts, home, settings.public_url or server), _federating(jobs), forgetting_words(engine, settings.collect_seconds):
             yield _make_app(parts, only, server)
     finally:
         engine.dispose()

@@ -19,7 +19,7 @@ from hub.intake import check_kept
 from hub.objects import Staging
 from hub.services import HubServices
 from hub.serving import DIRECT_SECONDS
-from hub.uploads import Uploads, view_of
+from hub.uploads import Uploads, end_direct, view_of
 from infra.auth import Principal
 from infra.database import reading, writing
 from wegeft.contracts.adapter import AdapterName
@@ -93,37 +93,32 @@ class AdapterUploads:
             return self._finish_direct(upload)
 
         def keep(connection: Connection, digest: str, size: int) -> bool:
-            is_kept = self._keep(connection, digest, size)
+            is_kept = self.services.intake.own_staged(connection, digest, size, self._sender)
             if is_kept:
-                catalog.end_reservation(connection, upload.id)
+                catalog.end_reservation(connection, upload, self.services.clock())
             return is_kept
 
-        try:
-            digest, size = self._uploads.finish(self._owner, upload_id, keep)
-        except InvalidRequest:
-            with writing(self.services.engine) as connection:
-                catalog.end_reservation(connection, upload.id)
-            raise
+        digest, size = self._uploads.finish(self._owner, upload_id, keep)
         return BlobView(digest=digest, size=size)
-
-    def _keep(self, connection: Connection, digest: str, size: int) -> bool:
-        return self.services.intake.own_staged(connection, digest, size, self._sender)
 
     def _stage(self, connection: Connection, upload: Upload, come: int) -> None:
         catalog.reserve(connection, self._sender, upload, come, self.services.clock())
+
+    def _leave(self, connection: Connection, digest: str, size: int) -> None:
+        self.services.intake.leave(connection, (digest, size), self._sender, self.services.clock())
 
     @property
     def _sender(self) -> Sender:
         return self.services.sender(self.caller, self.adapter.namespace)
 
     def abandon(self, upload_id: str) -> None:
-        """Forget an upload and what has come of it."""
-        upload, staging = self._find(upload_id), self.services.store.staging()
+        """Forget an upload; what has come of it goes with the next collection, and counts until then."""
+        upload, staging, now = self._find(upload_id), self.services.store.staging(), self.services.clock()
         if upload.multipart is not None and staging is not None:
-            staging.discard(upload.id)
+            end_direct(self.services.engine, staging, upload.id, now)
+            return
         with writing(self.services.engine) as connection:
-            catalog.end_reservation(connection, upload.id)
-            catalog.close_upload(connection, upload, self.services.clock())
+            catalog.give_up(connection, upload.id, now)
 
     @property
     def _owner(self) -> str:
@@ -131,7 +126,7 @@ class AdapterUploads:
 
     @property
     def _uploads(self) -> Uploads:
-        return Uploads(intake=self.services.intake, most=MOST_UPLOADS, stage=self._stage)
+        return Uploads(intake=self.services.intake, most=MOST_UPLOADS, stage=self._stage, leave=self._leave)
 
     def _find(self, upload_id: str) -> Upload:
         with reading(self.services.engine) as connection:
@@ -175,6 +170,7 @@ class AdapterUploads:
         arrived = upload.size - sum(size for _, size in missing)
         given = missing[: math.ceil(bytes_ahead(arrived, upload.size) / upload.part_bytes)]
         with writing(self.services.engine) as connection:  # before the addresses are given: what comes by them nobody counts at once
+            catalog.find_upload(connection, self._owner, upload.id, self.services.clock(), is_held=True)
             self._stage(connection, upload, (arrived if come is None else sum(come.values())) + sum(size for _, size in given))
         addresses = [
             PartAddress(
@@ -186,16 +182,17 @@ class AdapterUploads:
         return shown.model_copy(update={"offset": arrived, "is_direct": True, "addresses": tuple(addresses)})
 
     def _finish_direct(self, upload: Upload) -> BlobView:
-        staging = self._must_stage()
+        staging, intake, sender = self._must_stage(), self.services.intake, self._sender
         self._complete(upload, staging)
+        with intake.expecting(upload.digest, upload.size, transfer=sender.transfer):
+            found = staging.adopt(upload.id, upload.digest)
+            if found != upload.digest:
+                self.abandon(upload.id)
+                raise InvalidRequest(
+                    "the bytes are not those that the digest names", path=upload.digest, value=found, hint="send them again"
+                )
         with writing(self.services.engine) as connection:
-            catalog.expect(connection, upload.digest, self.services.intake.keep_until)
-        found = staging.adopt(upload.id, upload.digest)
-        if found != upload.digest:
-            self.abandon(upload.id)
-            raise InvalidRequest("the bytes are not those that the digest names", path=upload.digest, value=found, hint="send them again")
-        with writing(self.services.engine) as connection:
-            is_kept = self._keep(connection, upload.digest, upload.size)
+            is_kept = intake.own_staged(connection, upload.digest, upload.size, sender)
         check_kept(upload.digest, is_kept=is_kept)
         self.abandon(upload.id)
         return BlobView(digest=upload.digest, size=upload.size)

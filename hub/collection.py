@@ -15,12 +15,15 @@ from sqlalchemy import Engine
 from hub import catalog
 from hub.catalog import Upload
 from hub.objects import ObjectStore, Staging
+from hub.uploads import end_direct
 from infra import audit
 from infra.database import reading, writing
 from wegeft.contracts.collection import Collected, CollectionPlan, UnheldBlob
 
 LISTED = 100
 """Blobs that a plan names."""
+_UPLOADS, _STAGED = 100, 500
+"""Uploads that nobody goes on with, and rows of what was sent, that one collection looks at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +59,20 @@ class Collector:
         self._discard_abandoned(now, limit)
         self._measure_direct(now, limit)
         with writing(self.engine) as connection:
+            catalog.forget_expired_uploads(connection, now, _UPLOADS)
+        with writing(self.engine) as connection:
             catalog.drop_formats(connection, now, only_unused=spares_formats)
             chosen = catalog.choose_leaving(connection, now, limit)
-            catalog.forget_staged(connection, now)
             catalog.forget_departed(connection, now)
         sizes = [size for digest in chosen if (size := self._delete(digest)) is not None]
         if sizes:
             with writing(self.engine) as connection:
                 audit.note(connection, "blobs.collect", "", now, blobs=len(sizes), bytes=sum(sizes))
-        return Collected(blobs=len(sizes), bytes=sum(sizes), is_done=len(chosen) < limit)
+        return Collected(blobs=len(sizes), bytes=sum(sizes), is_done=len(chosen) < limit and self._forget_staged(now))
+
+    def _forget_staged(self, now: datetime) -> bool:
+        with writing(self.engine) as connection:
+            return catalog.forget_staged(connection, now, _STAGED)
 
     def _discard_abandoned(self, now: datetime, limit: int) -> None:
         """End the uploads to the store itself that nobody goes on with; what came of them has no digest, so it is nobody's."""
@@ -76,7 +84,7 @@ class Collector:
         for upload_id in expired:
             staging.discard(upload_id)
             with writing(self.engine) as connection:
-                catalog.forget_expired_direct(connection, upload_id, now)
+                catalog.forget_direct(connection, upload_id, now)
 
     def _measure_direct(self, now: datetime, limit: int) -> None:
         """Count uploads to the store itself by what has come of them, once nothing more can by the addresses that were given."""
@@ -88,16 +96,10 @@ class Collector:
         for upload in unmeasured:
             come = _bytes_of(staging, upload)
             if come > upload.size:  # an address bounds no length
-                self._end_direct(staging, upload, now)
+                end_direct(self.engine, staging, upload.id, now)
                 continue
             with writing(self.engine) as connection:
                 catalog.note_measured(connection, upload.id, come, now)
-
-    def _end_direct(self, staging: Staging, upload: Upload, now: datetime) -> None:
-        staging.discard(upload.id)
-        with writing(self.engine) as connection:
-            catalog.end_reservation(connection, upload.id)
-            catalog.close_upload(connection, upload, now)
 
     def _delete(self, digest: str) -> int | None:
         # Asked first without a lock: while the store does not answer, nobody else should wait for it.

@@ -9,14 +9,15 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 from starlette.requests import Request
 
 from hub import catalog
 from hub.catalog import Part, Upload
 from hub.intake import Intake, check_kept
-from hub.objects import ObjectStore
+from hub.objects import ObjectStore, Staging
 from infra.bodies import declared_length
 from infra.database import reading, writing
 from wegeft.contracts.adapter import check_digest
@@ -32,10 +33,16 @@ Keep = Callable[[Connection, str, int], bool]
 """Notes whose the whole is, by digest and size; False where it was collected meanwhile."""
 Stage = Callable[[Connection, Upload, int], None]
 """Counts an upload as it will be once so many of its bytes have come; raises :class:`QuotaExceeded` where there is no room."""
+Leave = Callable[[Connection, str, int], None]
+"""Counts bytes, by digest and size, that lie in the store and are part of no upload."""
 
 
 def _count_nothing(_connection: Connection, _upload: Upload, _come: int) -> None:
     """For senders whose bytes are bounded elsewhere."""
+
+
+def _leave_nothing(_connection: Connection, _digest: str, _size: int) -> None:
+    """For the same senders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +53,7 @@ class Uploads:
     part_bytes: int = PART_BYTES
     most: int = MOST_UPLOADS
     stage: Stage = _count_nothing
+    leave: Leave = _leave_nothing
 
     def open(self, owner: str, request: UploadRequest) -> tuple[UploadView, bool]:
         """Begin an upload, or go on with the owner's own of the same bytes; return it, and whether it is new.
@@ -69,11 +77,11 @@ class Uploads:
 
     def begin(self, connection: Connection, wanted: Upload) -> tuple[Upload, bool]:
         """Begin an upload as :meth:`open` does, in the caller's transaction."""
-        found = catalog.find_own(connection, wanted.owner, wanted.digest, self.intake.clock())
-        # Counted first: what is locked is locked in one order.
-        if found is None or found.multipart is None:
-            self.stage(connection, found or wanted, found.offset if found else 0)
-        return catalog.open_upload(connection, wanted, self.most, self.intake.clock())
+        upload, is_new = catalog.open_upload(connection, wanted, self.most, self.intake.clock())
+        # Counted when it is known which upload it is: of two that begin the same one at once, both count that.
+        if is_new or upload.multipart is None:
+            self.stage(connection, upload, upload.offset)
+        return upload, is_new
 
     def look(self, owner: str, upload_id: str) -> UploadView:
         """Return how far an upload is; raise :class:`NotFound` for one that is over, expired or another owner's."""
@@ -86,30 +94,40 @@ class Uploads:
         than its digest names, :class:`QuotaExceeded` before any is read, and :class:`NotFound` as :meth:`look` does.
         """
         offset, digest = place
-        upload = self._find(owner, upload_id)
-        if _has_part(upload, offset, check_digest(digest)):
-            return view_of(upload)
-        _check_offset(upload, offset)
+        check_digest(digest)
         with writing(self.intake.engine) as connection:
+            # Held, so that none that is being given up is counted anew.
+            upload = catalog.find_upload(connection, owner, upload_id, self.intake.clock(), is_held=True)
+            if _has_part(upload, offset, digest):
+                return view_of(upload)
+            _check_offset(upload, offset)
+            _check_length(upload, declared_length(request.scope))
             self.stage(connection, replace(upload, expires_at=self.intake.keep_until), upload.offset + upload.next_size)
-        _check_length(upload, declared_length(request.scope))
-        size = replace(self.intake, max_blob_bytes=upload.next_size).receive(digest, request)
+        transfer = catalog.name_transfer()
+        size = replace(self.intake, max_blob_bytes=upload.next_size).receive(digest, request, transfer=transfer)
         try:
             _check_length(upload, size)
-            return self._add(owner, upload_id, offset, Part(digest=digest, size=size))
+            return self._add(upload, offset, Part(digest=digest, size=size), transfer)
         except WegeftError:
-            # Else bytes that count nowhere would be kept for as long as any that come.
-            with writing(self.intake.engine) as connection:
-                catalog.let_go_of_arrivals(connection, [digest], self.intake.clock())
+            self._refuse(digest, size, transfer)
             raise
 
-    def _add(self, owner: str, upload_id: str, offset: int, part: Part) -> UploadView:
+    def _add(self, upload: Upload, offset: int, part: Part, transfer: str) -> UploadView:
         with writing(self.intake.engine) as connection:
-            held = catalog.find_upload(connection, owner, upload_id, self.intake.clock(), is_held=True)
+            held = catalog.find_upload(connection, upload.owner, upload.id, self.intake.clock(), is_held=True)
             if not _has_part(held, offset, part.digest):
                 _check_offset(held, offset)
                 check_kept(part.digest, is_kept=catalog.add_part(connection, held, part, self.intake.keep_until))
-            return view_of(catalog.find_upload(connection, owner, upload_id, self.intake.clock()))
+            catalog.withdraw(connection, part.digest, transfer)
+            return view_of(catalog.find_upload(connection, upload.owner, upload.id, self.intake.clock()))
+
+    def _refuse(self, digest: str, size: int, transfer: str) -> None:
+        """Let bytes go that have come as a part and are none: they are found by the next collection, and count until then."""
+        with writing(self.intake.engine) as connection:
+            catalog.expect(connection, digest, self.intake.clock(), transfer)
+            catalog.note_sizes(connection, {digest: size})
+            catalog.withdraw(connection, digest, transfer)
+            self.leave(connection, digest, size)
 
     def finish(self, owner: str, upload_id: str, keep: Keep) -> tuple[str, int]:
         """Put the parts together under the digest of the whole, and return digest and size; ``keep`` notes whose it is.
@@ -117,17 +135,19 @@ class Uploads:
         Raises :class:`Conflict` where parts are missing, and :class:`InvalidRequest` where the whole is not what its digest names, after
         which it must be sent anew.
         """
-        upload = self._find(owner, upload_id)
+        upload, transfer = self._find(owner, upload_id), catalog.name_transfer()
         if upload.offset != upload.size:
             raise Conflict("parts are missing", path="offset", value=upload.offset, hint=f"go on from byte {upload.offset}")
         try:
-            self.intake.store_bytes(upload.digest, PartsReader(self.intake.store, upload.parts), upload.size)
+            self.intake.store_bytes(upload.digest, PartsReader(self.intake.store, upload.parts), upload.size, transfer=transfer)
         except (DigestMismatch, BlobNotFound) as error:
             with writing(self.intake.engine) as connection:
-                catalog.close_upload(connection, upload, self.intake.clock())
+                catalog.give_up(connection, upload.id, self.intake.clock())
             raise InvalidRequest("the parts are not the bytes that the digest names", problems=error.problems) from error
         with writing(self.intake.engine) as connection:
+            catalog.hold_upload(connection, upload.id)  # first, as whoever begins it again does
             is_kept = keep(connection, upload.digest, upload.size)
+            catalog.withdraw(connection, upload.digest, transfer)
             if is_kept:
                 catalog.close_upload(connection, upload, self.intake.clock())
         check_kept(upload.digest, is_kept=is_kept)
@@ -140,6 +160,18 @@ class Uploads:
     def _find(self, owner: str, upload_id: str) -> Upload:
         with reading(self.intake.engine) as connection:
             return catalog.find_upload(connection, owner, upload_id, self.intake.clock())
+
+
+def end_direct(engine: Engine, staging: Staging, upload_id: str, now: datetime) -> None:
+    """End an upload to the store itself, and delete what has come of it there; whoever begins it again meanwhile has it.
+
+    First nobody is given addresses of it any more: what came by them afterwards would count nowhere, and nobody would find it.
+    """
+    with writing(engine) as connection:
+        catalog.expire_upload(connection, upload_id, now)
+    staging.discard(upload_id)
+    with writing(engine) as connection:
+        catalog.forget_direct(connection, upload_id, now)
 
 
 def view_of(upload: Upload) -> UploadView:

@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 import structlog
 from sqlalchemy import Engine
 
-from hub import catalog
 from hub.collection import Collector
 from infra.database import writing
 from orchestrator import ledger
@@ -17,7 +16,7 @@ from wegeft.contracts.collection import Collected
 from wegeft.contracts.errors import WegeftError
 
 _LOG = structlog.get_logger("upkeep")
-_BLOBS_A_TICK, _UPLOADS_A_TICK = 20, 100
+_BLOBS_A_TICK = 20
 """So that no tick takes long, whatever there is to delete."""
 
 
@@ -57,7 +56,6 @@ class Upkeep:
         """Return whether there is nothing left to do."""
         with writing(self._engine) as connection:
             ledger.let_go_of_ended(connection, now - timedelta(seconds=self._times.keep_seconds))
-            catalog.forget_expired_uploads(connection, now, _UPLOADS_A_TICK)
         collected = self._collector.collect(now, _BLOBS_A_TICK)
         self._note(collected)
         if collected.blobs:

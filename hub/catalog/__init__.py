@@ -23,13 +23,16 @@ from hub.catalog.holds import (
     hold,
     is_kept,
     let_go,
-    let_go_of_arrivals,
     list_unheld,
+    name_transfer,
+    note_sizes,
     seize,
     take_stock,
     upload_of,
     version_of,
+    withdraw,
 )
+from hub.catalog.left_words import forget_words
 from hub.catalog.lineage import find_relatives
 from hub.catalog.listings import unlist
 from hub.catalog.lookup import find_adapter, list_adapters, list_versions, resolve, resolve_commit
@@ -38,10 +41,10 @@ from hub.catalog.provenance_tables import CARDS, EVALUATIONS, LINEAGE, SIGNATURE
 from hub.catalog.publishing import publish
 from hub.catalog.quotas import check_room
 from hub.catalog.repositories import REPOSITORIES, Repository, create_repository, delete_adapter, find_repository, lock_latest
-from hub.catalog.reservations import bytes_ahead, end_reservation, list_unmeasured, note_measured, reserve
+from hub.catalog.reservations import bytes_ahead, end_reservation, forget_direct, give_up, list_unmeasured, note_measured, reserve
 from hub.catalog.search import AdapterFilter, MetricBound, Order, check_cursor, parse_bound, problem_with
 from hub.catalog.signatures import add_signature, find_signature, find_version_id, list_keys, register_keys
-from hub.catalog.staged import STAGED, STAGERS, Coming, Sender, count_staged, forget_staged, restage, settle, stage, unstage
+from hub.catalog.staged import STAGED, STAGERS, Coming, Sender, count_staged, forget_staged, note_staged, restage, settle, stage, unstage
 from hub.catalog.tables import (
     ADAPTERS,
     ALIASES,
@@ -63,10 +66,10 @@ from hub.catalog.uploads import (
     Upload,
     add_part,
     close_upload,
-    find_own,
+    expire_upload,
     find_upload,
-    forget_expired_direct,
     forget_expired_uploads,
+    hold_upload,
     list_expired_direct,
     name_multipart,
     open_upload,
@@ -140,11 +143,11 @@ __all__ = [
     "drop_formats",
     "end_reservation",
     "expect",
+    "expire_upload",
     "find_adapter",
     "find_card",
     "find_had",
     "find_made",
-    "find_own",
     "find_relatives",
     "find_repository",
     "find_signature",
@@ -152,15 +155,17 @@ __all__ = [
     "find_version_id",
     "forget",
     "forget_departed",
-    "forget_expired_direct",
+    "forget_direct",
     "forget_expired_uploads",
     "forget_staged",
+    "forget_words",
+    "give_up",
     "hold",
+    "hold_upload",
     "is_kept",
     "is_owned",
     "keep_format",
     "let_go",
-    "let_go_of_arrivals",
     "list_adapters",
     "list_commits",
     "list_evaluations",
@@ -174,8 +179,11 @@ __all__ = [
     "lock_adapter_id",
     "lock_latest",
     "name_multipart",
+    "name_transfer",
     "namespaces_of",
     "note_measured",
+    "note_sizes",
+    "note_staged",
     "open_upload",
     "parse_bound",
     "point_open_aliases",
@@ -207,4 +215,5 @@ __all__ = [
     "upload_of",
     "uploader_of",
     "version_of",
+    "withdraw",
 ]

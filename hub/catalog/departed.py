@@ -33,7 +33,7 @@ def depart(
     """
     is_theirs = HOLDS.c.holder.in_(holders) & HOLDS.c.digest.not_in(set(but))
     named, sent = select(HOLDS.c.digest).where(is_theirs).distinct().subquery(), HOLDS.alias()
-    is_sent = or_(sent.c.holder == ARRIVAL, sent.c.holder.startswith(UPLOAD, autoescape=True))
+    is_sent = or_(*(sent.c.holder.startswith(kind, autoescape=True) for kind in (ARRIVAL, UPLOAD)))
     query = select(named.c.digest, func.max(sent.c.until).label("until")).select_from(
         named.outerjoin(sent, (sent.c.digest == named.c.digest) & is_sent)
     )

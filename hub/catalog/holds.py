@@ -7,6 +7,7 @@ A holder is a kind and a name, such as ``version:job:…``; a hold that is over 
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,9 +20,11 @@ from hub.catalog.visibility import seen_by
 from infra.principals import Principal
 
 ARRIVAL = "arrival"
-"""The holder of everything that comes, for a while."""
+"""The holder of what comes from nobody in particular, for a while; that of each transfer with a name of its own begins so."""
 UPLOAD = "upload:"
 """What the holders begin with that stand for senders."""
+PARTS = "parts:"
+"""What the holders begin with that stand for uploads in parts."""
 _VERSION = "version:"
 
 
@@ -35,17 +38,36 @@ def version_of(source: str) -> str:
     return f"{_VERSION}{source}"
 
 
-def expect(connection: Connection, digest: str, until: datetime) -> None:
+def name_transfer() -> str:
+    """Return a new name for a transfer: whatever becomes of it, what others send and keep of the same bytes stays as it is."""
+    return f"~{secrets.token_hex(5)}"
+
+
+def expect(connection: Connection, digest: str, until: datetime, transfer: str = "") -> int | None:
     """Note that bytes are about to come, so that they stay at least ``until`` then; commit it before the first is stored.
 
-    Waits for a collector that is just deleting them, and forgets who had them before that.
+    Returns how many they are, where they have come before. Waits for a collector that is just deleting them, and forgets who had them
+    before that; not how many they are, for they may be there still. With the name of a ``transfer``, :func:`withdraw` ends it.
     """
     row = upsert(connection, BLOBS).values(digest=digest, is_leaving=False)
     locked = row.on_conflict_do_update(index_elements=[BLOBS.c.digest], set_={"digest": BLOBS.c.digest})
-    if connection.execute(locked.returning(BLOBS.c.is_leaving)).scalar_one():
+    found = connection.execute(locked.returning(BLOBS.c.is_leaving, BLOBS.c.size)).one()
+    if found.is_leaving:
         connection.execute(delete(HOLDS).where(HOLDS.c.digest == digest))
-        connection.execute(update(BLOBS).where(BLOBS.c.digest == digest).values(is_leaving=False, size=None))
-    _put_holds(connection, ARRIVAL, [digest], until)
+        connection.execute(update(BLOBS).where(BLOBS.c.digest == digest).values(is_leaving=False))
+    _put_holds(connection, _arrival_of(transfer), [digest], until)
+    size: int | None = found.size
+    return size
+
+
+def withdraw(connection: Connection, digest: str, transfer: str) -> None:
+    """Keep bytes no more for a transfer's sake: they do not come, or others keep them now; harmless to repeat."""
+    if transfer:
+        connection.execute(delete(HOLDS).where(HOLDS.c.digest == digest, HOLDS.c.holder == _arrival_of(transfer)))
+
+
+def _arrival_of(transfer: str) -> str:
+    return f"{ARRIVAL}:{transfer}" if transfer else ARRIVAL
 
 
 def arrive(connection: Connection, digest: str, size: int, holder: str, until: datetime) -> bool:
@@ -98,11 +120,6 @@ def let_go(connection: Connection, holder: str, until: datetime, *, but: Iterabl
     if only is not None:
         gone = gone.where(HOLDS.c.digest.in_(set(only)))
     connection.execute(gone.values(until=until))
-
-
-def let_go_of_arrivals(connection: Connection, digests: Iterable[str], until: datetime) -> None:
-    """Let bytes go at a moment that were kept only because they had come."""
-    let_go(connection, ARRIVAL, until, only=digests)
 
 
 def find_had(connection: Connection, holder: str, digests: Iterable[str], reader: Principal | None = None) -> frozenset[str]:

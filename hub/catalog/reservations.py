@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, exists, literal, select, update
 
+from hub.catalog.holds import PARTS
 from hub.catalog.staged import STAGED, Sender, find_room, hold_account, no_room
 from hub.catalog.tables import UPLOADS, upsert
-from hub.catalog.uploads import Upload
+from hub.catalog.uploads import Upload, close_upload, forget_expired_direct, hold_upload
 
 LEAST_AHEAD_BYTES = 64 << 20
 """That an upload keeps room for of which nothing has come."""
@@ -21,8 +22,6 @@ MOST_AHEAD_BYTES = 512 << 20
 """That any upload keeps room for, beside what has come of it."""
 AHEAD_SECONDS = 1200.0
 """How long it does, from when its sender last went on; longer than an address of the store is good."""
-
-_PARTS = "parts:"
 
 
 def bytes_ahead(come: int, whole: int) -> int:
@@ -53,15 +52,40 @@ def reserve(connection: Connection, sender: Sender, upload: Upload, come: int, n
     connection.execute(upsert(connection, STAGED).values(row).on_conflict_do_update(index_elements=key, set_=row))
 
 
-def end_reservation(connection: Connection, upload_id: str) -> None:
-    """Count an upload no more: it is whole, and counts as such, or given up."""
-    connection.execute(delete(STAGED).where(STAGED.c.digest == _row_of(upload_id)))
+def end_reservation(connection: Connection, upload: Upload, now: datetime) -> None:
+    """Count an upload no more that is whole and counts as such; where the whole does not, its parts do until they are gone."""
+    whole = STAGED.alias()
+    is_counted = exists().where(whole.c.account == STAGED.c.account, whole.c.digest == upload.digest)
+    connection.execute(delete(STAGED).where(STAGED.c.digest == _row_of(upload.id), is_counted))
+    _leave(connection, upload, now)
+
+
+def give_up(connection: Connection, upload_id: str, now: datetime) -> None:
+    """Forget an upload that does not become whole; what has come of it counts until it is gone from the store. Harmless to repeat."""
+    upload = hold_upload(connection, upload_id)
+    if upload is not None:
+        close_upload(connection, upload, now)
+        _leave(connection, upload, now)
+
+
+def forget_direct(connection: Connection, upload_id: str, now: datetime) -> None:
+    """Forget an upload to the store itself, and count it no more: it has expired and is gone there; unless it was begun again since."""
+    if forget_expired_direct(connection, upload_id, now):
+        connection.execute(delete(STAGED).where(STAGED.c.digest == _row_of(upload_id)))
+
+
+def _leave(connection: Connection, upload: Upload, now: datetime) -> None:
+    is_it = STAGED.c.digest == _row_of(upload.id)
+    if upload.parts:
+        connection.execute(update(STAGED).where(is_it).values(size=upload.offset, ahead=0, until=now))
+    else:
+        connection.execute(delete(STAGED).where(is_it))
 
 
 def list_unmeasured(connection: Connection, now: datetime, limit: int) -> Iterator[Upload]:
     """Give up to ``limit`` uploads to the store itself that count by what may have come of them, whose addresses are good no more."""
     is_direct = UPLOADS.c.multipart.is_not(None)
-    joined = select(UPLOADS).join(STAGED, STAGED.c.digest == _PARTS + UPLOADS.c.id)
+    joined = select(UPLOADS).join(STAGED, STAGED.c.digest == literal(PARTS) + UPLOADS.c.id)
     for row in connection.execute(joined.where(is_direct, STAGED.c.ahead_until <= now).limit(limit)).mappings():
         yield Upload(parts=(), **row)
 
@@ -77,4 +101,4 @@ def note_measured(connection: Connection, upload_id: str, come: int, now: dateti
 
 def _row_of(upload_id: str) -> str:
     """Return what stands in the place of a digest: the parts may be anything before the whole is held against its own."""
-    return f"{_PARTS}{upload_id}"
+    return f"{PARTS}{upload_id}"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, case, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, case, delete, func, insert, select, update
 
-from hub.catalog.holds import arrive, let_go, let_go_of_arrivals
+from hub.catalog.holds import PARTS, arrive, let_go
 from hub.catalog.tables import UPLOAD_PARTS, UPLOADS, upsert
 from wegeft.contracts.errors import InvalidRequest, NotFound, TooLarge
 
@@ -64,7 +64,7 @@ def open_upload(connection: Connection, wanted: Upload, most: int, now: datetime
     before.
     """
     is_theirs = UPLOADS.c.owner == wanted.owner
-    _forget(connection, connection.execute(select(UPLOADS.c.id).where(is_theirs, _IS_OURS, UPLOADS.c.expires_at <= now)).scalars().all())
+    _forget_expired(connection, select(UPLOADS.c.id).where(is_theirs), now)
     is_new = connection.execute(select(UPLOADS.c.id).where(is_theirs, UPLOADS.c.digest == wanted.digest)).first() is None
     under_way = select(func.count()).select_from(UPLOADS).where(is_theirs, UPLOADS.c.expires_at > now)
     if is_new and connection.execute(under_way).scalar_one() >= most:
@@ -80,13 +80,6 @@ def open_upload(connection: Connection, wanted: Upload, most: int, now: datetime
     if row.size != wanted.size:
         raise InvalidRequest("these bytes have another size in an upload under way", path="size", value=wanted.size, hint=str(row.size))
     return _upload(connection, row), row.id == wanted.id
-
-
-def find_own(connection: Connection, owner: str, digest: str, now: datetime) -> Upload | None:
-    """Return the upload of these bytes that an owner has under way, if any."""
-    query = select(UPLOADS).where(UPLOADS.c.owner == owner, UPLOADS.c.digest == digest, UPLOADS.c.expires_at > now)
-    row = connection.execute(query).one_or_none()
-    return None if row is None else _upload(connection, row)
 
 
 def name_multipart(connection: Connection, upload: Upload, multipart: str) -> bool:
@@ -114,13 +107,15 @@ def add_part(connection: Connection, upload: Upload, part: Part, until: datetime
     return True
 
 
-def close_upload(connection: Connection, upload: Upload, now: datetime) -> None:
-    """Forget an upload, and let its parts go; harmless to repeat.
+def hold_upload(connection: Connection, upload_id: str) -> Upload | None:
+    """Hold an upload until the transaction ends, so that no part of it comes meanwhile; None where it is over."""
+    row = connection.execute(select(UPLOADS).where(UPLOADS.c.id == upload_id).with_for_update()).one_or_none()
+    return None if row is None else _upload(connection, row)
 
-    Whoever is just sending the same bytes as a part of theirs may be told to send them again.
-    """
+
+def close_upload(connection: Connection, upload: Upload, now: datetime) -> None:
+    """Forget an upload, and let its parts go; harmless to repeat."""
     let_go(connection, _holder_of(upload.id), now)
-    let_go_of_arrivals(connection, [part.digest for part in upload.parts], now)
     _forget(connection, [upload.id])
 
 
@@ -130,16 +125,28 @@ def list_expired_direct(connection: Connection, now: datetime, limit: int) -> tu
     return tuple(connection.execute(query).scalars())
 
 
-def forget_expired_direct(connection: Connection, upload_id: str, now: datetime) -> None:
-    """Forget an upload whose bytes are gone from the store, unless its owner goes on with it since."""
-    connection.execute(delete(UPLOADS).where(UPLOADS.c.id == upload_id, UPLOADS.c.expires_at <= now))
+def expire_upload(connection: Connection, upload_id: str, now: datetime) -> None:
+    """Let nobody go on with an upload, but who begins it again; commit it before its bytes are deleted from the store."""
+    connection.execute(update(UPLOADS).where(UPLOADS.c.id == upload_id, UPLOADS.c.expires_at > now).values(expires_at=now))
+
+
+def forget_expired_direct(connection: Connection, upload_id: str, now: datetime) -> bool:
+    """Forget an upload whose bytes are gone from the store; return False where its owner has begun it again since."""
+    gone = connection.execute(delete(UPLOADS).where(UPLOADS.c.id == upload_id, UPLOADS.c.expires_at <= now))
+    return bool(gone.rowcount)
 
 
 def forget_expired_uploads(connection: Connection, now: datetime, limit: int) -> int:
     """Forget up to ``limit`` uploads that nobody has gone on with in time, whose parts go by themselves; return how many."""
-    expired = connection.execute(select(UPLOADS.c.id).where(_IS_OURS, UPLOADS.c.expires_at <= now).limit(limit)).scalars().all()
-    _forget(connection, expired)
-    return len(expired)
+    return _forget_expired(connection, select(UPLOADS.c.id).limit(limit), now)
+
+
+def _forget_expired(connection: Connection, uploads: Select[Any], now: datetime) -> int:
+    # Held, so that none is forgotten whose next part has come meanwhile; one that somebody else holds is left to them.
+    expired = uploads.where(_IS_OURS, UPLOADS.c.expires_at <= now).with_for_update(skip_locked=True)
+    ids = [row.id for row in connection.execute(expired)]
+    _forget(connection, ids)
+    return len(ids)
 
 
 def _forget(connection: Connection, ids: Iterable[str]) -> None:
@@ -148,7 +155,7 @@ def _forget(connection: Connection, ids: Iterable[str]) -> None:
 
 
 def _holder_of(upload_id: str) -> str:
-    return f"parts:{upload_id}"
+    return f"{PARTS}{upload_id}"
 
 
 def _upload(connection: Connection, row: Row[Any]) -> Upload:

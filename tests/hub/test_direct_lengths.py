@@ -27,11 +27,12 @@ def nothing() -> None:
 
 @dataclass
 class Overtaken:
-    """The store's staging, where others come in between: once between the hub's look at the parts and its completing, or after that."""
+    """The store's staging, where others come in between: once before an upload is completed, or after that, or after it is discarded."""
 
     staging: Staging
     before_complete: Callable[[], object] = nothing
     after_complete: Callable[[], object] = nothing
+    after_discard: Callable[[], object] = nothing
     adopted: list[str] = field(default_factory=list)
 
     def __getattr__(self, name: str) -> Any:
@@ -47,6 +48,10 @@ class Overtaken:
         is_as_announced = self.staging.complete(name, upload, sizes)
         self.once("after_complete")
         return is_as_announced
+
+    def discard(self, name: str) -> None:
+        self.staging.discard(name)
+        self.once("after_discard")
 
     def adopt(self, name: str, digest: str) -> str:
         self.adopted.append(digest)

@@ -115,8 +115,9 @@ def test_of_uploads_that_go_on_at_the_same_moment_only_as_many_as_have_room(engi
 def test_an_upload_that_is_over_counts_no_more(engine: Engine) -> None:
     assert reserve(engine, "ada", "one", 500, 100) == 500
     with writing(engine) as connection:
-        catalog.end_reservation(connection, "two")
-        catalog.end_reservation(connection, "one")
+        catalog.end_reservation(connection, upload("two", 500), NOW)
+        assert catalog.count_staged(connection, "acme", NOW) == 500
+        catalog.end_reservation(connection, upload("one", 500), NOW)
     assert waiting(engine) == 0
 
 
@@ -183,6 +184,8 @@ def test_a_version_that_names_other_bytes_of_that_digest_leaves_the_parts_counte
         assert send(ada, begun, PART_BYTES).status_code == 200
         assert send(ada, begun, 2 * PART_BYTES).status_code == 200
         assert ada.post(f"{ADDRESS}/{begun}/finish").status_code == 422
+    assert waiting(small.engine) == len(PARTS), "they are stored still"
+    Collector(engine=small.engine, store=small.store).collect(NOW, 10)
     assert waiting(small.engine) == 0
 
 
