@@ -16,10 +16,13 @@ from infra.principals import Principal, Role, weaker
 from wegeft.contracts.adapter import AdapterName, check_segment
 from wegeft.contracts.errors import AdapterNotFound, Forbidden, InvalidReference
 
-_MEMBERSHIP = (MEMBERS.c.namespace == NAMESPACES.c.key) & (MEMBERS.c.account == bindparam("account"))
-_OWNER = select(NAMESPACES.c.key, MEMBERS.c.role).outerjoin(MEMBERS, _MEMBERSHIP).where(NAMESPACES.c.key == bindparam("namespace"))
+_OWNED = select(NAMESPACES.c.key).where(NAMESPACES.c.key == bindparam("namespace"))
+_ROLE = select(MEMBERS.c.role).where(MEMBERS.c.namespace == bindparam("namespace"), MEMBERS.c.account == bindparam("account"))
 _PRIVACY = select(ADAPTERS.c.is_private).where(ADAPTERS.c.key == bindparam("key"))
-"""Like the others, asked by every request: made once, because making it takes as long as asking."""
+_STANDING = select(
+    _OWNED.scalar_subquery().label("owned"), _ROLE.scalar_subquery().label("role"), _PRIVACY.scalar_subquery().label("is_private")
+)
+"""Asked by every request: made once, because making it takes as long as asking."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +55,14 @@ def right_of(connection: Connection, caller: Principal, adapter: AdapterName) ->
 
 
 def _standing(connection: Connection, caller: Principal, adapter: AdapterName) -> Standing:
-    owner = connection.execute(_OWNER, {"namespace": adapter.namespace.lower(), "account": caller.account}).one_or_none()
-    is_private = connection.execute(_PRIVACY, {"key": key_of(adapter)}).scalar_one_or_none()
+    asked = {"namespace": adapter.namespace.lower(), "account": caller.account, "key": key_of(adapter)}
+    found = connection.execute(_STANDING, asked).one()
+    is_owned = found.owned is not None
     return Standing(
-        is_known=is_private is not None,
-        is_private=bool(is_private),
-        is_owned=owner is not None,
-        member_role=Role(owner.role) if owner is not None and owner.role else None,
+        is_known=found.is_private is not None,
+        is_private=bool(found.is_private),
+        is_owned=is_owned,
+        member_role=Role(found.role) if is_owned and found.role else None,
     )
 
 
