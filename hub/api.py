@@ -21,6 +21,7 @@ from infra.bodies import declared_length, sends_files, streams_body, waits_for_s
 from infra.database import reading, writing
 from infra.description import BINARY
 from infra.http import API_PREFIX
+from infra.queries import described_query, reading_query
 from infra.routers import Gathering
 from wegeft.contracts.adapter import (
     AdapterFacets,
@@ -149,8 +150,13 @@ def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
     Reader = Annotated[Principal, Depends(reads)]
 
     # Lists are written out here, because FastAPI would check our own answers once more.
-    @router.get("", summary="Adapters that a filter selects, page by page", response_model=AdapterPage)
-    def list_adapters(caller: Reader, query: Annotated[AdapterQuery, Query()]) -> Response:
+    @router.get(
+        "",
+        summary="Adapters that a filter selects, page by page",
+        response_model=AdapterPage,
+        openapi_extra=described_query(AdapterQuery),
+    )
+    def list_adapters(caller: Reader, query: Annotated[AdapterQuery, Depends(reading_query(AdapterQuery))]) -> Response:
         with reading(services.engine) as connection:
             page = catalog.list_adapters(connection, query.limit, query.after, wanted=query.wanted, order=query.order, reader=caller)
         return Response(page.model_dump_json(), media_type="application/json")
@@ -159,8 +165,9 @@ def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
         "/facets",
         summary="What the adapters that a filter selects are, counted; of very many the last published",
         response_model=AdapterFacets,
+        openapi_extra=described_query(FilterQuery),
     )
-    def get_facets(caller: Reader, query: Annotated[FilterQuery, Query()]) -> Response:
+    def get_facets(caller: Reader, query: Annotated[FilterQuery, Depends(reading_query(FilterQuery))]) -> Response:
         with reading(services.engine) as connection:
             facets = catalog.count_facets(connection, query.wanted, reader=caller)
         return Response(facets.model_dump_json(), media_type="application/json")
