@@ -1,8 +1,9 @@
 """The hub's own HTTP API: blobs going in; adapters, their versions, files and aliases coming out."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response, params
 
 from hub import access_api, catalog, hf_api, provenance, provenance_api, uploads_api
 from hub.adapter_query import AdapterQuery, FilterQuery
@@ -55,6 +56,12 @@ def make_router(services: HubServices, guard: Guard) -> APIRouter:
     """Return the hub's routes: ours under ``/api/v1``, and those that Hugging Face's clients ask for."""
     guard = guard.checking(catalog.check_path)
     router = Gathering()
+    # What is asked for most, first and under its whole path: FastAPI looks twice through what another router puts a prefix before.
+    router.include_router(_blob_router(services, guard))
+    router.include_router(_adapter_router(services, guard))
+    sending = [Depends(sends_files(guard.require(Role.READ), services.downloads_at_once))]
+    router.include_router(_pull_router(services, sending))
+    router.include_router(_file_router(services, sending))
     router.include_router(_own_router(services, guard), prefix=API_PREFIX)
     router.include_router(provenance_api.make_keys_router(services))
     router.include_router(hf_api.make_router(services, guard))
@@ -63,12 +70,6 @@ def make_router(services: HubServices, guard: Guard) -> APIRouter:
 
 def _own_router(services: HubServices, guard: Guard) -> APIRouter:
     router = Gathering()
-    router.include_router(_blob_router(services, guard))
-    router.include_router(_adapter_router(services, guard))
-    reader = guard.require(Role.READ)
-    sending = [Depends(reader), Depends(sends_files(reader, services.downloads_at_once))]
-    router.include_router(_pull_router(services), dependencies=sending)
-    router.include_router(_file_router(services), dependencies=sending)
     router.include_router(provenance_api.make_router(services, guard))
     router.include_router(formats_api.make_router(services, guard))
     router.include_router(_alias_router(services, guard))
@@ -79,7 +80,7 @@ def _own_router(services: HubServices, guard: Guard) -> APIRouter:
 
 
 def _blob_router(services: HubServices, guard: Guard) -> APIRouter:
-    router = APIRouter(prefix="/blobs", tags=["blobs"])
+    router = APIRouter(prefix=f"{API_PREFIX}/blobs", tags=["blobs"])
     intake = services.intake
     Writer = Annotated[Principal, Depends(guard.require(Role.WRITE))]
 
@@ -146,7 +147,7 @@ def _check_sender(services: HubServices, caller: Principal, name: AdapterName, n
 
 def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
     reads = guard.require(Role.READ)
-    router = APIRouter(prefix="/adapters", tags=["adapters"], dependencies=[Depends(reads)])
+    router = APIRouter(prefix=f"{API_PREFIX}/adapters", tags=["adapters"], dependencies=[Depends(reads)])
     Reader = Annotated[Principal, Depends(reads)]
 
     # Lists are written out here, because FastAPI would check our own answers once more.
@@ -189,8 +190,8 @@ def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
     return router
 
 
-def _pull_router(services: HubServices) -> APIRouter:
-    router = APIRouter(prefix="/adapters", tags=["adapters"])
+def _pull_router(services: HubServices, sending: Sequence[params.Depends]) -> APIRouter:
+    router = APIRouter(prefix=f"{API_PREFIX}/adapters", tags=["adapters"], dependencies=sending)
 
     @router.get(
         "/{namespace}/{name}/versions/{selector}/pull",
@@ -206,8 +207,9 @@ def _pull_router(services: HubServices) -> APIRouter:
     return router
 
 
-def _file_router(services: HubServices) -> APIRouter:
-    router = APIRouter(prefix="/adapters/{namespace}/{name}/versions/{selector}/files", tags=["files"])
+def _file_router(services: HubServices, sending: Sequence[params.Depends]) -> APIRouter:
+    prefix = f"{API_PREFIX}/adapters/{{namespace}}/{{name}}/versions/{{selector}}/files"
+    router = APIRouter(prefix=prefix, tags=["files"], dependencies=sending)
 
     @router.get("/{path:path}", summary="A version's file", responses=FILE_ANSWERS, response_class=Response)
     @waits_for_store
