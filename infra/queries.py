@@ -1,4 +1,4 @@
-"""A query that a model describes, read in one go: FastAPI looks through the model anew for each request, which takes longer than checking."""
+"""A query that a model describes, read in one go: FastAPI looks through the model anew each time, which takes longer than the check."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def reading_query(model: type[Model]) -> Callable[[Request], Coroutine[Any, Any, Model]]:
-    """Return a FastAPI dependency that gives a request's query as ``model``; a field that is a tuple takes a parameter as often as it comes.
+    """Return a FastAPI dependency that gives a request's query as ``model``; a field that is a tuple takes all of a parameter's values.
 
     Raises :class:`RequestValidationError` with everything that is wrong with it. The API's description does not see the model, so
     the route tells it by :func:`described_query`.
@@ -30,7 +30,8 @@ def reading_query(model: type[Model]) -> Callable[[Request], Coroutine[Any, Any,
         try:
             return model.model_validate(given)
         except ValidationError as error:
-            raise RequestValidationError([{**found, "loc": ("query", *found["loc"])} for found in error.errors(include_url=False)]) from None
+            problems = [{**found, "loc": ("query", *found["loc"])} for found in error.errors(include_url=False)]
+            raise RequestValidationError(problems) from None
 
     return read
 

@@ -42,7 +42,8 @@ def write_pull(view: PullView, contents: Mapping[str, bytes]) -> bytes:
 def read_pull(content: bytes) -> tuple[PullView, dict[str, memoryview]]:
     """Return the view of an answer and the files that follow, by path, as long as the manifest says; their bytes are not checked yet.
 
-    They are not copied: as long as one of them is kept, so is the whole answer. Raises :class:`UnexpectedAnswer` where fewer or more bytes follow, and pydantic's ``ValidationError`` for another line.
+    They are not copied: as long as one of them is kept, so is the whole answer. Raises :class:`UnexpectedAnswer` where fewer or more bytes
+    follow, and pydantic's ``ValidationError`` for another line.
     """
     found = content.find(b"\n")
     end_of_line = len(content) if found < 0 else found
