@@ -58,6 +58,7 @@ def make_router(services: HubServices, guard: Guard) -> APIRouter:
     router = Gathering()
     # What is asked for most, first and under its whole path: FastAPI looks twice through what another router puts a prefix before.
     router.include_router(_blob_router(services, guard))
+    router.include_router(_list_router(services, guard))
     router.include_router(_adapter_router(services, guard))
     sending = [Depends(sends_files(guard.require(Role.READ), services.downloads_at_once))]
     router.include_router(_pull_router(services, sending))
@@ -145,10 +146,9 @@ def _check_sender(services: HubServices, caller: Principal, name: AdapterName, n
             catalog.check_room(connection, name, new_bytes)
 
 
-def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
-    reads = guard.require(Role.READ)
-    router = APIRouter(prefix=f"{API_PREFIX}/adapters", tags=["adapters"], dependencies=[Depends(reads)])
-    Reader = Annotated[Principal, Depends(reads)]
+def _list_router(services: HubServices, guard: Guard) -> APIRouter:
+    router = APIRouter(prefix=f"{API_PREFIX}/adapters", tags=["adapters"])
+    Reader = Annotated[Principal, Depends(guard.require(Role.READ))]
 
     # Lists are written out here, because FastAPI would check our own answers once more.
     @router.get(
@@ -172,6 +172,12 @@ def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
         with reading(services.engine) as connection:
             facets = catalog.count_facets(connection, query.wanted, reader=caller)
         return Response(facets.model_dump_json(), media_type="application/json")
+
+    return router
+
+
+def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
+    router = APIRouter(prefix=f"{API_PREFIX}/adapters", tags=["adapters"], dependencies=[Depends(guard.require(Role.READ))])
 
     @router.get("/{namespace}/{name}", summary="An adapter")
     def get_adapter(adapter: Name) -> AdapterView:
