@@ -1,8 +1,9 @@
 """The hub's own HTTP API: blobs going in; adapters, their versions, files and aliases coming out."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response, params
 
 from hub import access_api, catalog, hf_api, provenance, provenance_api, uploads_api
 from hub.adapter_query import AdapterQuery, FilterQuery
@@ -21,6 +22,7 @@ from infra.bodies import declared_length, sends_files, streams_body, waits_for_s
 from infra.database import reading, writing
 from infra.description import BINARY
 from infra.http import API_PREFIX
+from infra.queries import described_query, reading_query
 from infra.routers import Gathering
 from wegeft.contracts.adapter import (
     AdapterFacets,
@@ -54,6 +56,13 @@ def make_router(services: HubServices, guard: Guard) -> APIRouter:
     """Return the hub's routes: ours under ``/api/v1``, and those that Hugging Face's clients ask for."""
     guard = guard.checking(catalog.check_path)
     router = Gathering()
+    # What is asked for most, first and under its whole path: FastAPI looks twice through what another router puts a prefix before.
+    router.include_router(_blob_router(services, guard))
+    router.include_router(_list_router(services, guard))
+    router.include_router(_adapter_router(services, guard))
+    sending = [Depends(sends_files(guard.require(Role.READ), services.downloads_at_once))]
+    router.include_router(_pull_router(services, sending))
+    router.include_router(_file_router(services, sending))
     router.include_router(_own_router(services, guard), prefix=API_PREFIX)
     router.include_router(provenance_api.make_keys_router(services))
     router.include_router(hf_api.make_router(services, guard))
@@ -62,12 +71,6 @@ def make_router(services: HubServices, guard: Guard) -> APIRouter:
 
 def _own_router(services: HubServices, guard: Guard) -> APIRouter:
     router = Gathering()
-    router.include_router(_blob_router(services, guard))
-    router.include_router(_adapter_router(services, guard))
-    reader = guard.require(Role.READ)
-    sending = [Depends(reader), Depends(sends_files(reader, services.downloads_at_once))]
-    router.include_router(_pull_router(services), dependencies=sending)
-    router.include_router(_file_router(services), dependencies=sending)
     router.include_router(provenance_api.make_router(services, guard))
     router.include_router(formats_api.make_router(services, guard))
     router.include_router(_alias_router(services, guard))
@@ -78,7 +81,7 @@ def _own_router(services: HubServices, guard: Guard) -> APIRouter:
 
 
 def _blob_router(services: HubServices, guard: Guard) -> APIRouter:
-    router = APIRouter(prefix="/blobs", tags=["blobs"])
+    router = APIRouter(prefix=f"{API_PREFIX}/blobs", tags=["blobs"])
     intake = services.intake
     Writer = Annotated[Principal, Depends(guard.require(Role.WRITE))]
 
@@ -143,14 +146,18 @@ def _check_sender(services: HubServices, caller: Principal, name: AdapterName, n
             catalog.check_room(connection, name, new_bytes)
 
 
-def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
-    reads = guard.require(Role.READ)
-    router = APIRouter(prefix="/adapters", tags=["adapters"], dependencies=[Depends(reads)])
-    Reader = Annotated[Principal, Depends(reads)]
+def _list_router(services: HubServices, guard: Guard) -> APIRouter:
+    router = APIRouter(prefix=f"{API_PREFIX}/adapters", tags=["adapters"])
+    Reader = Annotated[Principal, Depends(guard.require(Role.READ))]
 
     # Lists are written out here, because FastAPI would check our own answers once more.
-    @router.get("", summary="Adapters that a filter selects, page by page", response_model=AdapterPage)
-    def list_adapters(caller: Reader, query: Annotated[AdapterQuery, Query()]) -> Response:
+    @router.get(
+        "",
+        summary="Adapters that a filter selects, page by page",
+        response_model=AdapterPage,
+        openapi_extra=described_query(AdapterQuery),
+    )
+    def list_adapters(caller: Reader, query: Annotated[AdapterQuery, Depends(reading_query(AdapterQuery))]) -> Response:
         with reading(services.engine) as connection:
             page = catalog.list_adapters(connection, query.limit, query.after, wanted=query.wanted, order=query.order, reader=caller)
         return Response(page.model_dump_json(), media_type="application/json")
@@ -159,11 +166,18 @@ def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
         "/facets",
         summary="What the adapters that a filter selects are, counted; of very many the last published",
         response_model=AdapterFacets,
+        openapi_extra=described_query(FilterQuery),
     )
-    def get_facets(caller: Reader, query: Annotated[FilterQuery, Query()]) -> Response:
+    def get_facets(caller: Reader, query: Annotated[FilterQuery, Depends(reading_query(FilterQuery))]) -> Response:
         with reading(services.engine) as connection:
             facets = catalog.count_facets(connection, query.wanted, reader=caller)
         return Response(facets.model_dump_json(), media_type="application/json")
+
+    return router
+
+
+def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
+    router = APIRouter(prefix=f"{API_PREFIX}/adapters", tags=["adapters"], dependencies=[Depends(guard.require(Role.READ))])
 
     @router.get("/{namespace}/{name}", summary="An adapter")
     def get_adapter(adapter: Name) -> AdapterView:
@@ -182,8 +196,8 @@ def _adapter_router(services: HubServices, guard: Guard) -> APIRouter:
     return router
 
 
-def _pull_router(services: HubServices) -> APIRouter:
-    router = APIRouter(prefix="/adapters", tags=["adapters"])
+def _pull_router(services: HubServices, sending: Sequence[params.Depends]) -> APIRouter:
+    router = APIRouter(prefix=f"{API_PREFIX}/adapters", tags=["adapters"], dependencies=sending)
 
     @router.get(
         "/{namespace}/{name}/versions/{selector}/pull",
@@ -199,8 +213,9 @@ def _pull_router(services: HubServices) -> APIRouter:
     return router
 
 
-def _file_router(services: HubServices) -> APIRouter:
-    router = APIRouter(prefix="/adapters/{namespace}/{name}/versions/{selector}/files", tags=["files"])
+def _file_router(services: HubServices, sending: Sequence[params.Depends]) -> APIRouter:
+    prefix = f"{API_PREFIX}/adapters/{{namespace}}/{{name}}/versions/{{selector}}/files"
+    router = APIRouter(prefix=prefix, tags=["files"], dependencies=sending)
 
     @router.get("/{path:path}", summary="A version's file", responses=FILE_ANSWERS, response_class=Response)
     @waits_for_store

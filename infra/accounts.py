@@ -12,6 +12,7 @@ from infra.auth import Guard, Principal, Role, TokenInfo, grant_token, list_toke
 from infra.database import reading, writing
 from infra.http import API_PREFIX
 from infra.offers import check_offer, may_manage
+from infra.routers import Gathering
 from wegeft.contracts.accounts import Identity, NewToken, TokenRequest, TokenView
 from wegeft.contracts.audit import AuditPage
 from wegeft.contracts.errors import NotFound
@@ -21,14 +22,14 @@ _LAST_NUMBER = 2**63 - 1
 
 def make_router(engine: Engine, guard: Guard, clock: Callable[[], datetime]) -> APIRouter:
     """Return the routes ``/whoami``, ``/tokens`` and ``/audit``."""
-    router = APIRouter(prefix=API_PREFIX)
+    router = Gathering()
     router.include_router(_token_router(engine, guard, clock))
     router.include_router(_audit_router(engine, guard))
     return router
 
 
 def _token_router(engine: Engine, guard: Guard, clock: Callable[[], datetime]) -> APIRouter:
-    router = APIRouter(tags=["accounts"])
+    router = APIRouter(prefix=API_PREFIX, tags=["accounts"])
     Writer = Annotated[Principal, Depends(guard.require(Role.WRITE))]
 
     @router.get("/whoami", response_model_exclude_defaults=True, summary="Who the token belongs to")
@@ -63,7 +64,7 @@ def _view(token: TokenInfo) -> TokenView:
 
 
 def _audit_router(engine: Engine, guard: Guard) -> APIRouter:
-    router = APIRouter(tags=["audit"], dependencies=[Depends(guard.require(Role.ADMIN))])
+    router = APIRouter(prefix=API_PREFIX, tags=["audit"], dependencies=[Depends(guard.require(Role.ADMIN))])
 
     @router.get("/audit", summary="Every change, in its order, chained by hashes; for an administrator")
     def get_audit(

@@ -76,7 +76,8 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._@-]{0,62}[A-Za-z0-9])?\Z")
 _USER_TOKEN = re.compile(r"wgt_([0-9a-f]{12})_([0-9a-f]{64})\Z")
 _ATTEMPT_TOKEN = re.compile(r"wga_[0-9a-f]{64}\Z")
 _NO_HASH = "0" * 64
-_BY_ID = select(TOKENS).where(TOKENS.c.id == bindparam("token_id"))
+_ASKED = ("id", "name", "role", "secret_hash", "expires_at", "revoked_at", "scopes", "last_used_at")
+_BY_ID = select(*(TOKENS.c[name] for name in _ASKED)).where(TOKENS.c.id == bindparam("token_id"))
 """Asked by every request: made once, because making it takes as long as asking."""
 
 

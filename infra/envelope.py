@@ -56,8 +56,10 @@ class Meter:
         """Count one answered request; return the template of its route, or ``unmatched``."""
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
         endpoint = scope.get("endpoint")
-        # Made once for an endpoint, so that there are never more templates than endpoints.
-        route = "unmatched" if endpoint is None else self._templates.setdefault(endpoint, template_of(scope))
+        route = "unmatched" if endpoint is None else self._templates.get(endpoint)
+        if route is None:
+            # Made once for an endpoint, so that there are never more templates than endpoints.
+            route = self._templates.setdefault(endpoint, template_of(scope))
         self._count.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
         return route

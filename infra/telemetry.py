@@ -41,7 +41,6 @@ def configure_logging(log_format: LogFormat, level: str = "INFO", stream: TextIO
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
-        redact,
     ]
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -64,7 +63,7 @@ def _formatter(log_format: LogFormat, shared: list[Processor]) -> logging.Format
         if log_format == "json"
         else structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
     )
-    # The libraries' records are merged into an event first and redacted after, so that their arguments are covered too.
+    # Here alone, where every record comes by, ours and the libraries', with its arguments and its traceback in it.
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, redact, renderer],
@@ -78,7 +77,8 @@ def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
 
 def redact_text(text: str) -> str:
     """Return ``text`` without what looks like a token, or like the password in a URL."""
-    return _URL_PASSWORD.sub(rf"\1{REDACTED}", _SECRET_TEXT.sub(REDACTED, text))
+    found = _SECRET_TEXT.sub(REDACTED, text)
+    return _URL_PASSWORD.sub(rf"\1{REDACTED}", found) if "://" in found else found
 
 
 def _clean(key: object, value: Any, depth: int) -> Any:

@@ -18,7 +18,9 @@ from hub.catalog.words import Wording
 
 _COLUMNS = ("rank", "licence", "task", "method", "format", "is_signed")
 _ALL = LISTINGS.alias("all_listings")
-"""For what stands by itself; made once, because an alias takes longer than the rest of a condition."""
+_ONE_TAG = LISTING_TAGS.alias("one_tag")
+"""For what stands by itself, both; made once, because an alias takes longer than the rest of a condition."""
+_TAG_LINES = "\n" + LISTINGS.c.tags.concat("\n")
 
 Kind = Literal["column", "tag", "elsewhere", "words"]
 """Where a condition looks; ``elsewhere`` is a table that knows no order of the list, as of metrics."""
@@ -92,11 +94,11 @@ def conditions_of(wanted: AdapterFilter, wording: Wording, completed: Completed,
 
 
 def _tag_condition(tag: str, *, is_sqlite: bool) -> Condition:
-    one = LISTING_TAGS.alias()
     place = func.instr if is_sqlite else func.strpos
     # No tag is empty, and none has an end of line in it.
-    check = place("\n" + LISTINGS.c.tags.concat("\n"), f"\n{tag}\n") > 0 if tag else false()
-    return Condition(kind="tag", tag=tag, check=check, ids=select(one.c.version_id).where(one.c.tag == tag), term=term_of("tag", tag))
+    check = place(_TAG_LINES, f"\n{tag}\n") > 0 if tag else false()
+    ids = select(_ONE_TAG.c.version_id).where(_ONE_TAG.c.tag == tag).correlate(None)
+    return Condition(kind="tag", tag=tag, check=check, ids=ids, term=term_of("tag", tag))
 
 
 def _column_condition(name: str, value: object, and_also: Callable[[], ColumnElement[bool]] | None = None) -> Condition:

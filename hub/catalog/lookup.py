@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any, get_args
 
 from sqlalchemy import Connection, Row, Select, String, bindparam, cast, column, func, select, table
@@ -24,6 +23,7 @@ _NAMED = tuple(ADAPTERS.c[name] for name in ("id", "namespace", "name", "latest_
 _ALIASES = (
     select(func.aggregate_strings(ALIASES.c.alias + "=" + cast(ALIASES.c.number, String), "\n"))
     .where(ALIASES.c.adapter_id == ADAPTERS.c.id)
+    .correlate(ADAPTERS)  # and nothing else, for a statement may be about one alias besides
     .scalar_subquery()
     .label("aliases")
 )
@@ -37,13 +37,13 @@ _SHOWN: dict[Order, Select[Any]] = {order: _WHOLE.order_by(*ordering(order, _ORD
 
 def find_adapter(connection: Connection, adapter: AdapterName) -> AdapterView:
     """Return the adapter, whatever the case of its name; raise :class:`AdapterNotFound`."""
-    listed = select(*ADAPTERS.c, *(LISTINGS.c[name] for name in _LISTED)).join(LISTINGS, LISTINGS.c.adapter_id == ADAPTERS.c.id)
+    described = (LISTINGS.c[name] for name in _LISTED)
+    listed = select(*_NAMED, _ALIASES, *described).join_from(ADAPTERS, LISTINGS, LISTINGS.c.adapter_id == ADAPTERS.c.id)
     row = connection.execute(listed.where(ADAPTERS.c.key == key_of(adapter))).one_or_none()
     if row is None:
         raise AdapterNotFound(path="adapter", value=str(adapter))
-    view = _adapter_view(row, _aliases_of(connection, [row.id])[row.id])
     protected = select(ALIASES.c.alias).where(ALIASES.c.adapter_id == row.id, ALIASES.c.is_protected).order_by(ALIASES.c.alias)
-    return view.model_copy(update={"protected_aliases": tuple(connection.execute(protected).scalars())})
+    return AdapterView.model_validate({**_shown(row._asdict()), "protected_aliases": tuple(connection.execute(protected).scalars())})
 
 
 def list_adapters(
@@ -65,34 +65,37 @@ def list_adapters(
         query = query.where(behind(order, after, selected))
     page = query.order_by(*ordering(order, selected)).limit(limit + 1)
     # What the list does not sort by is fetched for the page alone.
-    rows = connection.execute(_SHOWN[order].add_cte(page.cte(_PAGE.name))).all()
-    views = tuple(_listed_view(row) for row in rows[:limit])
-    return AdapterPage(adapters=views, next_cursor=cursor_at(order, rows[limit - 1]) if len(rows) > limit else None)
+    result = connection.execute(_SHOWN[order].add_cte(page.cte(_PAGE.name)))
+    names, rows = tuple(result.keys()), result.all()
+    next_cursor = cursor_at(order, rows[limit - 1]) if len(rows) > limit else None
+    # Dictionaries, for a row takes long to find what it is asked for by name; and checked at once, which is quicker than one by one.
+    shown = [_shown(dict(zip(names, row, strict=True))) for row in rows[:limit]]
+    return AdapterPage.model_validate({"adapters": shown, "next_cursor": next_cursor})
 
 
-def _listed_view(row: Row[Any]) -> AdapterView:
-    pointed = (line.rpartition("=") for line in row.aliases.split("\n")) if row.aliases else ()
-    return _adapter_view(row, {alias: int(number) for alias, _, number in pointed})
+def _shown(listed: dict[str, Any]) -> dict[str, object]:
+    """Return what an :class:`AdapterView` is made of, where a row of a list or of one adapter has its columns by name."""
+    return {
+        "adapter": f"{listed['namespace']}/{listed['name']}",
+        "latest_version": listed["latest_number"],
+        "aliases": {**_pointed(listed["aliases"]), LATEST: listed["latest_number"]},
+        "base_model": listed["base_model"],
+        "method": listed["method"],
+        "rank": listed["rank"],
+        "task": listed["task"] or None,
+        "license": listed["licence"] or None,
+        "tags": split_tags(listed["tags"]),
+        "created_at": listed["created_at"],
+        "updated_at": listed["updated_at"],
+        "size": listed["size"],
+        "visibility": "private" if listed["is_private"] else "public",
+    }
 
 
-def _adapter_view(row: Row[Any], aliases: dict[str, int]) -> AdapterView:
-    # Not checked once more: the rows are ours, and were checked where they came in.
-    return AdapterView.model_construct(
-        adapter=f"{row.namespace}/{row.name}",
-        latest_version=row.latest_number,
-        aliases={**aliases, LATEST: row.latest_number},
-        protected_aliases=(),
-        base_model=row.base_model,
-        method=row.method,
-        rank=row.rank,
-        task=row.task or None,
-        license=row.licence or None,
-        tags=split_tags(row.tags),
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-        size=row.size,
-        visibility="private" if row.is_private else "public",
-    )
+def _pointed(aliases: str | None) -> dict[str, int]:
+    """Return which version each alias points to."""
+    found = (line.rpartition("=") for line in aliases.split("\n")) if aliases else ()
+    return {alias: int(number) for alias, _, number in found}
 
 
 def resolve(connection: Connection, ref: AdapterRef) -> VersionView:
@@ -113,7 +116,7 @@ def resolve(connection: Connection, ref: AdapterRef) -> VersionView:
     row = found.one_or_none()
     if row is None:
         raise _explain_missing(connection, ref)
-    return _version_view(row, _aliases_of(connection, [row.adapter_id]))
+    return _version_view(row)
 
 
 def resolve_commit(connection: Connection, adapter: AdapterName, commit: str) -> VersionView:
@@ -123,7 +126,7 @@ def resolve_commit(connection: Connection, adapter: AdapterName, commit: str) ->
     if row is None:
         found = find_adapter(connection, adapter)
         raise VersionNotFound(path=found.adapter, value=commit, hint=f"the latest is {found.latest_version}")
-    return _version_view(row, _aliases_of(connection, [row.adapter_id]))
+    return _version_view(row)
 
 
 def _explain_missing(connection: Connection, ref: AdapterRef) -> Exception:
@@ -142,14 +145,13 @@ def list_versions(connection: Connection, adapter: AdapterName, limit: int, afte
     rows = connection.execute(query).all()
     if not rows:
         find_adapter(connection, adapter)
-    aliases = _aliases_of(connection, [row.adapter_id for row in rows[:1]])
-    views = tuple(_version_view(row, aliases) for row in rows[:limit])
+    views = tuple(_version_view(row) for row in rows[:limit])
     return VersionPage(versions=views, next_cursor=make_cursor(_VERSIONS_LIST, [rows[limit - 1].number]) if len(rows) > limit else None)
 
 
 def _versions() -> Select[Any]:
     named = (ADAPTERS.c.namespace, ADAPTERS.c.name, ADAPTERS.c.latest_number, ADAPTERS.c.is_private)
-    return select(*VERSIONS.c, *named).join(ADAPTERS, ADAPTERS.c.id == VERSIONS.c.adapter_id)
+    return select(*VERSIONS.c, *named, _ALIASES).join(ADAPTERS, ADAPTERS.c.id == VERSIONS.c.adapter_id)
 
 
 _VERSIONS_OF = _versions().where(ADAPTERS.c.key == bindparam("key"))
@@ -159,12 +161,11 @@ _POINTED = _VERSIONS_OF.join(
     ALIASES,
     (ALIASES.c.adapter_id == ADAPTERS.c.id) & (ALIASES.c.number == VERSIONS.c.number) & (ALIASES.c.alias == bindparam("alias")),
 )
-_ALIASES_OF = select(ALIASES).where(ALIASES.c.adapter_id.in_(bindparam("adapter_ids", expanding=True)))
 """Asked again and again, as the others: made once, because making a statement takes as long as asking it."""
 
 
-def _version_view(row: Row[Any], aliases: dict[int, dict[str, int]]) -> VersionView:
-    pointing = sorted(alias for alias, number in aliases[row.adapter_id].items() if number == row.number)
+def _version_view(row: Row[Any]) -> VersionView:
+    pointing = sorted(alias for alias, number in _pointed(row.aliases).items() if number == row.number)
     return VersionView(
         adapter=f"{row.namespace}/{row.name}",
         version=row.number,
@@ -180,10 +181,3 @@ def _version_view(row: Row[Any], aliases: dict[int, dict[str, int]]) -> VersionV
         size=row.size,
         visibility="private" if row.is_private else "public",
     )
-
-
-def _aliases_of(connection: Connection, adapter_ids: list[int]) -> dict[int, dict[str, int]]:
-    found: dict[int, dict[str, int]] = defaultdict(dict)
-    for row in connection.execute(_ALIASES_OF, {"adapter_ids": adapter_ids}):
-        found[row.adapter_id][row.alias] = row.number
-    return found

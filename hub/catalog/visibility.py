@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, func, or_, select, true, update
 
@@ -12,14 +13,17 @@ from hub.catalog.listings import list_privacy
 from hub.catalog.namespaces import is_owned, unowned
 from hub.catalog.tables import ADAPTERS, MEMBERS, NAMESPACES, Columns, key_of
 from infra import audit
-from infra.principals import Principal, Role, weaker
+from infra.principals import Principal, Role, Scope, weaker
 from wegeft.contracts.adapter import AdapterName, check_segment
 from wegeft.contracts.errors import AdapterNotFound, Forbidden, InvalidReference
 
-_MEMBERSHIP = (MEMBERS.c.namespace == NAMESPACES.c.key) & (MEMBERS.c.account == bindparam("account"))
-_OWNER = select(NAMESPACES.c.key, MEMBERS.c.role).outerjoin(MEMBERS, _MEMBERSHIP).where(NAMESPACES.c.key == bindparam("namespace"))
+_OWNED = select(NAMESPACES.c.key).where(NAMESPACES.c.key == bindparam("namespace"))
+_ROLE = select(MEMBERS.c.role).where(MEMBERS.c.namespace == bindparam("namespace"), MEMBERS.c.account == bindparam("account"))
 _PRIVACY = select(ADAPTERS.c.is_private).where(ADAPTERS.c.key == bindparam("key"))
-"""Like the others, asked by every request: made once, because making it takes as long as asking."""
+_STANDING = select(
+    _OWNED.scalar_subquery().label("owned"), _ROLE.scalar_subquery().label("role"), _PRIVACY.scalar_subquery().label("is_private")
+)
+"""Asked by every request: made once, because making it takes as long as asking."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +56,14 @@ def right_of(connection: Connection, caller: Principal, adapter: AdapterName) ->
 
 
 def _standing(connection: Connection, caller: Principal, adapter: AdapterName) -> Standing:
-    owner = connection.execute(_OWNER, {"namespace": adapter.namespace.lower(), "account": caller.account}).one_or_none()
-    is_private = connection.execute(_PRIVACY, {"key": key_of(adapter)}).scalar_one_or_none()
+    asked = {"namespace": adapter.namespace.lower(), "account": caller.account, "key": key_of(adapter)}
+    found = connection.execute(_STANDING, asked).one()
+    is_owned = found.owned is not None
     return Standing(
-        is_known=is_private is not None,
-        is_private=bool(is_private),
-        is_owned=owner is not None,
-        member_role=Role(owner.role) if owner is not None and owner.role else None,
+        is_known=found.is_private is not None,
+        is_private=bool(found.is_private),
+        is_owned=is_owned,
+        member_role=Role(found.role) if is_owned and found.role else None,
     )
 
 
@@ -97,22 +102,23 @@ def seen_by(reader: Principal | None, shown: Columns = ADAPTERS.c) -> ColumnElem
 
     ``shown`` are the columns of adapters, or of their listings.
     """
-    is_public = shown.is_private.is_(False)
     if reader is None:
-        return is_public
-    return true() if reader.is_operator else or_(is_public, belongs_to(reader, shown))
+        return shown.is_private.is_(False)
+    return true() if reader.is_operator else _seen_by_account(reader.account, reader.scopes, shown.is_private, shown.namespace, shown.key)
 
 
-def belongs_to(reader: Principal, shown: Columns = ADAPTERS.c) -> ColumnElement[bool]:
-    """Return what holds for the adapters of the reader's own namespaces, as far as the token reaches."""
-    namespace = func.lower(shown.namespace)
-    is_theirs = namespace.in_(select(MEMBERS.c.namespace).where(MEMBERS.c.account == reader.account))
-    if not reader.scopes:
-        return is_theirs
-    reached = [
-        namespace == scope.namespace if scope.name is None else shown.key == f"{scope.namespace}/{scope.name}" for scope in reader.scopes
-    ]
-    return and_(is_theirs, or_(*reached))
+@lru_cache(maxsize=256)
+def _seen_by_account(
+    account: str, scopes: tuple[Scope, ...], is_private: ColumnElement[bool], namespace: ColumnElement[str], key: ColumnElement[str]
+) -> ColumnElement[bool]:
+    """Return what holds for what is public, and for that of the account's own namespaces, as far as the scopes reach.
+
+    Only the question is kept, which takes as long to make as to be answered; it is asked anew each time.
+    """
+    lowered = func.lower(namespace)
+    is_theirs = lowered.in_(select(MEMBERS.c.namespace).where(MEMBERS.c.account == account))
+    reached = [lowered == scope.namespace if scope.name is None else key == f"{scope.namespace}/{scope.name}" for scope in scopes]
+    return or_(is_private.is_(False), and_(is_theirs, or_(*reached)) if scopes else is_theirs)
 
 
 def set_visibility(connection: Connection, adapter: AdapterName, now: datetime, *, is_private: bool) -> None:

@@ -256,12 +256,13 @@ class Transport:
 
     def read(self, response: httpx2.Response) -> bytes:
         """Return the whole body of an answer; raise :class:`UnexpectedAnswer` where it has no end."""
-        content = bytearray()
+        chunks, size = [], 0
         for chunk in response.iter_bytes():
-            content += chunk
-            if len(content) > MAX_ANSWER_BYTES:
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > MAX_ANSWER_BYTES:
                 raise UnexpectedAnswer(f"{self.server} answers without an end", path="server")
-        return bytes(content)
+        return b"".join(chunks)
 
     def _refusal(self, response: httpx2.Response) -> WegeftError:
         status = response.status_code

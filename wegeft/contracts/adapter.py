@@ -98,7 +98,7 @@ def is_digest(text: str) -> bool:
     return bool(_DIGEST.match(text))
 
 
-def digest_of(content: bytes) -> str:
+def digest_of(content: bytes | memoryview) -> str:
     """Return the ``sha256:…`` name of ``content``."""
     return "sha256:" + hashlib.sha256(content).hexdigest()
 

@@ -39,19 +39,21 @@ def write_pull(view: PullView, contents: Mapping[str, bytes]) -> bytes:
     return b"".join([view.model_dump_json().encode(), b"\n", *(contents[path] for path in view.following)])
 
 
-def read_pull(content: bytes) -> tuple[PullView, dict[str, bytes]]:
+def read_pull(content: bytes) -> tuple[PullView, dict[str, memoryview]]:
     """Return the view of an answer and the files that follow, by path, as long as the manifest says; their bytes are not checked yet.
 
-    Raises :class:`UnexpectedAnswer` where fewer or more bytes follow, and pydantic's ``ValidationError`` for another line.
+    They are not copied: as long as one of them is kept, so is the whole answer. Raises :class:`UnexpectedAnswer` where fewer or more bytes
+    follow, and pydantic's ``ValidationError`` for another line.
     """
     found = content.find(b"\n")
     end_of_line = len(content) if found < 0 else found
     view, at = PullView.model_validate_json(content[:end_of_line]), end_of_line + 1
     sizes = {entry.path: entry.size for entry in view.version.manifest.files}
-    contents: dict[str, bytes] = {}
+    contents: dict[str, memoryview] = {}
+    whole = memoryview(content)
     for path in view.following:
         end = at + sizes.get(path, 0)
-        contents[path], at = content[at:end], end
+        contents[path], at = whole[at:end], end
     if at != max(len(content), end_of_line + 1) or len(contents) != len(view.following):
         raise UnexpectedAnswer("other bytes follow than the answer says", path=view.version.ref, value=len(content) - end_of_line - 1)
     return view, contents
