@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, assert_never
 
 from sqlalchemy import ColumnElement, Select, case, cast, exists, false, func, or_, select, true
@@ -12,7 +13,7 @@ from sqlalchemy.dialects.postgresql import TSQUERY
 
 from hub.catalog.format_tables import DERIVED_FORMATS
 from hub.catalog.search import SIGNS, AdapterFilter, MetricBound, Order
-from hub.catalog.search_terms import any_of, have_all, term_of
+from hub.catalog.search_terms import any_of, have_all, lexeme_of, term_of
 from hub.catalog.tables import LISTING_METRICS, LISTING_TAGS, LISTING_WORDS, LISTINGS, MAX_BASE_NAME
 from hub.catalog.words import Wording
 
@@ -26,26 +27,42 @@ Kind = Literal["column", "tag", "elsewhere", "words"]
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """One condition of a filter."""
+    """One condition of a filter. What is asked of a database is made when it is needed, for making it takes longer than most of a plan."""
 
     kind: Kind
-    check: ColumnElement[bool]
-    """Asked of one listing."""
-    ids: Select[Any]
-    """``version_id`` of those that it leaves, and perhaps of others, by an index."""
-    sieve: ColumnElement[bool] | None = None
-    """Asked of listings, in a form that an index of theirs answers; it holds for those of ``ids``."""
+    make_check: Callable[[], ColumnElement[bool]]
+    make_ids: Callable[[], Select[Any]]
+    make_sieve: Callable[[], ColumnElement[bool]] | None = None
     is_exact: bool = True
     """Whether ``ids`` and ``sieve`` have no others than it leaves."""
     tag: str = ""
+    column: str = ""
+    """What is looked at, where one value of it is asked for; of a tag, ``tag``."""
+    wanted: object = None
+    """That value."""
     term: str = ""
     """What PostgreSQL's index of terms is asked, in the language of ``tsquery``; it leaves as many as ``ids``."""
-    lexemes: int = 1
-    """How many its term names."""
-    is_open: bool = False
-    """Whether its term is the beginning of a word, for which the index reads all that it leaves."""
+    lexemes: tuple[str, ...] = ()
+    """Of which listings have one."""
+    begun: str = ""
+    """The beginning of a lexeme that listings have, where these are too many: the index reads all that it leaves."""
     fts5: str = ""
     """What is asked of SQLite's full-text index, whose order is that of publishing."""
+
+    @cached_property
+    def check(self) -> ColumnElement[bool]:
+        """Asked of one listing."""
+        return self.make_check()
+
+    @cached_property
+    def ids(self) -> Select[Any]:
+        """``version_id`` of those that it leaves, and perhaps of others, by an index."""
+        return self.make_ids()
+
+    @cached_property
+    def sieve(self) -> ColumnElement[bool] | None:
+        """Asked of listings, in a form that an index of theirs answers; it holds for those of ``ids``."""
+        return None if self.make_sieve is None else self.make_sieve()
 
     @property
     def value(self) -> ColumnElement[bool]:
@@ -92,22 +109,36 @@ def conditions_of(wanted: AdapterFilter, wording: Wording, completed: Completed,
 
 
 def _tag_condition(tag: str, *, is_sqlite: bool) -> Condition:
-    one = LISTING_TAGS.alias()
     place = func.instr if is_sqlite else func.strpos
-    # No tag is empty, and none has an end of line in it.
-    check = place("\n" + LISTINGS.c.tags.concat("\n"), f"\n{tag}\n") > 0 if tag else false()
-    return Condition(kind="tag", tag=tag, check=check, ids=select(one.c.version_id).where(one.c.tag == tag), term=term_of("tag", tag))
+
+    def check() -> ColumnElement[bool]:
+        # No tag is empty, and none has an end of line in it.
+        return place("\n" + LISTINGS.c.tags.concat("\n"), f"\n{tag}\n") > 0 if tag else false()
+
+    def ids() -> Select[Any]:
+        one = LISTING_TAGS.alias()
+        return select(one.c.version_id).where(one.c.tag == tag)
+
+    lexemes = (lexeme_of("tag", tag),)
+    return Condition(
+        kind="tag", tag=tag, column="tag", wanted=tag, make_check=check, make_ids=ids, term=term_of("tag", tag), lexemes=lexemes
+    )
 
 
 def _column_condition(name: str, value: object, and_also: Callable[[], ColumnElement[bool]] | None = None) -> Condition:
-    sieve = LISTINGS.c[name] == value
+    def sieve() -> ColumnElement[bool]:
+        return LISTINGS.c[name] == value
+
     return Condition(
         kind="column",
-        check=sieve if and_also is None else sieve & and_also(),
-        ids=select(_ALL.c.version_id).where(_ALL.c[name] == value).correlate(None),
-        sieve=sieve,
+        make_check=sieve if and_also is None else lambda: sieve() & and_also(),
+        make_ids=lambda: select(_ALL.c.version_id).where(_ALL.c[name] == value).correlate(None),
+        make_sieve=sieve,
         is_exact=and_also is None,
+        column=name,
+        wanted=value,
         term=term_of(name, value) if isinstance(value, str) else "",
+        lexemes=(lexeme_of(name, value),),
     )
 
 
@@ -122,41 +153,57 @@ def _base_condition(base_model: str) -> Condition:
 
 
 def _metric_condition(bound: MetricBound) -> Condition:
-    has, one = LISTING_METRICS.alias(), LISTING_METRICS.alias()
     within = SIGNS[bound.sign]
-    check = exists().where(has.c.version_id == LISTINGS.c.version_id, has.c.name == bound.name, within(has.c.value, bound.value))
-    return Condition(
-        kind="elsewhere", check=check, ids=select(one.c.version_id).where(one.c.name == bound.name, within(one.c.value, bound.value))
-    )
+
+    def check() -> ColumnElement[bool]:
+        has = LISTING_METRICS.alias()
+        return exists().where(has.c.version_id == LISTINGS.c.version_id, has.c.name == bound.name, within(has.c.value, bound.value))
+
+    def ids() -> Select[Any]:
+        one = LISTING_METRICS.alias()
+        return select(one.c.version_id).where(one.c.name == bound.name, within(one.c.value, bound.value))
+
+    return Condition(kind="elsewhere", make_check=check, make_ids=ids)
 
 
 def _attached_condition(derived: str) -> Condition:
-    has, one = DERIVED_FORMATS.alias(), DERIVED_FORMATS.alias()
-    check = exists().where(has.c.version_id == LISTINGS.c.version_id, has.c.format == derived)
-    # Once a version, however many types of numbers it is attached in.
-    return Condition(kind="elsewhere", check=check, ids=select(one.c.version_id).where(one.c.format == derived).distinct())
+    def check() -> ColumnElement[bool]:
+        has = DERIVED_FORMATS.alias()
+        return exists().where(has.c.version_id == LISTINGS.c.version_id, has.c.format == derived)
+
+    def ids() -> Select[Any]:
+        one = DERIVED_FORMATS.alias()
+        # Once a version, however many types of numbers it is attached in.
+        return select(one.c.version_id).where(one.c.format == derived).distinct()
+
+    return Condition(kind="elsewhere", make_check=check, make_ids=ids)
 
 
 def _sqlite_words(wording: Wording) -> Condition:
-    words = " " + LISTINGS.c.words.concat(" ")
-    asked = (*(f" {word} " for word in wording.whole), *(f" {word}" for word in wording.begun))
-    check = sql_literal(1) == 1
-    for text in asked:
-        check &= func.instr(words, text) > 0
-    ids = select(LISTING_WORDS.c.rowid.label("version_id")).where(LISTING_WORDS.c.listing_words.op("MATCH")(wording.fts5))
-    return Condition(kind="words", check=check, ids=ids, fts5=wording.fts5)
+    def check() -> ColumnElement[bool]:
+        words = " " + LISTINGS.c.words.concat(" ")
+        asked = (*(f" {word} " for word in wording.whole), *(f" {word}" for word in wording.begun))
+        every = sql_literal(1) == 1
+        for text in asked:
+            every &= func.instr(words, text) > 0
+        return every
+
+    def ids() -> Select[Any]:
+        return select(LISTING_WORDS.c.rowid.label("version_id")).where(LISTING_WORDS.c.listing_words.op("MATCH")(wording.fts5))
+
+    return Condition(kind="words", make_check=check, make_ids=ids, fts5=wording.fts5)
 
 
 def _postgres_word(wording: Wording, completed: Completed) -> Condition:
     [asked] = wording.whole or wording.begun
-    words = wording.whole or completed.get(asked)
+    words = wording.whole or completed.get(asked) or ()
     term = any_of(words) if words else wording.tsquery
     return Condition(
         kind="words",
-        check=LISTINGS.c.words.op("@@", is_comparison=True)(cast(wording.tsquery, TSQUERY)),
-        sieve=have_all([term]),
-        ids=select(_ALL.c.version_id).where(_ALL.c.words.op("@@")(cast(term, TSQUERY))).correlate(None),
+        make_check=lambda: LISTINGS.c.words.op("@@", is_comparison=True)(cast(wording.tsquery, TSQUERY)),
+        make_sieve=lambda: have_all([term]),
+        make_ids=lambda: select(_ALL.c.version_id).where(_ALL.c.words.op("@@")(cast(term, TSQUERY))).correlate(None),
         term=term,
-        lexemes=len(words or asked.split()),
-        is_open=not words,
+        lexemes=words,
+        begun="" if words else asked,
     )

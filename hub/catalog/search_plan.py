@@ -141,18 +141,18 @@ def _looks(case: _Case) -> Iterator[Way]:
 def _terms_worth(case: _Case) -> list[int]:
     """Return the conditions whose terms are put together, the rarest first: each spares more looks than it costs."""
     # The beginning of any number of words is read to its end, and spares nothing.
-    named = [at for at, condition in enumerate(case.conditions) if condition.term and not condition.is_open]
+    named = [at for at, condition in enumerate(case.conditions) if condition.term and not condition.begun]
     chosen: list[int] = []
     for at in sorted(named, key=lambda at: case.guess.left[at]):
         spared = case.guess.together(chosen) - case.guess.together([*chosen, at])
-        if not chosen or spared * case.guess.listings > case.guess.left[chosen[0]] * case.conditions[at].lexemes * _MET:
+        if not chosen or spared * case.guess.listings > case.guess.left[chosen[0]] * len(case.conditions[at].lexemes) * _MET:
             chosen.append(at)
     return chosen
 
 
 def _probes(case: _Case, terms: Sequence[int]) -> int:
     """Return how often the index is asked for each entry of the rarest term."""
-    return 1 + sum(case.conditions[at].lexemes for at in terms[1:])
+    return 1 + sum(len(case.conditions[at].lexemes) for at in terms[1:])
 
 
 def _looking(case: _Case) -> float:
@@ -183,7 +183,7 @@ def _look(ranked: Sequence[tuple[Condition, float]], *, is_sqlite: bool) -> Sele
     conditions += [] if rarest.is_exact else [rarest.value]
     for condition, left in others:
         # PostgreSQL puts what several indexes find together before it looks at a listing, where reading them costs less than looking.
-        if not is_sqlite and condition.sieve is not None and left * _READ < fewest:
+        if not is_sqlite and condition.make_sieve is not None and left * _READ < fewest:
             conditions += [condition.sieve] if condition.is_exact else [condition.sieve, condition.value]
         else:
             conditions += [condition.value]
@@ -204,7 +204,7 @@ def _looked(*conditions: ColumnElement[bool], is_sqlite: bool) -> Selected:
 def _beside(ranked: Sequence[tuple[Condition, float]]) -> tuple[Condition, float] | None:
     """Return what is put together with the rarest condition before any listing is looked at, where both are of other tables."""
     rarest, *others = ranked
-    return None if rarest[0].sieve is not None else next((one for one in others if one[0].sieve is None and one[1] <= _READ_AT_ONCE), None)
+    return None if rarest[0].make_sieve is not None else next((one for one in others if one[0].make_sieve is None and one[1] <= _READ_AT_ONCE), None)
 
 
 def _joined(ranked: Sequence[tuple[Condition, float]]) -> ColumnElement[bool]:
