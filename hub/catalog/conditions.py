@@ -74,6 +74,11 @@ class Condition:
         """What holds for the listings that it leaves, and perhaps for others, found by an index."""
         return LISTINGS.c.version_id.in_(self.ids) if self.sieve is None else self.sieve
 
+    @property
+    def is_marked(self) -> bool:
+        """Whether listings bear marks of its lexemes, on PostgreSQL."""
+        return bool(self.term and self.lexemes)
+
     def is_in_order(self, order: Order) -> bool:
         """Whether an index gives what it leaves in the order of the list."""
         match self.kind:

@@ -85,16 +85,16 @@ def _looked_up(connection: Connection, conditions: Sequence[Condition]) -> Estim
     known = statistics_of(connection)
     having = {at: known.newest.has(one.lexemes, one.begun) for at, one in enumerate(conditions) if one.kind != "elsewhere"}
     sample = Sample(number=known.newest.number, having=having)
-    left = dict(enumerate(known.left(one.column, one.wanted) for one in conditions))
+    counted = {at: number for at, one in enumerate(conditions) if (number := known.left(one.column, one.wanted)) is not None}
     listings = known.rows.get(LISTINGS.name)
-    asked = [at for at, one in enumerate(conditions) if left[at] is None and one.kind != "words"]
+    asked = [at for at, one in enumerate(conditions) if at not in counted and one.kind != "words"]
     if asked or listings is None:
         listings, *explained = _explained(connection, [conditions[at] for at in asked])
-        left |= dict(zip(asked, explained, strict=True))
+        counted |= zip(asked, explained, strict=True)
     for at, condition in enumerate(conditions):
         if condition.kind == "words":
-            left[at] = listings * (known.share_of_words(condition.lexemes) or sample.share([at], 0.5 / NEWEST))
-    return Estimate(listings=listings, left=tuple(left.values()), sample=sample)
+            counted[at] = listings * (known.share_of_words(condition.lexemes) or sample.share([at], 0.5 / NEWEST))
+    return Estimate(listings=listings, left=tuple(counted[at] for at in range(len(conditions))), sample=sample)
 
 
 class _Plan(Executable, ClauseElement):
