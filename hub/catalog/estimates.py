@@ -15,7 +15,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.visitors import InternalTraversal
 
 from hub.catalog.conditions import Condition
-from hub.catalog.statistics import NEWEST, statistics_of
+from hub.catalog.statistics import statistics_of
 from hub.catalog.tables import LISTINGS
 
 COUNTED = 10_000
@@ -23,8 +23,8 @@ COUNTED = 10_000
 _OF_MANY = 0.05
 """The share of all listings that a condition is taken to leave where it leaves more than are counted."""
 
-_ENOUGH = 3
-"""So many of the newest say something; fewer say that there are no more."""
+_BELIEVED = 2
+"""So many of the newest weigh as much as what conditions would leave together if they had nothing to do with one another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +63,9 @@ class Sample:
         return self.having.keys()
 
     def share(self, positions: Collection[int], unless: float) -> float:
-        """Return which part has all of some conditions; where those are few, ``unless``, as far as they do not gainsay it."""
-        count, total = reduce(and_, (self.having[position] for position in positions)).bit_count(), max(self.number, 1)
-        return count / total if count >= _ENOUGH else min(unless, _ENOUGH / total)
+        """Return which part has all of some conditions, near to ``unless`` where few of the newest have them."""
+        count = reduce(and_, (self.having[position] for position in positions)).bit_count()
+        return (count + _BELIEVED) / (self.number + _BELIEVED / unless)
 
 
 def estimate(connection: Connection, conditions: Sequence[Condition]) -> Estimate:
@@ -93,7 +93,8 @@ def _looked_up(connection: Connection, conditions: Sequence[Condition]) -> Estim
         counted |= zip(asked, explained, strict=True)
     for at, condition in enumerate(conditions):
         if condition.kind == "words":
-            counted[at] = listings * (known.share_of_words(condition.lexemes) or sample.share([at], 0.5 / NEWEST))
+            share, is_counted = known.share_of_words(condition.lexemes)
+            counted[at] = listings * (share if is_counted else sample.share([at], share))
     return Estimate(listings=listings, left=tuple(counted[at] for at in range(len(conditions))), sample=sample)
 
 

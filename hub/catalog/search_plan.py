@@ -30,14 +30,20 @@ LOOKED_AT = 3000
 """Adapters that counting by property looks at, where there are more and they must be looked at one by one."""
 _STEP: dict[Order, float] = {"updated": 0.2, "created": 0.4, "name": 0.6, "size": 0.6}
 """What a step of a walk costs, of a look at a listing somewhere: those published one after the other lie beside one another."""
-_APART = 0.6
+_APART = 3.0
 """What it costs at least where only some of the listings are walked, which seldom lie beside one another."""
-_MARKED, _BITS = 0.045, 0.007
+_MARKED, _BITS = 0.07, 0.03
 """What it costs to walk past the marks of a listing, of a look at it; and to see whether it bears those of a lexeme."""
 _READ = 0.15
 """What it costs to read one entry of an index, of a look at a listing."""
 _MET = 0.05
 """What it costs to meet an entry of the rarest term, and as much again to find out whether another lexeme has it."""
+_PASSED = 0.0025
+"""What it costs to pass over an entry of another term, which the index has by the page."""
+_ON_A_PAGE = 4000
+"""Entries of a term, about."""
+_BY_ID = 1.5
+"""What it costs to look at a listing that its marks have told of."""
 _SHOWN = tuple(one for one in LISTINGS.c if one.name != "words")
 _LOOKED = table("looked", *(column(one.name, one.type) for one in _SHOWN))
 _READ_AT_ONCE = 40_000
@@ -140,7 +146,7 @@ def _marked_walks(case: _Case) -> Iterator[Way]:
     marked.sort(key=lambda at: (len(case.conditions[at].lexemes), guess.left[at]))
     terms = [case.conditions[at].lexemes for at in marked]
     passed = guess.together(marked) + prod(min(guess.share(at) + len(case.conditions[at].lexemes) * MISTAKEN, 1) for at in marked)
-    cost = met * (_MARKED + len(terms[0]) * _BITS + passed * (1 + case.elsewhere))
+    cost = met * (_MARKED + len(terms[0]) * _BITS + passed * (_BY_ID + case.elsewhere))
     yield Way(cost=cost, select=partial(_walk_marked, terms, [condition for condition, _ in case.ranked]))
 
 
@@ -177,8 +183,8 @@ def _meeting(case: _Case, terms: Sequence[int]) -> float:
 
 def _probing(case: _Case, first: int, at: int) -> float:
     """Return what it costs to ask of each entry of the rarest term whether it has another: of each lexeme, and all of them at the most."""
-    met = case.guess.left[first]
-    return min(met * len(case.conditions[at].lexemes), met + case.guess.left[at]) * _MET
+    met, left = case.guess.left[first], case.guess.left[at]
+    return min(met * len(case.conditions[at].lexemes), met + left) * _MET + min(left, met * _ON_A_PAGE) * _PASSED
 
 
 def _looking(case: _Case) -> float:
@@ -281,7 +287,8 @@ def _walk_marked(terms: Sequence[Sequence[str]], conditions: Sequence[Condition]
     is_it = LISTINGS.c.version_id == MARKS.c.version_id
     checked = select(*_SHOWN).where(is_it, *(condition.value for condition in conditions)).offset(0).correlate(MARKS).lateral("looked")
     source, found = MARKS.join(checked, true()), (bear_marks(terms),)
-    return Selected(source=source, listed=checked.c, conditions=found, newness=MARKS.c.version_id, key=MARKS.c.key)
+    newness, key = MARKS.c.version_id, MARKS.c.key
+    return Selected(source=source, listed=checked.c, conditions=found, newness=newness, key=key, floor=partial(_floor, None))
 
 
 def _floor(first: Condition | None) -> ColumnElement[int]:

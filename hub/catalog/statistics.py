@@ -88,12 +88,13 @@ class Statistics:
             return None
         return rows * self.shares[column].of(_as_text(value))
 
-    def share_of_words(self, words: Sequence[str]) -> float | None:
-        """Return which part of all listings has one of some words; None where it is not known of any, and there may be many."""
+    def share_of_words(self, words: Sequence[str]) -> tuple[float, bool]:
+        """Return which part of all listings has one of some words, and whether that is known: not of the many that begin so or so."""
         terms = self.shares.get("words")
-        if terms is None or not words or (len(words) > 1 and terms.counted.keys().isdisjoint(words)):
-            return None
-        return 1 - prod(1 - terms.of(word) for word in words)
+        if terms is None or not words:
+            return 0.5 / NEWEST, False
+        share = 1 - prod(1 - terms.of(word) for word in words)
+        return share, len(words) == 1 or not terms.counted.keys().isdisjoint(words)
 
 
 def _as_text(value: object) -> str:

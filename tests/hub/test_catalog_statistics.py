@@ -9,13 +9,13 @@ import pytest
 from sqlalchemy import Engine, text
 
 from hub.catalog.conditions import Condition, conditions_of
-from hub.catalog.estimates import estimate
+from hub.catalog.estimates import Sample, estimate
 from hub.catalog.search import AdapterFilter
 from hub.catalog.statistics import Newest, read_statistics, statistics_of
-from hub.catalog.words import read_search
+from hub.catalog.words import read_search, split_words
 from infra.database import reading
 from tests.databases import noted_statements, open_database
-from tests.hub.test_search import BASES, Shelf, filters
+from tests.hub.test_search import BASES, Shelf
 from tests.servers import PostgresServer
 
 
@@ -37,6 +37,13 @@ def conditions(wanted: AdapterFilter) -> tuple[Condition, ...]:
     return tuple(conditions_of(wanted, wording, {word: (word,) for word in wording.begun}, is_sqlite=False))
 
 
+def found_by(shelf: Shelf, name: str) -> set[str]:
+    """The whole words that an adapter is found by."""
+    row = shelf.newest[name]
+    texts = (*name.split("/"), row["base_model"], row["method"], row["task"], row["licence"], *row["tags"], row["text"])
+    return {word for text in texts for word in split_words(text)}
+
+
 def planned(engine: Engine, condition: Condition) -> float:
     """How many PostgreSQL itself takes a condition to leave."""
     with engine.connect() as connection:
@@ -44,15 +51,31 @@ def planned(engine: Engine, condition: Condition) -> float:
         return float(connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {query}", query.params).scalar_one()[0]["Plan"]["Plan Rows"])
 
 
+def single_values() -> Iterator[AdapterFilter]:
+    yield from (AdapterFilter(method=method) for method in ("lora", "wegeft", "ia3"))
+    yield from (AdapterFilter(rank=rank) for rank in (0, 8, 3))
+    yield from (AdapterFilter(task=task) for task in ("", "causal_lm"))
+    yield from (AdapterFilter(is_signed=is_signed) for is_signed in (True, False))
+    yield from (AdapterFilter(base_model=base) for base in ("Qwen/Qwen2.5-0.5B", *BASES[2:]))
+    yield from (AdapterFilter(tags=(tag,)) for tag in ("math", "deutsch", "nothing"))
+    yield from (AdapterFilter(search=word) for word in ("lora", "smollm2"))
+
+
 def test_what_is_looked_up_is_what_the_planner_would_say(shelf: Shelf) -> None:
     """But for its rounding, and that it never expects less than one."""
-    each = {value: AdapterFilter(**{name: value}) for name, value in (("method", "lora"), ("method", "ia3"), ("rank", 8), ("task", ""))}
-    each |= {name: AdapterFilter(is_signed=name) for name in (True, False)} | {base: AdapterFilter(base_model=base) for base in BASES}
-    each |= {tag: AdapterFilter(tags=(tag,)) for tag in ("math", "deutsch", "nothing")} | {"lora": AdapterFilter(search="lora")}
     with reading(shelf.engine) as connection:
-        for value, wanted in each.items():
+        for wanted in single_values():
             [condition] = conditions(wanted)
-            assert estimate(connection, [condition]).left[0] == pytest.approx(planned(shelf.engine, condition), abs=1.01), value
+            assert estimate(connection, [condition]).left[0] == pytest.approx(planned(shelf.engine, condition), abs=1.01), wanted
+
+
+def test_what_the_newest_have_is_what_was_published(shelf: Shelf) -> None:
+    with reading(shelf.engine) as connection:
+        newest = statistics_of(connection).newest
+    for wanted in single_values():
+        [condition] = conditions(wanted)
+        expected = [name for name in shelf.brute(wanted) if not wanted.search or wanted.search in found_by(shelf, name)]
+        assert newest.has(condition.lexemes).bit_count() == len(expected), wanted
 
 
 def test_a_plan_asks_the_database_nothing_twice(shelf: Shelf) -> None:
@@ -64,14 +87,12 @@ def test_a_plan_asks_the_database_nothing_twice(shelf: Shelf) -> None:
     assert statements == []
 
 
-def test_what_is_together_is_counted_in_the_newest(shelf: Shelf) -> None:
-    with reading(shelf.engine) as connection:
-        for wanted in filters(random.Random(4)):
-            asked = [one for one in conditions(wanted) if one.kind != "elsewhere"] if wanted.search != "" else []
-            if wanted.search is None and not wanted.metrics and "@" not in (wanted.base_model or "") and len(asked) > 1:
-                share = len(shelf.brute(wanted)) / len(shelf.newest)
-                told = estimate(connection, asked).together(range(len(asked)))
-                assert told == pytest.approx(share, abs=1e-9) or share * len(shelf.newest) < 3, wanted
+def test_what_is_together_is_seen_in_the_newest_as_far_as_they_are_enough() -> None:
+    sample = Sample(number=1000, having={0: (1 << 500) - 1, 1: (1 << 400) - 1, 2: 1 << 999})
+    assert sample.share([0, 1], 0.2) == pytest.approx(0.4, rel=0.01)
+    assert 0 < sample.share([0, 2], 1e-6) < 5e-6
+    assert sample.share([1, 2], 0.01) < 0.002
+    assert Sample(number=0, having={0: 0, 1: 0}).share([0, 1], 0.03) == pytest.approx(0.03)
 
 
 def test_a_lexeme_is_known_by_its_beginning() -> None:
