@@ -30,7 +30,7 @@ LOOKED_AT = 3000
 """Adapters that counting by property looks at, where there are more and they must be looked at one by one."""
 _STEP: dict[Order, float] = {"updated": 0.2, "created": 0.4, "name": 0.6, "size": 0.6}
 """What a step of a walk costs, of a look at a listing somewhere: those published one after the other lie beside one another."""
-_APART = 3.0
+_APART = 2.0
 """What it costs at least where only some of the listings are walked, which seldom lie beside one another."""
 _MARKED, _BITS = 0.07, 0.03
 """What it costs to walk past the marks of a listing, of a look at it; and to see whether it bears those of a lexeme."""
