@@ -104,7 +104,7 @@ def conditions_of(wanted: AdapterFilter, wording: Wording, completed: Completed,
     if wanted.namespace is not None:
         yield _column_condition("namespace", wanted.namespace.lower())
     yield from (_column_condition(name, getattr(wanted, name)) for name in _COLUMNS if getattr(wanted, name) is not None)
-    yield from (_metric_condition(bound, is_sqlite=is_sqlite) for bound in wanted.metrics)
+    yield from (_metric_condition(bound) for bound in wanted.metrics)
     if wanted.attached is not None:
         yield _attached_condition(wanted.attached)
     if len(wording) and is_sqlite:
@@ -157,15 +157,12 @@ def _base_condition(base_model: str) -> Condition:
     return _column_condition("base_name", name[:MAX_BASE_NAME], is_exact if at or len(name) >= MAX_BASE_NAME else None)
 
 
-def _metric_condition(bound: MetricBound, *, is_sqlite: bool) -> Condition:
+def _metric_condition(bound: MetricBound) -> Condition:
     within = SIGNS[bound.sign]
 
     def check() -> ColumnElement[bool]:
         has = LISTING_METRICS.alias()
-        asked = select(has.c.version_id).where(has.c.version_id == LISTINGS.c.version_id, has.c.name == bound.name)
-        asked = asked.where(within(has.c.value, bound.value)).correlate(LISTINGS)
-        # An offset keeps PostgreSQL from reading all that are within a bound for the sake of a few.
-        return (asked if is_sqlite else asked.offset(0)).exists()
+        return exists().where(has.c.version_id == LISTINGS.c.version_id, has.c.name == bound.name, within(has.c.value, bound.value))
 
     def ids() -> Select[Any]:
         one = LISTING_METRICS.alias()

@@ -60,6 +60,8 @@ class Wish:
     """Listings that are wanted of those that are selected."""
     few: int = FEW
     """How many may be looked at."""
+    is_counted: bool = False
+    """Whether what is met is counted, so that a walk ends soon, and the one that meets more is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +130,8 @@ def _way_along(case: _Case, first: int | None) -> Way:
     guess, order = case.guess, case.wish.order
     most, share = (guess.listings, 1.0) if first is None else (guess.left[first], guess.share(first))
     others = min(guess.together(range(len(case.conditions))) / share, 1.0)
-    step = (_STEP[order] if first is None else max(_STEP[order], _APART)) + case.elsewhere * min(case.asked_elsewhere / share, 1.0)
+    apart = _STEP["name"] if case.wish.is_counted else _APART
+    step = (_STEP[order] if first is None else max(_STEP[order], apart)) + case.elsewhere * min(case.asked_elsewhere / share, 1.0)
     walked = None if first is None else case.conditions[first]
     rest = [condition for condition, _ in case.ranked if condition is not walked]
     cost = min(most, case.wish.page / others) * step
