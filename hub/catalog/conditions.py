@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, assert_never
 
@@ -20,6 +20,8 @@ from hub.catalog.words import Wording
 _COLUMNS = ("rank", "licence", "task", "method", "format", "is_signed")
 _ALL = LISTINGS.alias("all_listings")
 """For what stands by itself; made once, because an alias takes longer than the rest of a condition."""
+_READ_FASTER = 10
+"""How many that a condition leaves PostgreSQL reads while it asks for one."""
 
 Kind = Literal["column", "tag", "elsewhere", "words"]
 """Where a condition looks; ``elsewhere`` is a table that knows no order of the list, as of metrics."""
@@ -33,6 +35,8 @@ class Condition:
     make_check: Callable[[], ColumnElement[bool]]
     make_ids: Callable[[], Select[Any]]
     make_sieve: Callable[[], ColumnElement[bool]] | None = None
+    make_probe: Callable[[], ColumnElement[bool]] | None = None
+    """The check in a form for which PostgreSQL does not read first all that it leaves."""
     is_exact: bool = True
     """Whether ``ids`` and ``sieve`` have no others than it leaves."""
     tag: str = ""
@@ -74,6 +78,10 @@ class Condition:
         """What holds for the listings that it leaves, and perhaps for others, found by an index."""
         return LISTINGS.c.version_id.in_(self.ids) if self.sieve is None else self.sieve
 
+    def asked_of(self, listings: float, left: float) -> Condition:
+        """Return it as it is best asked of so many listings, where it leaves ``left`` of all."""
+        return replace(self, make_check=self.make_probe) if self.make_probe and listings * _READ_FASTER < left else self
+
     @property
     def is_marked(self) -> bool:
         """Whether listings bear marks of its lexemes, on PostgreSQL."""
@@ -104,7 +112,7 @@ def conditions_of(wanted: AdapterFilter, wording: Wording, completed: Completed,
     if wanted.namespace is not None:
         yield _column_condition("namespace", wanted.namespace.lower())
     yield from (_column_condition(name, getattr(wanted, name)) for name in _COLUMNS if getattr(wanted, name) is not None)
-    yield from (_metric_condition(bound) for bound in wanted.metrics)
+    yield from (_metric_condition(bound, is_sqlite=is_sqlite) for bound in wanted.metrics)
     if wanted.attached is not None:
         yield _attached_condition(wanted.attached)
     if len(wording) and is_sqlite:
@@ -157,18 +165,22 @@ def _base_condition(base_model: str) -> Condition:
     return _column_condition("base_name", name[:MAX_BASE_NAME], is_exact if at or len(name) >= MAX_BASE_NAME else None)
 
 
-def _metric_condition(bound: MetricBound) -> Condition:
+def _metric_condition(bound: MetricBound, *, is_sqlite: bool) -> Condition:
     within = SIGNS[bound.sign]
 
-    def check() -> ColumnElement[bool]:
+    def values() -> Select[Any]:
         has = LISTING_METRICS.alias()
-        return exists().where(has.c.version_id == LISTINGS.c.version_id, has.c.name == bound.name, within(has.c.value, bound.value))
+        its = select(has.c.version_id).where(has.c.version_id == LISTINGS.c.version_id, has.c.name == bound.name)
+        return its.where(within(has.c.value, bound.value)).correlate(LISTINGS)
 
     def ids() -> Select[Any]:
         one = LISTING_METRICS.alias()
         return select(one.c.version_id).where(one.c.name == bound.name, within(one.c.value, bound.value))
 
-    return Condition(kind="elsewhere", make_check=check, make_ids=ids)
+    def probe() -> ColumnElement[bool]:
+        return values().offset(0).exists()
+
+    return Condition(kind="elsewhere", make_check=lambda: values().exists(), make_ids=ids, make_probe=None if is_sqlite else probe)
 
 
 def _attached_condition(derived: str) -> Condition:

@@ -32,7 +32,7 @@ _STEP: dict[Order, float] = {"updated": 0.2, "created": 0.4, "name": 0.6, "size"
 """What a step of a walk costs, of a look at a listing somewhere: those published one after the other lie beside one another."""
 _APART = 2.0
 """What it costs at least where only some of the listings are walked, which seldom lie beside one another."""
-_MARKED, _BITS = 0.07, 0.03
+_MARKED, _BITS = 0.05, 0.03
 """What it costs to walk past the marks of a listing, of a look at it; and to see whether it bears those of a lexeme."""
 _READ = 0.15
 """What it costs to read one entry of an index, of a look at a listing."""
@@ -133,8 +133,10 @@ def _way_along(case: _Case, first: int | None) -> Way:
     apart = _STEP["name"] if case.wish.is_counted else _APART
     step = (_STEP[order] if first is None else max(_STEP[order], apart)) + case.elsewhere * min(case.asked_elsewhere / share, 1.0)
     walked = None if first is None else case.conditions[first]
-    rest = [condition for condition, _ in case.ranked if condition is not walked]
-    cost = min(most, case.wish.page / others) * step
+    met = min(most, case.wish.page / others)
+    asked = (min(met, LOOKED_AT) if case.wish.is_counted else met) * min(case.asked_elsewhere / share, 1.0)
+    rest = [condition.asked_of(asked, left) for condition, left in case.ranked if condition is not walked]
+    cost = met * step
     return Way(cost=cost, select=partial(_walk, walked, rest, is_sqlite=case.is_sqlite))
 
 
@@ -161,7 +163,7 @@ def _looks(case: _Case) -> Iterator[Way]:
     if not case.is_sqlite and (terms := _terms_worth(case)):
         looked = guess.listings * guess.together(terms)
         if looked <= case.wish.few:
-            rest = [condition for at, condition in enumerate(case.conditions) if at not in terms]
+            rest = [one.asked_of(looked, guess.left[at]) for at, one in enumerate(case.conditions) if at not in terms]
             by_terms = partial(_look_by_terms, [case.conditions[at] for at in terms], rest)
             yield Way(cost=_meeting(case, terms) + looked * (1 + case.elsewhere), select=by_terms)
 
@@ -221,7 +223,7 @@ def _look(ranked: Sequence[tuple[Condition, float]], *, is_sqlite: bool) -> Sele
         if not is_sqlite and condition.sieve is not None and left * _READ < fewest:
             conditions += [condition.sieve] if condition.is_exact else [condition.sieve, condition.value]
         else:
-            conditions += [condition.value]
+            conditions += [condition.asked_of(fewest, left).value]
     return _looked(*conditions, is_sqlite=is_sqlite)
 
 
