@@ -62,6 +62,10 @@ class Sample:
         """Of the conditions of which it is known."""
         return self.having.keys()
 
+    def share_alone(self, position: int) -> float:
+        """Return which part a condition leaves; never 0."""
+        return (self.having[position].bit_count() + 0.5) / (self.number + 1)
+
     def share(self, positions: Collection[int], unless: float) -> float:
         """Return which part has all of some conditions, near to ``unless`` where few of the newest have them."""
         count = reduce(and_, (self.having[position] for position in positions)).bit_count()
@@ -94,7 +98,7 @@ def _looked_up(connection: Connection, conditions: Sequence[Condition]) -> Estim
     for at, condition in enumerate(conditions):
         if condition.kind == "words":
             share, is_counted = known.share_of_words(condition.lexemes)
-            counted[at] = listings * (share if is_counted else sample.share([at], share))
+            counted[at] = listings * (share if is_counted else min(sample.share_alone(at), share))
     return Estimate(listings=listings, left=tuple(counted[at] for at in range(len(conditions))), sample=sample)
 
 

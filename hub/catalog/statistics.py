@@ -89,10 +89,10 @@ class Statistics:
         return rows * self.shares[column].of(_as_text(value))
 
     def share_of_words(self, words: Sequence[str]) -> tuple[float, bool]:
-        """Return which part of all listings has one of some words, and whether that is known: not of the many that begin so or so."""
+        """Return which part of all listings has one of some words, and whether that is known; else it is the most that may."""
         terms = self.shares.get("words")
         if terms is None or not words:
-            return 0.5 / NEWEST, False
+            return 1.0, False
         share = 1 - prod(1 - terms.of(word) for word in words)
         return share, len(words) == 1 or not terms.counted.keys().isdisjoint(words)
 

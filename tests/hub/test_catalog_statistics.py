@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, select, text, true
 
 from hub.catalog.conditions import Condition, conditions_of
 from hub.catalog.estimates import Sample, estimate
@@ -92,6 +92,8 @@ def test_what_is_together_is_seen_in_the_newest_as_far_as_they_are_enough() -> N
     assert sample.share([0, 1], 0.2) == pytest.approx(0.4, rel=0.01)
     assert 0 < sample.share([0, 2], 1e-6) < 5e-6
     assert sample.share([1, 2], 0.01) < 0.002
+    assert (sample.share_alone(0), sample.share_alone(2)) == (pytest.approx(0.5, rel=0.01), pytest.approx(0.0015, rel=0.01))
+    assert 0 < Sample(number=0, having={0: 0}).share_alone(0) < 1
     assert Sample(number=0, having={0: 0, 1: 0}).share([0, 1], 0.03) == pytest.approx(0.03)
 
 
@@ -99,6 +101,16 @@ def test_a_lexeme_is_known_by_its_beginning() -> None:
     newest = Newest(number=3, having={"sum": 0b001, "sums": 0b010, "words": 0b100}, vocabulary=["sum", "sums", "words"])
     assert (newest.has((), "sum"), newest.has(("words",)), newest.has(("sum", "words"))) == (0b011, 0b100, 0b101)
     assert (newest.has(()), newest.has(("x",), "x")) == (0, 0)
+
+
+def test_words_that_are_not_counted_are_seen_in_the_newest(shelf: Shelf) -> None:
+    """Of the many that begin so PostgreSQL would always say the same."""
+    with reading(shelf.engine) as connection:
+        known = statistics_of(connection)
+        many = Condition(kind="words", make_check=true, make_ids=lambda: select(1), term="'su':*", begun="su")
+        assert known.share_of_words(()) == (1.0, False)
+        assert known.share_of_words(("nothing", "never")) == (pytest.approx(0, abs=0.02), False)
+        assert estimate(connection, [many]).left[0] == pytest.approx(len(shelf.brute(AdapterFilter(search="su"))), abs=1.5)
 
 
 def test_of_a_catalog_that_is_not_counted_the_planner_is_asked(postgres_server: PostgresServer) -> None:
