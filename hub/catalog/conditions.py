@@ -19,7 +19,9 @@ from hub.catalog.words import Wording
 
 _COLUMNS = ("rank", "licence", "task", "method", "format", "is_signed")
 _ALL = LISTINGS.alias("all_listings")
-"""For what stands by itself; made once, because an alias takes longer than the rest of a condition."""
+_ONE_TAG = LISTING_TAGS.alias("one_tag")
+"""For what stands by itself, both; made once, because an alias takes longer than the rest of a condition."""
+_TAG_LINES = "\n" + LISTINGS.c.tags.concat("\n")
 _READ_FASTER = 10
 """How many that a condition leaves PostgreSQL reads while it asks for one."""
 
@@ -126,11 +128,10 @@ def _tag_condition(tag: str, *, is_sqlite: bool) -> Condition:
 
     def check() -> ColumnElement[bool]:
         # No tag is empty, and none has an end of line in it.
-        return place("\n" + LISTINGS.c.tags.concat("\n"), f"\n{tag}\n") > 0 if tag else false()
+        return place(_TAG_LINES, f"\n{tag}\n") > 0 if tag else false()
 
     def ids() -> Select[Any]:
-        one = LISTING_TAGS.alias()
-        return select(one.c.version_id).where(one.c.tag == tag)
+        return select(_ONE_TAG.c.version_id).where(_ONE_TAG.c.tag == tag).correlate(None)
 
     lexemes = (lexeme_of("tag", tag),)
     return Condition(

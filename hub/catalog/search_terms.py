@@ -20,7 +20,7 @@ from hub.catalog.tables import MAX_BASE_NAME
 
 MOST_COMPLETIONS = 64
 """Words that a beginning is taken for; one of more words is asked for as a beginning."""
-_KNOWN = table("listing_words_known", column("word", String(collation="C")))
+KNOWN = table("listing_words_known", column("word", String(collation="C")))
 LEXEMES: ColumnElement[str] = literal_column(
     "(listings.words || array_to_tsvector(ARRAY['=n=' || listings.namespace, '=b=' || listings.base_name, '=m=' || listings.method,"
     " '=k=' || listings.task, '=l=' || listings.licence]"
@@ -77,7 +77,7 @@ def complete(connection: Connection, begun: Sequence[str]) -> dict[str, tuple[st
 @cache
 def _completing(count: int) -> CompoundSelect[Any]:
     """Return the query for the words that so many beginnings have; as many are made as a search may have words."""
-    word = _KNOWN.c.word
+    word = KNOWN.c.word
     each = []
     for position in range(count):
         begun, end = (bindparam(f"{name}_{position}", type_=String()) for name in ("begun", "end"))
