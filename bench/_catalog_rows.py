@@ -17,6 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
+from hub.catalog.search_terms import LEXEMES
 from hub.publication import Publication
 from infra.database import writing
 from wegeft.contracts.adapter import CONFIG_FILE, WEIGHTS_FILE, AdapterName, FileEntry
@@ -277,8 +278,10 @@ class _PostgresLoad:
     def finish(self) -> None:
         for _, statement in self._kept:
             self._connection.exec_driver_sql(statement)
-        # As a trigger does, which no row has come by.
+        # As triggers do, which no row has come by.
         self._connection.exec_driver_sql("INSERT INTO listing_words_known SELECT DISTINCT unnest(tsvector_to_array(words)) FROM listings")
+        marked = f"SELECT version_id, key, mark_terms({LEXEMES}) FROM listings"
+        self._connection.exec_driver_sql(f"INSERT INTO listing_words_marks {marked}")
         for table in ("adapters", "versions", "evaluations"):
             newest = f"(SELECT max(id) FROM {table})"
             self._connection.execute(text(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), {newest})"))

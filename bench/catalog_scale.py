@@ -209,6 +209,8 @@ def _read_once(engine: Engine) -> None:
         if engine.dialect.name == "postgresql":
             # What reads a whole table one page after the other keeps none of them.
             connection.execute(text("SET enable_seqscan = off"))
+            connection.execute(text("SELECT count(version_id) FROM listing_words_marks WHERE key > ''"))
+            connection.execute(text("SELECT count(marks) FROM listing_words_marks WHERE version_id > 0"))
         for column, table, indexed in (
             ("base_model", "listings", "key"),
             ("updated_at", "adapters", "key"),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
+from operator import and_
 from typing import Any
 
-from sqlalchemy import ClauseElement, Connection, Executable, Select, cast, func, select, union_all
-from sqlalchemy.dialects.postgresql import TSQUERY
+from sqlalchemy import ClauseElement, Connection, Executable, Select, func, select, union_all
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.visitors import InternalTraversal
 
 from hub.catalog.conditions import Condition
+from hub.catalog.statistics import statistics_of
 from hub.catalog.tables import LISTINGS
 
 COUNTED = 10_000
@@ -21,14 +23,8 @@ COUNTED = 10_000
 _OF_MANY = 0.05
 """The share of all listings that a condition is taken to leave where it leaves more than are counted."""
 
-_NO_WORD = "'=':*"
-"""No word begins so. PostgreSQL takes as much for the beginning of any that it has not counted, which many may share nevertheless."""
-_NEWEST = 1000
-"""Listings that are looked at for those, and for how many listings have several conditions together."""
-_ENOUGH = 3
-"""So many of them say something; fewer say that there are no more."""
-_WORTH_SAMPLING = 4000
-"""Where a condition leaves no more, nobody asks what it leaves together with others."""
+_BELIEVED = 2
+"""So many of the newest weigh as much as what conditions would leave together if they had nothing to do with one another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,23 +51,30 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What some listings have."""
+    """What the newest listings have."""
 
-    positions: tuple[int, ...]
-    """Of the conditions that they were asked for."""
-    counts: Mapping[frozenset[int], int]
-    """How many there are that have these conditions, and no others."""
+    number: int
+    having: Mapping[int, int]
+    """By the position of a condition: which of them it leaves, as the bits of a number."""
+
+    @property
+    def positions(self) -> Collection[int]:
+        """Of the conditions of which it is known."""
+        return self.having.keys()
+
+    def share_alone(self, position: int) -> float:
+        """Return which part a condition leaves; never 0."""
+        return (self.having[position].bit_count() + 0.5) / (self.number + 1)
 
     def share(self, positions: Collection[int], unless: float) -> float:
-        """Return which part has all of some conditions; where those are few, ``unless``, as far as they do not gainsay it."""
-        total = max(sum(self.counts.values()), 1)
-        count = sum(number for has, number in self.counts.items() if has.issuperset(positions))
-        return count / total if count >= _ENOUGH else min(unless, _ENOUGH / total)
+        """Return which part has all of some conditions, near to ``unless`` where few of the newest have them."""
+        count = reduce(and_, (self.having[position] for position in positions)).bit_count()
+        return (count + _BELIEVED) / (self.number + _BELIEVED / unless)
 
 
 def estimate(connection: Connection, conditions: Sequence[Condition]) -> Estimate:
-    """Count up to a bound on SQLite, and ask PostgreSQL's planner, whose statistics know the frequent values and words."""
-    return _counted(connection, conditions) if connection.dialect.name == "sqlite" else _explained(connection, conditions)
+    """Count up to a bound on SQLite; on PostgreSQL look up what it has counted, and ask its planner for what that does not say."""
+    return _counted(connection, conditions) if connection.dialect.name == "sqlite" else _looked_up(connection, conditions)
 
 
 def _counted(connection: Connection, conditions: Sequence[Condition]) -> Estimate:
@@ -80,6 +83,23 @@ def _counted(connection: Connection, conditions: Sequence[Condition]) -> Estimat
     listings, *found = connection.execute(select(func.coalesce(func.max(LISTINGS.c.version_id), 0), *numbers)).one()
     many = max(COUNTED + 1, listings * _OF_MANY)
     return Estimate(listings=listings, left=tuple(many if number > COUNTED else number for number in found))
+
+
+def _looked_up(connection: Connection, conditions: Sequence[Condition]) -> Estimate:
+    known = statistics_of(connection)
+    having = {at: known.newest.has(one.lexemes, one.begun) for at, one in enumerate(conditions) if one.kind != "elsewhere"}
+    sample = Sample(number=known.newest.number, having=having)
+    counted = {at: number for at, one in enumerate(conditions) if (number := known.left(one.column, one.wanted)) is not None}
+    listings = known.rows.get(LISTINGS.name)
+    asked = [at for at, one in enumerate(conditions) if at not in counted and one.kind != "words"]
+    if asked or listings is None:
+        listings, *explained = _explained(connection, [conditions[at] for at in asked])
+        counted |= zip(asked, explained, strict=True)
+    for at, condition in enumerate(conditions):
+        if condition.kind == "words":
+            share, is_counted = known.share_of_words(condition.lexemes)
+            counted[at] = listings * (share if is_counted else min(sample.share_alone(at), share))
+    return Estimate(listings=listings, left=tuple(counted[at] for at in range(len(conditions))), sample=sample)
 
 
 class _Plan(Executable, ClauseElement):
@@ -101,33 +121,11 @@ def _compile_plan(plan: _Plan, compiler: SQLCompiler, **given: Any) -> str:
     return f"EXPLAIN (FORMAT JSON) {compiler.process(plan.query, **given)}"
 
 
-def _explained(connection: Connection, conditions: Sequence[Condition]) -> Estimate:
+def _explained(connection: Connection, conditions: Sequence[Condition]) -> list[float]:
+    """Return how many listings PostgreSQL's planner takes there to be, and how many of them each condition to leave."""
     # Each with a limit: its number is that of the whole, however many processes would share in the work.
     everything: Select[Any] = select(LISTINGS.c.version_id)
-    nothing = everything.where(LISTINGS.c.words.op("@@")(cast(_NO_WORD, TSQUERY)))
-    asked = [query.limit(2**40).subquery() for query in (everything, nothing, *(condition.ids for condition in conditions))]
+    asked = [query.limit(2**40).subquery() for query in (everything, *(condition.ids for condition in conditions))]
     told = connection.execute(_Plan(union_all(*(select(one) for one in asked)))).scalar_one()
-    [listings, least, *left] = [float(plan["Plan Rows"]) for plan in told[0]["Plan"]["Plans"]]
-    unknown = [at for at, condition in enumerate(conditions) if _is_guessed(condition, left[at], least)]
-    inside = [at for at, condition in enumerate(conditions) if condition.kind != "elsewhere"]
-    if not unknown and (len(inside) < 2 or min(left[at] for at in inside) <= _WORTH_SAMPLING):
-        return Estimate(listings=listings, left=tuple(left))
-    sample = _sample_newest(connection, {at: conditions[at] for at in inside})
-    for at in unknown:
-        left[at] = listings * sample.share([at], 0.5 / _NEWEST)
-    return Estimate(listings=listings, left=tuple(left), sample=sample)
-
-
-def _is_guessed(condition: Condition, left: float, least: float) -> bool:
-    """Return whether PostgreSQL has counted no word that a condition asks for, and more than one may be meant."""
-    return condition.kind == "words" and (condition.is_open or condition.lexemes > 1) and left <= least * condition.lexemes
-
-
-def _sample_newest(connection: Connection, conditions: Mapping[int, Condition]) -> Sample:
-    """Ask the newest listings for conditions, which are given by their positions."""
-    asked = (condition.check.label(f"has_{at}") for at, condition in conditions.items())
-    has = select(*asked).order_by(LISTINGS.c.version_id.desc()).limit(_NEWEST).subquery()
-    counts: dict[frozenset[int], int] = {}
-    for *held, number in connection.execute(select(*has.c, func.count()).group_by(*has.c)):
-        counts[frozenset(at for at, is_held in zip(conditions, held, strict=True) if is_held)] = number
-    return Sample(positions=tuple(conditions), counts=counts)
+    plan = told[0]["Plan"]
+    return [float(one["Plan Rows"]) for one in (plan["Plans"] if conditions else [plan])]

@@ -39,7 +39,7 @@ def count_facets(
 
     None sees what is public.
     """
-    selected = select_listings(connection, wanted, Wish(page=at_most + 1, few=_FEW))
+    selected = select_listings(connection, wanted, Wish(page=at_most + 1, few=_FEW, is_counted=True))
     query = selected.query((*_COLUMNS.values(), "tags")).where(seen_by(reader, selected.listed))
     floor = 0 if selected.floor is None else connection.execute(select(selected.floor())).scalar_one()
     if floor:

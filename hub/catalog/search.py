@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, assert_never
 
-from sqlalchemy import CTE, ColumnElement, FromClause, Row, Select, and_, or_, select
+from sqlalchemy import CTE, ColumnElement, FromClause, Row, Select, TextClause, literal, select, tuple_
 
 from hub.catalog.cursors import Position, make_cursor, read_cursor
 from hub.catalog.tables import Columns
@@ -118,7 +118,7 @@ class Selected:
     source: FromClause
     listed: Columns
     """The listings' columns in it."""
-    conditions: tuple[ColumnElement[bool], ...]
+    conditions: tuple[ColumnElement[bool] | TextClause, ...]
     newness: ColumnElement[int]
     """Grows with the moment of publishing; read from the index that finds the listings, where it has it."""
     key: ColumnElement[str]
@@ -186,7 +186,7 @@ def behind(order: Order, cursor: str, selected: Selected) -> ColumnElement[bool]
         case "created":
             return selected.listed.adapter_id < first
         case "size":
-            size = selected.listed.size
-            return or_(size < first, and_(size == first, selected.newness < rest[0]))
+            # As one comparison, which an index answers.
+            return tuple_(selected.listed.size, selected.newness) < tuple_(literal(first), literal(rest[0]))
         case _:
             assert_never(order)

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 
 from sqlalchemy import ColumnElement, Connection, FromClause, column, false, func, select, table, true
 
 from hub.catalog.conditions import Condition, conditions_of
 from hub.catalog.estimates import Estimate, estimate
 from hub.catalog.search import AdapterFilter, Order, Selected
+from hub.catalog.search_marks import MARKS, MISTAKEN, bear_marks
 from hub.catalog.search_terms import complete, have_all
 from hub.catalog.tables import LISTING_TAGS, LISTING_WORDS, LISTINGS
 from hub.catalog.words import read_search
@@ -28,12 +30,20 @@ LOOKED_AT = 3000
 """Adapters that counting by property looks at, where there are more and they must be looked at one by one."""
 _STEP: dict[Order, float] = {"updated": 0.2, "created": 0.4, "name": 0.6, "size": 0.6}
 """What a step of a walk costs, of a look at a listing somewhere: those published one after the other lie beside one another."""
-_APART = 0.6
+_APART = 2.0
 """What it costs at least where only some of the listings are walked, which seldom lie beside one another."""
+_MARKED, _BITS = 0.05, 0.03
+"""What it costs to walk past the marks of a listing, of a look at it; and to see whether it bears those of a lexeme."""
 _READ = 0.15
 """What it costs to read one entry of an index, of a look at a listing."""
 _MET = 0.05
 """What it costs to meet an entry of the rarest term, and as much again to find out whether another lexeme has it."""
+_PASSED = 0.0025
+"""What it costs to pass over an entry of another term, which the index has by the page."""
+_ON_A_PAGE = 4000
+"""Entries of a term, about."""
+_BY_ID = 1.5
+"""What it costs to look at a listing that its marks have told of."""
 _SHOWN = tuple(one for one in LISTINGS.c if one.name != "words")
 _LOOKED = table("looked", *(column(one.name, one.type) for one in _SHOWN))
 _READ_AT_ONCE = 40_000
@@ -50,6 +60,8 @@ class Wish:
     """Listings that are wanted of those that are selected."""
     few: int = FEW
     """How many may be looked at."""
+    is_counted: bool = False
+    """Whether what is met is counted, so that a walk ends soon, and the one that meets more is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +116,7 @@ def ways_to(connection: Connection, wanted: AdapterFilter, wish: Wish) -> list[W
     if not conditions or (len(conditions) == 1 and conditions[0].is_in_order(wish.order)):
         return [Way(cost=0, select=partial(_walk, conditions[0] if conditions else None, (), is_sqlite=is_sqlite))]
     case = _Case(conditions=conditions, guess=estimate(connection, conditions), wish=wish, is_sqlite=is_sqlite)
-    return [*_looks(case), *_walks(case)]
+    return [*_looks(case), *_walks(case), *_marked_walks(case)]
 
 
 def _walks(case: _Case) -> Iterator[Way]:
@@ -118,11 +130,29 @@ def _way_along(case: _Case, first: int | None) -> Way:
     guess, order = case.guess, case.wish.order
     most, share = (guess.listings, 1.0) if first is None else (guess.left[first], guess.share(first))
     others = min(guess.together(range(len(case.conditions))) / share, 1.0)
-    step = (_STEP[order] if first is None else max(_STEP[order], _APART)) + case.elsewhere * min(case.asked_elsewhere / share, 1.0)
+    apart = _STEP["name"] if case.wish.is_counted else _APART
+    step = (_STEP[order] if first is None else max(_STEP[order], apart)) + case.elsewhere * min(case.asked_elsewhere / share, 1.0)
     walked = None if first is None else case.conditions[first]
-    rest = [condition for condition, _ in case.ranked if condition is not walked]
-    cost = min(most, case.wish.page / others) * step
+    met = min(most, case.wish.page / others)
+    asked = (min(met, LOOKED_AT) if case.wish.is_counted else met) * min(case.asked_elsewhere / share, 1.0)
+    rest = [condition.asked_of(asked, left) for condition, left in case.ranked if condition is not walked]
+    cost = met * step
     return Way(cost=cost, select=partial(_walk, walked, rest, is_sqlite=case.is_sqlite))
+
+
+def _marked_walks(case: _Case) -> Iterator[Way]:
+    """Yield the walk past marks, where there are any to look for: it looks at what bears them all."""
+    guess, order = case.guess, case.wish.order
+    marked = [at for at, condition in enumerate(case.conditions) if condition.is_marked]
+    if case.is_sqlite or order not in ("updated", "name") or not marked:
+        return
+    met = min(guess.listings, case.wish.page / guess.together(range(len(case.conditions))))
+    # Where one lexeme is looked for, less is to be done than for one of several; of most listings nothing more is asked.
+    marked.sort(key=lambda at: (len(case.conditions[at].lexemes), guess.left[at]))
+    terms = [case.conditions[at].lexemes for at in marked]
+    passed = guess.together(marked) + prod(min(guess.share(at) + len(case.conditions[at].lexemes) * MISTAKEN, 1) for at in marked)
+    cost = met * (_MARKED + len(terms[0]) * _BITS + passed * (_BY_ID + case.elsewhere))
+    yield Way(cost=cost, select=partial(_walk_marked, terms, [condition for condition, _ in case.ranked]))
 
 
 def _looks(case: _Case) -> Iterator[Way]:
@@ -131,28 +161,35 @@ def _looks(case: _Case) -> Iterator[Way]:
     if ranked[0][1] <= case.wish.few:
         yield Way(cost=_looking(case), select=partial(_look, ranked, is_sqlite=case.is_sqlite))
     if not case.is_sqlite and (terms := _terms_worth(case)):
-        met, looked = guess.left[terms[0]] * _probes(case, terms), guess.listings * guess.together(terms)
+        looked = guess.listings * guess.together(terms)
         if looked <= case.wish.few:
-            rest = [condition for at, condition in enumerate(case.conditions) if at not in terms]
+            rest = [one.asked_of(looked, guess.left[at]) for at, one in enumerate(case.conditions) if at not in terms]
             by_terms = partial(_look_by_terms, [case.conditions[at] for at in terms], rest)
-            yield Way(cost=met * _MET + looked * (1 + case.elsewhere), select=by_terms)
+            yield Way(cost=_meeting(case, terms) + looked * (1 + case.elsewhere), select=by_terms)
 
 
 def _terms_worth(case: _Case) -> list[int]:
     """Return the conditions whose terms are put together, the rarest first: each spares more looks than it costs."""
     # The beginning of any number of words is read to its end, and spares nothing.
-    named = [at for at, condition in enumerate(case.conditions) if condition.term and not condition.is_open]
+    named = [at for at, condition in enumerate(case.conditions) if condition.term and not condition.begun]
     chosen: list[int] = []
     for at in sorted(named, key=lambda at: case.guess.left[at]):
         spared = case.guess.together(chosen) - case.guess.together([*chosen, at])
-        if not chosen or spared * case.guess.listings > case.guess.left[chosen[0]] * case.conditions[at].lexemes * _MET:
+        if not chosen or spared * case.guess.listings > _probing(case, chosen[0], at):
             chosen.append(at)
     return chosen
 
 
-def _probes(case: _Case, terms: Sequence[int]) -> int:
-    """Return how often the index is asked for each entry of the rarest term."""
-    return 1 + sum(case.conditions[at].lexemes for at in terms[1:])
+def _meeting(case: _Case, terms: Sequence[int]) -> float:
+    """Return what it costs to find in the index of terms those that have all of some, the rarest first."""
+    first, *others = terms
+    return case.guess.left[first] * _MET + sum(_probing(case, first, at) for at in others)
+
+
+def _probing(case: _Case, first: int, at: int) -> float:
+    """Return what it costs to ask of each entry of the rarest term whether it has another: of each lexeme, and all of them at the most."""
+    met, left = case.guess.left[first], case.guess.left[at]
+    return min(met * len(case.conditions[at].lexemes), met + left) * _MET + min(left, met * _ON_A_PAGE) * _PASSED
 
 
 def _looking(case: _Case) -> float:
@@ -186,7 +223,7 @@ def _look(ranked: Sequence[tuple[Condition, float]], *, is_sqlite: bool) -> Sele
         if not is_sqlite and condition.sieve is not None and left * _READ < fewest:
             conditions += [condition.sieve] if condition.is_exact else [condition.sieve, condition.value]
         else:
-            conditions += [condition.value]
+            conditions += [condition.asked_of(fewest, left).value]
     return _looked(*conditions, is_sqlite=is_sqlite)
 
 
@@ -204,7 +241,9 @@ def _looked(*conditions: ColumnElement[bool], is_sqlite: bool) -> Selected:
 def _beside(ranked: Sequence[tuple[Condition, float]]) -> tuple[Condition, float] | None:
     """Return what is put together with the rarest condition before any listing is looked at, where both are of other tables."""
     rarest, *others = ranked
-    return None if rarest[0].sieve is not None else next((one for one in others if one[0].sieve is None and one[1] <= _READ_AT_ONCE), None)
+    if rarest[0].make_sieve is not None:
+        return None
+    return next((one for one in others if one[0].make_sieve is None and one[1] <= _READ_AT_ONCE), None)
 
 
 def _joined(ranked: Sequence[tuple[Condition, float]]) -> ColumnElement[bool]:
@@ -246,6 +285,15 @@ def _walk_tag(tag: str, others: tuple[ColumnElement[bool], ...], floor: _Floor, 
     conditions = (LISTING_TAGS.c.tag == tag, *others)
     newness, key = LISTING_TAGS.c.version_id, LISTING_TAGS.c.key
     return Selected(source=source, listed=listings.c, conditions=conditions, newness=newness, key=key, floor=floor)
+
+
+def _walk_marked(terms: Sequence[Sequence[str]], conditions: Sequence[Condition]) -> Selected:
+    """Return those that bear the marks of all terms, in the order of the list, each of which is checked for all conditions."""
+    is_it = LISTINGS.c.version_id == MARKS.c.version_id
+    checked = select(*_SHOWN).where(is_it, *(condition.value for condition in conditions)).offset(0).correlate(MARKS).lateral("looked")
+    source, found = MARKS.join(checked, true()), (bear_marks(terms),)
+    newness, key = MARKS.c.version_id, MARKS.c.key
+    return Selected(source=source, listed=checked.c, conditions=found, newness=newness, key=key, floor=partial(_floor, None))
 
 
 def _floor(first: Condition | None) -> ColumnElement[int]:

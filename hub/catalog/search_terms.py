@@ -21,22 +21,27 @@ from hub.catalog.tables import MAX_BASE_NAME
 MOST_COMPLETIONS = 64
 """Words that a beginning is taken for; one of more words is asked for as a beginning."""
 KNOWN = table("listing_words_known", column("word", String(collation="C")))
-_TERMS: ColumnElement[str] = literal_column(
+LEXEMES: ColumnElement[str] = literal_column(
     "(listings.words || array_to_tsvector(ARRAY['=n=' || listings.namespace, '=b=' || listings.base_name, '=m=' || listings.method,"
     " '=k=' || listings.task, '=l=' || listings.licence]"
     " || string_to_array('=t=' || replace(listings.tags, E'\\n', E'\\n=t='), E'\\n')))",
     TSVECTOR,
 )
-"""As ``ix_listings_words`` has it."""
+"""What a listing is found by, as ``ix_listings_words`` has it."""
 _MARKS = {"namespace": "n", "base_name": "b", "method": "m", "task": "k", "licence": "l", "tag": "t"}
 """What is written before a value, so that it is no word."""
 _BEHIND_ALL = "{"
 """Behind every character of a word."""
 
 
+def lexeme_of(name: str, value: object) -> str:
+    """Return what listings with a value in a column, or with a tag, have among their lexemes; no index has those of other columns."""
+    return f"={_MARKS.get(name, name)}={value}"
+
+
 def term_of(name: str, value: str) -> str:
     """Return the term, as a ``tsquery`` writes it, of listings that have a value in a column, or as a tag; empty where there is none."""
-    return _quote(f"={_MARKS[name]}={value}") if name in _MARKS and 0 < len(value) <= MAX_BASE_NAME else ""
+    return _quote(lexeme_of(name, value)) if name in _MARKS and 0 < len(value) <= MAX_BASE_NAME else ""
 
 
 def any_of(words: Sequence[str]) -> str:
@@ -46,7 +51,7 @@ def any_of(words: Sequence[str]) -> str:
 
 def have_all(terms: Sequence[str]) -> ColumnElement[bool]:
     """Return what holds for listings that have all these terms, in the form that the index answers."""
-    return _TERMS.op("@@", is_comparison=True)(cast(" & ".join(terms), TSQUERY))
+    return LEXEMES.op("@@", is_comparison=True)(cast(" & ".join(terms), TSQUERY))
 
 
 def _quote(lexeme: str) -> str:

@@ -13,7 +13,8 @@ from sqlalchemy import Connection, Engine, select
 from hub import catalog
 from hub.catalog.organisations import create_organisation, remove_member, set_member
 from hub.catalog.repositories import create_repository, delete_adapter
-from hub.catalog.visibility import set_visibility
+from hub.catalog.search_plan import Wish, ways_to
+from hub.catalog.visibility import seen_by, set_visibility
 from hub.description import Description
 from hub.provenance import publish_keys
 from hub.signing import Signer
@@ -122,6 +123,10 @@ class World:
                 listed = catalog.list_adapters(connection, 50, wanted=wanted, order=order, reader=reader).adapters
                 assert sorted((one.adapter for one in listed), key=str.lower) == self.visible(reader)
                 assert catalog.count_facets(connection, wanted, reader=reader).counted == len(listed)
+                # Whichever way the plan takes when there are more of them.
+                selected = random.Random(self.count).choice(ways_to(connection, wanted, Wish(order=order))).select()
+                found = connection.execute(selected.query(["key"]).where(seen_by(reader, selected.listed)).order_by(selected.key))
+                assert list(found.scalars()) == [name.lower() for name in self.visible(reader)]
                 told = {one.adapter: one.visibility == "private" for one in listed}
                 assert told == {str(name): self.private[name] for name in self.private if str(name) in told}
 

@@ -7,13 +7,14 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
 from sqlalchemy import Connection, Engine
 
 from hub import catalog
-from hub.catalog.search import ordering
+from hub.catalog.search import behind, cursor_at, ordering
 from hub.catalog.search_plan import Wish, ways_to
 from hub.catalog.words import read_search, split_words
 from hub.description import Description, describe
@@ -181,8 +182,13 @@ def test_every_way_finds_the_same(shelf: Shelf, order: Any) -> None:
         with reading(shelf.engine) as connection:
             ways = ways_to(connection, wanted, Wish(order=order))
             for selected in (way.select() for way in ways):
-                query = selected.query(["key"]).order_by(*ordering(order, selected))
-                assert list(connection.execute(query).scalars()) == expected, wanted
+                query = selected.query(["key", "version_id", "adapter_id", "size"]).order_by(*ordering(order, selected))
+                rows = connection.execute(query).all()
+                assert [row.key for row in rows] == expected, wanted
+                for at in range(0, len(rows), 7):
+                    cursor = cursor_at(order, SimpleNamespace(**rows[at]._mapping, id=rows[at].adapter_id))
+                    after = connection.execute(query.where(behind(order, cursor, selected)).limit(4)).all()
+                    assert after == rows[at + 1 : at + 5], wanted
         most = max(most, len(ways))
     assert most > 1
 

@@ -1,0 +1,46 @@
+"""The marks of listings: a few bits for each of their terms, by which PostgreSQL passes over nearly all that lack one.
+
+They lie in indexes in the order of publishing and in that of names, so that a list in such an order walks past listings without looking at
+any; what bears every mark is looked at, for bits may be another term's. A trigger keeps them in step with the listings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+from sqlalchemy import String, TextClause, bindparam, column, table, text
+
+from hub.catalog.tables import LISTINGS
+
+MARKS = table("listing_words_marks", *(column(name, LISTINGS.c[name].type) for name in ("version_id", "key")))
+MISTAKEN = 0.02
+"""The part of all listings that bears a term's marks without having it, of listings with few words."""
+
+
+def bear_marks(terms: Sequence[Sequence[str]]) -> TextClause:
+    """Return what holds for the marks of listings that have, of each of ``terms``, one of its lexemes, and perhaps for others."""
+    given = {_name_of(at, place): lexeme for at, lexemes in enumerate(terms) for place, lexeme in enumerate(lexemes)}
+    return _bearing(tuple(map(len, terms))).bindparams(**given)
+
+
+@cache
+def _bearing(counts: tuple[int, ...]) -> TextClause:
+    """Return the condition for terms of so many lexemes; there are as many as filters may have."""
+    each = []
+    for at, count in enumerate(counts):
+        names = [_name_of(at, place) for place in range(count)]
+        each.append(f"({' OR '.join(map(_has_both, names))})")
+    names = [_name_of(at, place) for at, count in enumerate(counts) for place in range(count)]
+    # As a value, which PostgreSQL takes to hold for every other row: else it would expect so few that it sorts them.
+    return text(f"CASE WHEN {' AND '.join(each)} THEN true ELSE false END").bindparams(*(bindparam(one, type_=String()) for one in names))
+
+
+def _has_both(name: str) -> str:
+    """As ``mark_terms`` of the migration sets them."""
+    hashed, marks = f"hashtextextended(:{name}, 0)", "listing_words_marks.marks"
+    return f"(get_bit({marks}, {hashed} & 511) = 1 AND get_bit({marks}, ({hashed} >> 9) & 511) = 1)"
+
+
+def _name_of(at: int, place: int) -> str:
+    return f"mark_{at}_{place}"
