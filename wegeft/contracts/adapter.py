@@ -57,8 +57,8 @@ RESERVED_NAMES = frozenset(
     ]
 )
 
-_WRITTEN_SEGMENT = "[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
-_SEGMENT = re.compile(rf"{_WRITTEN_SEGMENT}\Z")
+WRITTEN_SEGMENT = "[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
+_SEGMENT = re.compile(rf"{WRITTEN_SEGMENT}\Z")
 _ALIAS = re.compile(r"[a-z][a-z0-9._-]{0,63}\Z")
 _WRITTEN_DIGEST = "sha256:[0-9a-f]{64}"
 _DIGEST = re.compile(rf"{_WRITTEN_DIGEST}\Z")
@@ -110,8 +110,6 @@ def _as_value_error(text: str) -> str:
         raise ValueError(error.message) from error
 
 
-NewName = Annotated[str, Field(json_schema_extra={"pattern": f"^{_WRITTEN_SEGMENT}$"})]
-"""A name to be, which :func:`check_segment` is yet to accept; the API's description says how it is written."""
 Digest = Annotated[str, AfterValidator(_as_value_error), Field(json_schema_extra={"pattern": f"^{_WRITTEN_DIGEST}$"})]
 
 

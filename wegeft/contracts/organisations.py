@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from wegeft.contracts.accounts import RoleName
-from wegeft.contracts.adapter import NewName
+from wegeft.contracts.adapter import WRITTEN_SEGMENT
 
 
 class OrganisationRequest(BaseModel):
@@ -16,7 +16,7 @@ class OrganisationRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: NewName
+    name: str = Field(json_schema_extra={"pattern": f"^{WRITTEN_SEGMENT}$"})
     """Of the organisation, and of the namespace that it gets."""
 
 
