@@ -75,7 +75,7 @@ NEEDS_MORE = {
     "HEAD /api/v1/adapters/{namespace}/{name}/versions/{selector}/formats/{format}/{dtype}/files/{path}",
 }
 """What succeeds only after more than a request made up from its description: other tests see those succeed."""
-ROUNDS_THAT_TELL = 3
+ROUNDS_THAT_TELL = 8
 """Of examples for every operation, after which one that never succeeded is one that cannot; on a slow machine there may be fewer."""
 
 
