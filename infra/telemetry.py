@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -48,13 +49,23 @@ def configure_logging(log_format: LogFormat, level: str = "INFO", stream: TextIO
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = _Handler(stream or sys.stderr)
     handler.setFormatter(_formatter(log_format, shared))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes records; of one that cannot be written it tells no more than why, for what is in it has its secrets yet."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class's name
+        """Say that a record is missing."""
+        kind = sys.exc_info()[0]
+        with suppress(OSError, ValueError, AttributeError):  # there may be nowhere left to say it
+            sys.stderr.write(f"a record of the log {record.name} could not be written: {kind.__name__ if kind else 'unknown'}\n")
 
 
 def _formatter(log_format: LogFormat, shared: list[Processor]) -> logging.Formatter:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 from sqlalchemy import Connection, Row, Select, String, bindparam, cast, column, func, select, table
@@ -138,20 +140,30 @@ def _explain_missing(connection: Connection, ref: AdapterRef) -> Exception:
 
 def list_versions(connection: Connection, adapter: AdapterName, limit: int, after: str | None = None) -> VersionPage:
     """Return up to ``limit`` versions, newest first; raise :class:`AdapterNotFound`, and :class:`InvalidRequest` for a foreign cursor."""
-    query = _versions().where(ADAPTERS.c.key == key_of(adapter)).order_by(VERSIONS.c.number.desc()).limit(limit + 1)
+    query = _versions(has_aliases=False).where(ADAPTERS.c.key == key_of(adapter)).order_by(VERSIONS.c.number.desc()).limit(limit + 1)
     if after is not None:
         [number] = read_cursor(after, _VERSIONS_LIST, (int,))
         query = query.where(VERSIONS.c.number < number)
     rows = connection.execute(query).all()
     if not rows:
         find_adapter(connection, adapter)
-    views = tuple(_version_view(row) for row in rows[:limit])
+    pointing = _pointing(connection, rows[:limit])
+    views = tuple(_version_view(row, pointing[row.number]) for row in rows[:limit])
     return VersionPage(versions=views, next_cursor=make_cursor(_VERSIONS_LIST, [rows[limit - 1].number]) if len(rows) > limit else None)
 
 
-def _versions() -> Select[Any]:
+def _pointing(connection: Connection, rows: Sequence[Row[Any]]) -> dict[int, list[str]]:
+    """Return the aliases of one adapter's versions, by number: all at once, for each version would look through all aliases anew."""
+    found: dict[int, list[str]] = defaultdict(list)
+    is_asked = ALIASES.c.adapter_id.in_({row.adapter_id for row in rows}) & ALIASES.c.number.in_([row.number for row in rows])
+    for alias, number in connection.execute(select(ALIASES.c.alias, ALIASES.c.number).where(is_asked)):
+        found[number].append(alias)
+    return found
+
+
+def _versions(*, has_aliases: bool = True) -> Select[Any]:
     named = (ADAPTERS.c.namespace, ADAPTERS.c.name, ADAPTERS.c.latest_number, ADAPTERS.c.is_private)
-    return select(*VERSIONS.c, *named, _ALIASES).join(ADAPTERS, ADAPTERS.c.id == VERSIONS.c.adapter_id)
+    return select(*VERSIONS.c, *named, *((_ALIASES,) if has_aliases else ())).join(ADAPTERS, ADAPTERS.c.id == VERSIONS.c.adapter_id)
 
 
 _VERSIONS_OF = _versions().where(ADAPTERS.c.key == bindparam("key"))
@@ -164,8 +176,10 @@ _POINTED = _VERSIONS_OF.join(
 """Asked again and again, as the others: made once, because making a statement takes as long as asking it."""
 
 
-def _version_view(row: Row[Any]) -> VersionView:
-    pointing = sorted(alias for alias, number in _pointed(row.aliases).items() if number == row.number)
+def _version_view(row: Row[Any], aliases: Iterable[str] | None = None) -> VersionView:
+    if aliases is None:
+        aliases = (alias for alias, number in _pointed(row.aliases).items() if number == row.number)
+    pointing = sorted(aliases)
     return VersionView(
         adapter=f"{row.namespace}/{row.name}",
         version=row.number,

@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import Engine
 
 from hub import catalog
-from infra.database import writing
+from infra.database import reading, writing
+from tests.databases import noted_statements
 from tests.hub.cataloguing import DEMO, move, publish, resolve
 from wegeft.contracts.errors import (
     AliasMoved,
@@ -98,3 +99,17 @@ def test_a_malformed_alias_is_refused(engine: Engine) -> None:
     for alias in ["", "1", "2nd", "UPPER", "a b", "ä", "a" * 65, "../x", "a\x00"]:
         with pytest.raises(InvalidReference, match="alias"):
             move(engine, alias, 1)
+
+
+def test_the_aliases_of_a_page_of_versions_are_read_once(engine: Engine) -> None:
+    """And not once more for each version: whoever makes very many of them would make every list of versions slow."""
+    publish(engine, "job:1")
+    publish(engine, "job:2")
+    for alias, number in (("one", 1), ("two", 2), ("first", 1)):
+        move(engine, alias, number)
+    with noted_statements(engine) as statements, reading(engine) as connection:
+        found = catalog.list_versions(connection, DEMO, 10).versions
+    assert [view.aliases for view in found] == [("two", "latest"), ("first", "one")]
+    versions, aliases = (statement for statement in statements if statement.startswith("SELECT"))
+    assert "FROM aliases" in aliases
+    assert "aliases" not in versions

@@ -91,6 +91,22 @@ def test_no_secret_gets_into_a_librarys_log(stream: io.StringIO) -> None:
         assert secret not in text
 
 
+@pytest.mark.parametrize("stream", ["json"], indirect=True)
+def test_no_secret_of_a_record_that_cannot_be_written_is_told_instead(stream: io.StringIO, capsys: pytest.CaptureFixture[str]) -> None:
+    """As where a disk is full, or a library's record is wrong: the standard library would show the record as it came."""
+    root = logging.getLogger()
+    root.handlers[:] = [handler for handler in root.handlers if getattr(handler, "stream", None) is stream]  # without the tests' own
+    logging.getLogger("a.library").warning("a number: %d", USER_TOKEN)
+    stream.close()
+    plant(structlog.get_logger("ours"))
+    told = capsys.readouterr().err
+    assert told.splitlines()[:2] == [
+        "a record of the log a.library could not be written: TypeError",
+        "a record of the log ours could not be written: ValueError",
+    ]
+    assert not [secret for secret in SECRETS if secret in told]
+
+
 def test_every_line_is_json_with_its_context() -> None:
     """For machines that read it: level, logger, time, and what was bound."""
     root = logging.getLogger()
