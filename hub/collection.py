@@ -7,6 +7,7 @@ blob, with its bytes or without: the next collection, or whoever sends them agai
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -19,11 +20,14 @@ from hub.uploads import end_direct
 from infra import audit
 from infra.database import reading, writing
 from wegeft.contracts.collection import Collected, CollectionPlan, UnheldBlob
+from wegeft.contracts.errors import StorageUnavailable
 
 LISTED = 100
 """Blobs that a plan names."""
 _UPLOADS, _STAGED = 100, 500
 """Uploads that nobody goes on with, and rows of what was sent, that one collection looks at."""
+_REFUSALS = 3
+"""Blobs that a store may refuse to delete in one collection before it is taken not to answer at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +58,8 @@ class Collector:
         """Delete up to ``limit`` blobs that nobody needs; return how many, how large they were, and whether others are left.
 
         First go derived formats, which can be made again: those that nobody has fetched for long, or, to make room, all.
-        Raises :class:`StorageUnavailable` or :class:`DatabaseUnavailable` where that stops it; it goes on with the next call.
+        Raises :class:`StorageUnavailable` or :class:`DatabaseUnavailable` where that stops it; it goes on with the next call. A blob that
+        the store does not delete stops nothing else, and is told at the end.
         """
         self._discard_abandoned(now, limit)
         self._measure_direct(now, limit)
@@ -64,11 +69,30 @@ class Collector:
             catalog.drop_formats(connection, now, only_unused=spares_formats)
             chosen = catalog.choose_leaving(connection, now, limit)
             catalog.forget_departed(connection, now)
-        sizes = [size for digest in chosen if (size := self._delete(digest)) is not None]
+        sizes, refusals = self._delete_all(chosen)
         if sizes:
             with writing(self.engine) as connection:
                 audit.note(connection, "blobs.collect", "", now, blobs=len(sizes), bytes=sum(sizes))
-        return Collected(blobs=len(sizes), bytes=sum(sizes), is_done=len(chosen) < limit and self._forget_staged(now))
+        # While the store deletes nothing, what others have would be forgotten before what nobody has.
+        is_done = len(refusals) < _REFUSALS and len(chosen) < limit and self._forget_staged(now)
+        if refusals:
+            raise refusals[0]
+        return Collected(blobs=len(sizes), bytes=sum(sizes), is_done=is_done)
+
+    def _delete_all(self, chosen: Sequence[str]) -> tuple[list[int], list[StorageUnavailable]]:
+        """Return the sizes of what is deleted, and why what is not was refused."""
+        sizes: list[int] = []
+        refusals: list[StorageUnavailable] = []
+        for digest in chosen:
+            try:
+                size = self._delete(digest)
+            except StorageUnavailable as error:
+                refusals.append(error)
+                if len(refusals) == _REFUSALS:
+                    break
+            else:
+                sizes += [] if size is None else [size]
+        return sizes, refusals
 
     def _forget_staged(self, now: datetime) -> bool:
         with writing(self.engine) as connection:

@@ -22,6 +22,7 @@ from tests.hub.test_reservations import ADDRESS, PARTS, begin, client_at, waitin
 from tests.hub.test_transfers_apart import halfway, put, sender
 from wegeft.contracts.adapter import digest_of
 from wegeft.contracts.collection import Collected
+from wegeft.contracts.errors import StorageUnavailable
 from wegeft.contracts.quotas import QuotaLimits
 
 DAYS = timedelta(days=2)
@@ -43,6 +44,17 @@ def collect(hub: Hub, after: timedelta = timedelta(0), limit: int = 100) -> Coll
     return Collector(engine=hub.engine, store=hub.store).collect(NOW + after, limit)
 
 
+class Refusing(MemoryStore):
+    """A store that keeps some blobs whatever it is told."""
+
+    kept: frozenset[str] = frozenset()
+
+    def delete(self, digest: str) -> None:
+        if digest in self.kept:
+            raise StorageUnavailable("the store keeps this blob")
+        super().delete(digest)
+
+
 def give_up(client: TestClient, upload_id: str) -> None:
     assert client.delete(f"{ADDRESS}/{upload_id}").status_code == 204
 
@@ -60,6 +72,25 @@ def test_what_was_given_up_counts_until_it_is_collected(hub: Hub) -> None:
         assert collect(hub).bytes == PART_BYTES
         assert waiting(hub.engine) == 0
         assert begin(ada, PARTS).status_code == 201
+
+
+@pytest.mark.parametrize(("refused", "left"), [(1, 0), (3, PART_BYTES)])
+def test_a_blob_that_the_store_does_not_delete_keeps_no_others(tmp_path: Path, refused: int, left: int) -> None:
+    """It is chosen first in each collection; a store that deletes none of several is left alone."""
+    store = Refusing()
+    with made_hub(f"sqlite:///{tmp_path / 'hub.db'}", store) as hub, client_at(hub, NOW) as ada:
+        begun = begin(ada, PARTS).json()["id"]
+        assert send(ada, begun) == 200
+        give_up(ada, begun)
+        blobs = {digest: content for number in range(200) if (digest := digest_of(content := bytes([number]))) < digest_of(FIRST)}
+        store.kept = frozenset(hub.put(blobs[digest]) for digest in sorted(blobs)[:refused])
+        for _ in range(2):
+            with pytest.raises(StorageUnavailable, match="keeps this blob"):
+                collect(hub, DAYS)
+        assert waiting(hub.engine, LATER) == left
+        store.kept = frozenset()
+        assert collect(hub, DAYS).is_done
+        assert waiting(hub.engine, LATER) == 0
 
 
 def test_what_nobody_went_on_with_counts_until_it_is_collected(hub: Hub) -> None:
