@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
+from threading import Thread
 
 import pytest
 from alembic import command
@@ -14,7 +16,7 @@ from hub.catalog.search import AdapterFilter, ordering
 from hub.catalog.search_marks import MARKS, bear_marks
 from hub.catalog.search_plan import Wish, ways_to
 from hub.catalog.search_terms import LEXEMES
-from infra.database import migration_config, reading, writing
+from infra.database import migration_config, reading, upgrade, writing
 from tests.databases import open_database
 from tests.hub.test_search import Shelf, filters
 from tests.servers import PostgresServer
@@ -95,3 +97,26 @@ def test_what_was_published_before_is_marked(shelf: Shelf) -> None:
         assert connection.execute(_WRONG).scalar_one() == 0
         wanted = AdapterFilter(tags=("math",), method="lora")
         assert found_by_marks(connection, wanted) == expected_of(shelf, wanted)
+
+
+def test_what_is_published_while_others_are_marked_is_marked(shelf: Shelf) -> None:
+    """By a process that began before the upgrade, and ends its publication while that runs."""
+    with shelf.engine.connect().execution_options(writer=True) as connection, connection.begin():
+        command.downgrade(migration_config(connection), "0021")
+    marking = Thread(target=upgrade, args=(shelf.engine,))
+    with writing(shelf.engine) as connection:
+        connection.execute(text("UPDATE listings SET words = words || 'zebra'::tsvector"))
+        marking.start()
+        end = time.monotonic() + 30
+        while not _is_waiting(shelf) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert _is_waiting(shelf)
+    marking.join(timeout=30)
+    with reading(shelf.engine) as connection:
+        assert connection.execute(_WRONG).scalar_one() == 0
+
+
+def _is_waiting(shelf: Shelf) -> bool:
+    waiting = text("SELECT count(*) FROM pg_locks WHERE relation = 'listings'::regclass AND NOT granted")
+    with reading(shelf.engine) as connection:
+        return connection.execute(waiting).scalar_one() > 0

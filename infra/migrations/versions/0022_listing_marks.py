@@ -20,6 +20,8 @@ _FOLLOWED = (
     " RETURN NULL; END $$"
 )
 _MADE = (
+    # Whoever publishes waits until the trigger is there: else what is published while listings are marked would never be.
+    "LOCK TABLE listings IN SHARE ROW EXCLUSIVE MODE",
     # Two of 512 bits for each term. The hash stays the same in all versions of PostgreSQL, for partitions depend on it.
     "CREATE FUNCTION mark_terms(terms tsvector) RETURNS bytea LANGUAGE plpgsql IMMUTABLE STRICT AS $$"
     " DECLARE marks bytea := decode(repeat('00', 64), 'hex'); term text; hash bigint;"
