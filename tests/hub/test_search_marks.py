@@ -120,3 +120,13 @@ def _is_waiting(shelf: Shelf) -> bool:
     waiting = text("SELECT count(*) FROM pg_locks WHERE relation = 'listings'::regclass AND NOT granted")
     with reading(shelf.engine) as connection:
         return connection.execute(waiting).scalar_one() > 0
+
+
+def test_every_table_has_a_primary_key(shelf: Shelf) -> None:
+    """Else a PostgreSQL that is replicated by rows refuses to change or to delete any of it, and so to publish."""
+    without = (
+        "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace"
+        " AND oid NOT IN (SELECT indrelid FROM pg_index WHERE indisprimary)"
+    )
+    with reading(shelf.engine) as connection:
+        assert connection.execute(text(without)).scalars().all() == []
