@@ -9,11 +9,12 @@ from threading import Thread
 
 import pytest
 from alembic import command
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, select, text, true
 
 from hub import catalog
+from hub.catalog.conditions import Condition
 from hub.catalog.search import AdapterFilter, ordering
-from hub.catalog.search_marks import MARKS, bear_marks
+from hub.catalog.search_marks import MARKS, MOST_LEXEMES, _bearing, bear_marks
 from hub.catalog.search_plan import Wish, ways_to
 from hub.catalog.search_terms import LEXEMES
 from infra.database import migration_config, reading, upgrade, writing
@@ -74,6 +75,20 @@ def test_marks_pass_over_what_lacks_a_term(shelf: Shelf) -> None:
     }
     assert having
     assert having <= bearing < {name.lower() for name in shelf.newest}
+
+
+def test_searches_of_any_shape_leave_little_behind() -> None:
+    """Whoever searches chooses how many words each beginning stands for."""
+    for count in range(1, 200):
+        bear_marks([("word",) * (count % MOST_LEXEMES + 1), ("other",) * (count // MOST_LEXEMES + 1)])
+    assert 0 < _bearing.cache_info().currsize <= 64
+
+
+@pytest.mark.parametrize(("lexemes", "is_marked"), [(0, False), (1, True), (MOST_LEXEMES, True), (MOST_LEXEMES + 1, False)])
+def test_a_beginning_of_many_words_asks_for_no_marks(lexemes: int, is_marked: bool) -> None:
+    words = tuple(f"su{number}" for number in range(lexemes))
+    condition = Condition(kind="words", make_check=true, make_ids=lambda: select(1), term="'su':*", lexemes=words)
+    assert condition.is_marked is is_marked
 
 
 def test_marks_follow_what_becomes_of_a_listing(shelf: Shelf) -> None:
