@@ -23,6 +23,8 @@ from hub.catalog.tables import LISTING_TAGS, LISTINGS
 
 NEWEST = 1000
 """Listings of which it is known what they have, and so what is found together."""
+_MOST_LEXEMES = 200_000
+"""That they have all together: fewer of the newest are looked at where they have more, lest who publishes long texts fills the memory."""
 _KEPT_SECONDS = 300
 _BESIDE_TERMS = ("rank", "format", "is_signed")
 """Columns of listings that are no terms."""
@@ -139,10 +141,14 @@ def _shares_of(row: Any, rows: float) -> Shares:
 
 
 def _read_newest(connection: Connection) -> Newest:
+    newest = LISTINGS.alias("newest")
+    so_far = func.sum(func.length(newest.c.words)).over(order_by=newest.c.version_id.desc()).label("so_far")
+    few = select(newest.c.version_id, so_far).order_by(newest.c.version_id.desc()).limit(NEWEST).subquery("few")
     asked = select(func.array_to_string(func.tsvector_to_array(LEXEMES), "\n"), *(LISTINGS.c[name] for name in _BESIDE_TERMS))
+    asked = asked.join(few, few.c.version_id == LISTINGS.c.version_id).where(few.c.so_far <= _MOST_LEXEMES)
     having: defaultdict[str, int] = defaultdict(int)
     number = 0
-    for lexemes, *values in connection.execute(asked.order_by(LISTINGS.c.version_id.desc()).limit(NEWEST)):
+    for lexemes, *values in connection.execute(asked):
         for lexeme in (*lexemes.split("\n"), *map(lexeme_of, _BESIDE_TERMS, values)):
             having[lexeme] |= 1 << number
         number += 1

@@ -18,6 +18,12 @@ from tests.databases import noted_statements, open_database
 from tests.hub.test_search import BASES, Shelf
 from tests.servers import PostgresServer
 
+_WORDY = text(
+    "INSERT INTO listings (version_id, adapter_id, key, namespace, base_name, base_model, method, rank, size, task, licence, words)"
+    " SELECT one, one, one, '', '', '', '', 0, 0, '', '', (SELECT array_to_tsvector(array_agg('l' || one || 'x' || word))"
+    " FROM generate_series(1, :words) word) FROM generate_series(CAST(:first AS integer), CAST(:last AS integer)) one"
+)
+
 
 @pytest.fixture(scope="module")
 def shelf(postgres_server: PostgresServer) -> Iterator[Shelf]:
@@ -111,6 +117,21 @@ def test_words_that_are_not_counted_are_seen_in_the_newest(shelf: Shelf) -> None
         assert known.share_of_words(()) == (1.0, False)
         assert known.share_of_words(("nothing", "never")) == (pytest.approx(0, abs=0.02), False)
         assert estimate(connection, [many]).left[0] == pytest.approx(len(shelf.brute(AdapterFilter(search="su"))), abs=1.5)
+
+
+def test_of_listings_with_very_many_words_fewer_are_read(postgres_server: PostgresServer) -> None:
+    """Else whoever publishes them fills the memory of every process, and holds up who searches next."""
+    engine = open_database(postgres_server.new_database())
+    with engine.connect() as connection, connection.begin() as transaction:
+        connection.execute(text("SET LOCAL session_replication_role = replica"))
+        connection.execute(_WORDY, {"first": 1, "last": 10, "words": 20})
+        assert read_statistics(connection).newest.number == 10
+        connection.execute(_WORDY, {"first": 11, "last": 130, "words": 2000})
+        newest = read_statistics(connection).newest
+        assert 90 <= newest.number <= 100
+        assert newest.having["l130x1"] == newest.having["l130x2000"]
+        transaction.rollback()
+    engine.dispose()
 
 
 def test_of_a_catalog_that_is_not_counted_the_planner_is_asked(postgres_server: PostgresServer) -> None:
