@@ -26,6 +26,8 @@ NEWEST = 1000
 _MOST_LEXEMES = 200_000
 """That they have all together: fewer of the newest are looked at where they have more, lest who publishes long texts fills the memory."""
 _KEPT_SECONDS = 300
+_FEW, _KEPT_OF_FEW_SECONDS = 10_000, 30
+"""A catalog of few may be a hundred times as large in five minutes, as by an import, and is read quickly."""
 _BESIDE_TERMS = ("rank", "format", "is_signed")
 """Columns of listings that are no terms."""
 _UNCOUNTED = 0.005
@@ -83,6 +85,11 @@ class Statistics:
     """By the column; what PostgreSQL has not counted is not there."""
     newest: Newest
 
+    @property
+    def kept_seconds(self) -> int:
+        """How long plans are made of it."""
+        return _KEPT_SECONDS if self.rows.get(LISTINGS.name, 0) >= _FEW else _KEPT_OF_FEW_SECONDS
+
     def left(self, column: str, value: object) -> float | None:
         """Return how many listings have a value in a column, or as their ``tag``; None where that is not known."""
         rows = self.rows.get(LISTING_TAGS.name if column == "tag" else LISTINGS.name)
@@ -108,10 +115,10 @@ _kept: WeakKeyDictionary[Engine, tuple[float, Statistics]] = WeakKeyDictionary()
 
 
 def statistics_of(connection: Connection) -> Statistics:
-    """Return what is known of a PostgreSQL's catalog; read anew where what is kept is five minutes old."""
+    """Return what is known of a PostgreSQL's catalog; read anew where what is kept is old."""
     engine, now = connection.engine, time.monotonic()
     kept = _kept.get(engine)
-    if kept is not None and now - kept[0] < _KEPT_SECONDS:
+    if kept is not None and now - kept[0] < kept[1].kept_seconds:
         return kept[1]
     if kept is not None:
         # Whoever else asks meanwhile takes what there is.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ from sqlalchemy import Engine, select, text, true
 from hub.catalog.conditions import Condition, conditions_of
 from hub.catalog.estimates import Sample, estimate
 from hub.catalog.search import AdapterFilter
-from hub.catalog.statistics import Newest, read_statistics, statistics_of
+from hub.catalog.statistics import Newest, Statistics, _kept, read_statistics, statistics_of
 from hub.catalog.words import read_search, split_words
 from infra.database import reading
 from tests.databases import noted_statements, open_database
@@ -117,6 +118,18 @@ def test_words_that_are_not_counted_are_seen_in_the_newest(shelf: Shelf) -> None
         assert known.share_of_words(()) == (1.0, False)
         assert known.share_of_words(("nothing", "never")) == (pytest.approx(0, abs=0.02), False)
         assert estimate(connection, [many]).left[0] == pytest.approx(len(shelf.brute(AdapterFilter(search="su"))), abs=1.5)
+
+
+def test_of_few_listings_it_is_seen_sooner_that_there_are_more(shelf: Shelf) -> None:
+    """Else what was planned for a few before an import would be walked through very many for minutes."""
+    with reading(shelf.engine) as connection:
+        found = statistics_of(connection)
+    for number, is_kept in ((0.0, False), (60.0, False), (1e5, True)):
+        before = Statistics(rows={"listings": number} if number else {}, shares={}, newest=found.newest)
+        _kept[shelf.engine] = (time.monotonic() - 60, before)
+        with reading(shelf.engine) as connection:
+            assert (statistics_of(connection) is before) is is_kept
+    del _kept[shelf.engine]
 
 
 def test_of_listings_with_very_many_words_fewer_are_read(postgres_server: PostgresServer) -> None:
