@@ -134,7 +134,7 @@ def test_what_is_published_while_others_are_marked_is_marked(shelf: Shelf) -> No
 def _is_waiting(shelf: Shelf) -> bool:
     waiting = text("SELECT count(*) FROM pg_locks WHERE relation = 'listings'::regclass AND NOT granted")
     with reading(shelf.engine) as connection:
-        return connection.execute(waiting).scalar_one() > 0
+        return bool(connection.execute(waiting).scalar_one())
 
 
 def test_every_table_has_a_primary_key(shelf: Shelf) -> None:
