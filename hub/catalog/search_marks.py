@@ -16,9 +16,15 @@ from hub.catalog.tables import LISTINGS
 MARKS = table("listing_words_marks", *(column(name, LISTINGS.c[name].type) for name in ("version_id", "key")))
 MISTAKEN = 0.02
 """The part of all listings that bears a term's marks without having it, of listings with few words."""
+_BITS = 512
 MOST_LEXEMES = 16
 """Of one of which a listing bears the marks; nearly all bear those of one of more, so that asking would spare nothing."""
 _KEPT_CONDITIONS = 64
+
+
+def share_mistaken(lexemes: int) -> float:
+    """Return how likely a listing with so many lexemes bears the marks of one that it has not."""
+    return float((1 - (1 - 1 / _BITS) ** (2 * lexemes)) ** 2)
 
 
 def bear_marks(terms: Sequence[Sequence[str]]) -> TextClause:

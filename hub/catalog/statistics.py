@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, func, select, text
 
+from hub.catalog.search_marks import MISTAKEN, share_mistaken
 from hub.catalog.search_terms import LEXEMES, lexeme_of
 from hub.catalog.tables import LISTING_TAGS, LISTINGS
 
@@ -65,6 +66,8 @@ class Newest:
     having: Mapping[str, int]
     vocabulary: Sequence[str] = field(default=(), repr=False)
     """The lexemes, sorted."""
+    mistaken: float = MISTAKEN
+    """The part of them that bears the marks of a lexeme without having it."""
 
     def has(self, lexemes: Sequence[str], begun: str = "") -> int:
         """Return the listings that have one of some lexemes, or one that begins so."""
@@ -154,9 +157,11 @@ def _read_newest(connection: Connection) -> Newest:
     asked = select(func.array_to_string(func.tsvector_to_array(LEXEMES), "\n"), *(LISTINGS.c[name] for name in _BESIDE_TERMS))
     asked = asked.join(few, few.c.version_id == LISTINGS.c.version_id).where(few.c.so_far <= _MOST_LEXEMES)
     having: defaultdict[str, int] = defaultdict(int)
-    number = 0
-    for lexemes, *values in connection.execute(asked):
-        for lexeme in (*lexemes.split("\n"), *map(lexeme_of, _BESIDE_TERMS, values)):
+    number, mistaken = 0, 0.0
+    for joined, *values in connection.execute(asked):
+        lexemes = joined.split("\n")
+        for lexeme in (*lexemes, *map(lexeme_of, _BESIDE_TERMS, values)):
             having[lexeme] |= 1 << number
         number += 1
-    return Newest(number=number, having=dict(having), vocabulary=sorted(having))
+        mistaken += share_mistaken(len(lexemes))
+    return Newest(number=number, having=dict(having), vocabulary=sorted(having), mistaken=max(mistaken / max(number, 1), MISTAKEN))

@@ -12,6 +12,7 @@ from sqlalchemy import Engine, select, text, true
 from hub.catalog.conditions import Condition, conditions_of
 from hub.catalog.estimates import Sample, estimate
 from hub.catalog.search import AdapterFilter
+from hub.catalog.search_marks import MISTAKEN, share_mistaken
 from hub.catalog.statistics import Newest, Statistics, _kept, read_statistics, statistics_of
 from hub.catalog.words import read_search, split_words
 from infra.database import reading
@@ -132,17 +133,27 @@ def test_of_few_listings_it_is_seen_sooner_that_there_are_more(shelf: Shelf) -> 
     del _kept[shelf.engine]
 
 
+def test_how_often_marks_mistake_is_as_random_bits_say() -> None:
+    pick = random.Random(1)
+    for lexemes in (20, 150, 400):
+        marked = ({pick.randrange(512) for _ in range(2 * lexemes)} for _ in range(300))
+        mistaken = sum({pick.randrange(512), pick.randrange(512)} <= marks for marks in marked for _ in range(20))
+        assert mistaken / 6000 == pytest.approx(share_mistaken(lexemes), abs=0.03)
+
+
 def test_of_listings_with_very_many_words_fewer_are_read(postgres_server: PostgresServer) -> None:
     """Else whoever publishes them fills the memory of every process, and holds up who searches next."""
     engine = open_database(postgres_server.new_database())
     with engine.connect() as connection, connection.begin() as transaction:
         connection.execute(text("SET LOCAL session_replication_role = replica"))
         connection.execute(_WORDY, {"first": 1, "last": 10, "words": 20})
-        assert read_statistics(connection).newest.number == 10
+        assert (read_statistics(connection).newest.number, read_statistics(connection).newest.mistaken) == (10, MISTAKEN)
         connection.execute(_WORDY, {"first": 11, "last": 130, "words": 2000})
         newest = read_statistics(connection).newest
         assert 90 <= newest.number <= 100
         assert newest.having["l130x1"] == newest.having["l130x2000"]
+        # All bits of their marks are set, so that walking past marks passes over none of them.
+        assert newest.mistaken > 0.99
         transaction.rollback()
     engine.dispose()
 
