@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql import TSQUERY
 
 from hub.catalog.format_tables import DERIVED_FORMATS
 from hub.catalog.search import SIGNS, AdapterFilter, MetricBound, Order
+from hub.catalog.search_marks import MOST_LEXEMES
 from hub.catalog.search_terms import any_of, have_all, lexeme_of, term_of
 from hub.catalog.tables import LISTING_METRICS, LISTING_TAGS, LISTING_WORDS, LISTINGS, MAX_BASE_NAME
 from hub.catalog.words import Wording
@@ -86,8 +87,8 @@ class Condition:
 
     @property
     def is_marked(self) -> bool:
-        """Whether listings bear marks of its lexemes, on PostgreSQL."""
-        return bool(self.term and self.lexemes)
+        """Whether listings are asked for the marks of its lexemes, on PostgreSQL."""
+        return bool(self.term) and 0 < len(self.lexemes) <= MOST_LEXEMES
 
     def is_in_order(self, order: Order) -> bool:
         """Whether an index gives what it leaves in the order of the list."""

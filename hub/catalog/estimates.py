@@ -15,6 +15,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.visitors import InternalTraversal
 
 from hub.catalog.conditions import Condition
+from hub.catalog.search_marks import MISTAKEN
 from hub.catalog.statistics import statistics_of
 from hub.catalog.tables import LISTINGS
 
@@ -56,6 +57,8 @@ class Sample:
     number: int
     having: Mapping[int, int]
     """By the position of a condition: which of them it leaves, as the bits of a number."""
+    mistaken: float = MISTAKEN
+    """The part that bears the marks of a lexeme without having it."""
 
     @property
     def positions(self) -> Collection[int]:
@@ -88,7 +91,7 @@ def _counted(connection: Connection, conditions: Sequence[Condition]) -> Estimat
 def _looked_up(connection: Connection, conditions: Sequence[Condition]) -> Estimate:
     known = statistics_of(connection)
     having = {at: known.newest.has(one.lexemes, one.begun) for at, one in enumerate(conditions) if one.kind != "elsewhere"}
-    sample = Sample(number=known.newest.number, having=having)
+    sample = Sample(number=known.newest.number, having=having, mistaken=known.newest.mistaken)
     counted = {at: number for at, one in enumerate(conditions) if (number := known.left(one.column, one.wanted)) is not None}
     listings = known.rows.get(LISTINGS.name)
     asked = [at for at, one in enumerate(conditions) if at not in counted and one.kind != "words"]

@@ -7,7 +7,7 @@ any; what bears every mark is looked at, for bits may be another term's. A trigg
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 
 from sqlalchemy import String, TextClause, bindparam, column, table, text
 
@@ -16,6 +16,15 @@ from hub.catalog.tables import LISTINGS
 MARKS = table("listing_words_marks", *(column(name, LISTINGS.c[name].type) for name in ("version_id", "key")))
 MISTAKEN = 0.02
 """The part of all listings that bears a term's marks without having it, of listings with few words."""
+_BITS = 512
+MOST_LEXEMES = 16
+"""Of one of which a listing bears the marks; nearly all bear those of one of more, so that asking would spare nothing."""
+_KEPT_CONDITIONS = 64
+
+
+def share_mistaken(lexemes: int) -> float:
+    """Return how likely a listing with so many lexemes bears the marks of one that it has not."""
+    return float((1 - (1 - 1 / _BITS) ** (2 * lexemes)) ** 2)
 
 
 def bear_marks(terms: Sequence[Sequence[str]]) -> TextClause:
@@ -24,9 +33,9 @@ def bear_marks(terms: Sequence[Sequence[str]]) -> TextClause:
     return _bearing(tuple(map(len, terms))).bindparams(**given)
 
 
-@cache
+@lru_cache(maxsize=_KEPT_CONDITIONS)
 def _bearing(counts: tuple[int, ...]) -> TextClause:
-    """Return the condition for terms of so many lexemes; there are as many as filters may have."""
+    """Return the condition for terms of so many lexemes. Beginnings of words are those of any number, so that only some are kept."""
     each = []
     for at, count in enumerate(counts):
         names = [_name_of(at, place) for place in range(count)]

@@ -150,7 +150,8 @@ def _marked_walks(case: _Case) -> Iterator[Way]:
     # Where one lexeme is looked for, less is to be done than for one of several; of most listings nothing more is asked.
     marked.sort(key=lambda at: (len(case.conditions[at].lexemes), guess.left[at]))
     terms = [case.conditions[at].lexemes for at in marked]
-    passed = guess.together(marked) + prod(min(guess.share(at) + len(case.conditions[at].lexemes) * MISTAKEN, 1) for at in marked)
+    mistaken = MISTAKEN if guess.sample is None else guess.sample.mistaken
+    passed = guess.together(marked) + prod(min(guess.share(at) + len(case.conditions[at].lexemes) * mistaken, 1) for at in marked)
     cost = met * (_MARKED + len(terms[0]) * _BITS + passed * (_BY_ID + case.elsewhere))
     yield Way(cost=cost, select=partial(_walk_marked, terms, [condition for condition, _ in case.ranked]))
 

@@ -18,12 +18,17 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, func, select, text
 
+from hub.catalog.search_marks import MISTAKEN, share_mistaken
 from hub.catalog.search_terms import LEXEMES, lexeme_of
 from hub.catalog.tables import LISTING_TAGS, LISTINGS
 
 NEWEST = 1000
 """Listings of which it is known what they have, and so what is found together."""
+_MOST_LEXEMES = 200_000
+"""That they have all together: fewer of the newest are looked at where they have more, lest who publishes long texts fills the memory."""
 _KEPT_SECONDS = 300
+_FEW, _KEPT_OF_FEW_SECONDS = 10_000, 30
+"""A catalog of few may be a hundred times as large in five minutes, as by an import, and is read quickly."""
 _BESIDE_TERMS = ("rank", "format", "is_signed")
 """Columns of listings that are no terms."""
 _UNCOUNTED = 0.005
@@ -61,6 +66,8 @@ class Newest:
     having: Mapping[str, int]
     vocabulary: Sequence[str] = field(default=(), repr=False)
     """The lexemes, sorted."""
+    mistaken: float = MISTAKEN
+    """The part of them that bears the marks of a lexeme without having it."""
 
     def has(self, lexemes: Sequence[str], begun: str = "") -> int:
         """Return the listings that have one of some lexemes, or one that begins so."""
@@ -80,6 +87,11 @@ class Statistics:
     shares: Mapping[str, Shares]
     """By the column; what PostgreSQL has not counted is not there."""
     newest: Newest
+
+    @property
+    def kept_seconds(self) -> int:
+        """How long plans are made of it."""
+        return _KEPT_SECONDS if self.rows.get(LISTINGS.name, 0) >= _FEW else _KEPT_OF_FEW_SECONDS
 
     def left(self, column: str, value: object) -> float | None:
         """Return how many listings have a value in a column, or as their ``tag``; None where that is not known."""
@@ -106,10 +118,10 @@ _kept: WeakKeyDictionary[Engine, tuple[float, Statistics]] = WeakKeyDictionary()
 
 
 def statistics_of(connection: Connection) -> Statistics:
-    """Return what is known of a PostgreSQL's catalog; read anew where what is kept is five minutes old."""
+    """Return what is known of a PostgreSQL's catalog; read anew where what is kept is old."""
     engine, now = connection.engine, time.monotonic()
     kept = _kept.get(engine)
-    if kept is not None and now - kept[0] < _KEPT_SECONDS:
+    if kept is not None and now - kept[0] < kept[1].kept_seconds:
         return kept[1]
     if kept is not None:
         # Whoever else asks meanwhile takes what there is.
@@ -139,11 +151,17 @@ def _shares_of(row: Any, rows: float) -> Shares:
 
 
 def _read_newest(connection: Connection) -> Newest:
+    newest = LISTINGS.alias("newest")
+    so_far = func.sum(func.length(newest.c.words)).over(order_by=newest.c.version_id.desc()).label("so_far")
+    few = select(newest.c.version_id, so_far).order_by(newest.c.version_id.desc()).limit(NEWEST).subquery("few")
     asked = select(func.array_to_string(func.tsvector_to_array(LEXEMES), "\n"), *(LISTINGS.c[name] for name in _BESIDE_TERMS))
+    asked = asked.join(few, few.c.version_id == LISTINGS.c.version_id).where(few.c.so_far <= _MOST_LEXEMES)
     having: defaultdict[str, int] = defaultdict(int)
-    number = 0
-    for lexemes, *values in connection.execute(asked.order_by(LISTINGS.c.version_id.desc()).limit(NEWEST)):
-        for lexeme in (*lexemes.split("\n"), *map(lexeme_of, _BESIDE_TERMS, values)):
+    number, mistaken = 0, 0.0
+    for joined, *values in connection.execute(asked):
+        lexemes = joined.split("\n")
+        for lexeme in (*lexemes, *map(lexeme_of, _BESIDE_TERMS, values)):
             having[lexeme] |= 1 << number
         number += 1
-    return Newest(number=number, having=dict(having), vocabulary=sorted(having))
+        mistaken += share_mistaken(len(lexemes))
+    return Newest(number=number, having=dict(having), vocabulary=sorted(having), mistaken=max(mistaken / max(number, 1), MISTAKEN))

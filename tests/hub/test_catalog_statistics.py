@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,12 +12,19 @@ from sqlalchemy import Engine, select, text, true
 from hub.catalog.conditions import Condition, conditions_of
 from hub.catalog.estimates import Sample, estimate
 from hub.catalog.search import AdapterFilter
-from hub.catalog.statistics import Newest, read_statistics, statistics_of
+from hub.catalog.search_marks import MISTAKEN, share_mistaken
+from hub.catalog.statistics import Newest, Statistics, _kept, read_statistics, statistics_of
 from hub.catalog.words import read_search, split_words
 from infra.database import reading
 from tests.databases import noted_statements, open_database
 from tests.hub.test_search import BASES, Shelf
 from tests.servers import PostgresServer
+
+_WORDY = text(
+    "INSERT INTO listings (version_id, adapter_id, key, namespace, base_name, base_model, method, rank, size, task, licence, words)"
+    " SELECT one, one, one, '', '', '', '', 0, 0, '', '', (SELECT array_to_tsvector(array_agg('l' || one || 'x' || word))"
+    " FROM generate_series(1, :words) word) FROM generate_series(CAST(:first AS integer), CAST(:last AS integer)) one"
+)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +119,43 @@ def test_words_that_are_not_counted_are_seen_in_the_newest(shelf: Shelf) -> None
         assert known.share_of_words(()) == (1.0, False)
         assert known.share_of_words(("nothing", "never")) == (pytest.approx(0, abs=0.02), False)
         assert estimate(connection, [many]).left[0] == pytest.approx(len(shelf.brute(AdapterFilter(search="su"))), abs=1.5)
+
+
+def test_of_few_listings_it_is_seen_sooner_that_there_are_more(shelf: Shelf) -> None:
+    """Else what was planned for a few before an import would be walked through very many for minutes."""
+    with reading(shelf.engine) as connection:
+        found = statistics_of(connection)
+    for number, is_kept in ((0.0, False), (60.0, False), (1e5, True)):
+        before = Statistics(rows={"listings": number} if number else {}, shares={}, newest=found.newest)
+        _kept[shelf.engine] = (time.monotonic() - 60, before)
+        with reading(shelf.engine) as connection:
+            assert (statistics_of(connection) is before) is is_kept
+    del _kept[shelf.engine]
+
+
+def test_how_often_marks_mistake_is_as_random_bits_say() -> None:
+    pick = random.Random(1)
+    for lexemes in (20, 150, 400):
+        marked = ({pick.randrange(512) for _ in range(2 * lexemes)} for _ in range(300))
+        mistaken = sum({pick.randrange(512), pick.randrange(512)} <= marks for marks in marked for _ in range(20))
+        assert mistaken / 6000 == pytest.approx(share_mistaken(lexemes), abs=0.03)
+
+
+def test_of_listings_with_very_many_words_fewer_are_read(postgres_server: PostgresServer) -> None:
+    """Else whoever publishes them fills the memory of every process, and holds up who searches next."""
+    engine = open_database(postgres_server.new_database())
+    with engine.connect() as connection, connection.begin() as transaction:
+        connection.execute(text("SET LOCAL session_replication_role = replica"))
+        connection.execute(_WORDY, {"first": 1, "last": 10, "words": 20})
+        assert (read_statistics(connection).newest.number, read_statistics(connection).newest.mistaken) == (10, MISTAKEN)
+        connection.execute(_WORDY, {"first": 11, "last": 130, "words": 2000})
+        newest = read_statistics(connection).newest
+        assert 90 <= newest.number <= 100
+        assert newest.having["l130x1"] == newest.having["l130x2000"]
+        # All bits of their marks are set, so that walking past marks passes over none of them.
+        assert newest.mistaken > 0.99
+        transaction.rollback()
+    engine.dispose()
 
 
 def test_of_a_catalog_that_is_not_counted_the_planner_is_asked(postgres_server: PostgresServer) -> None:

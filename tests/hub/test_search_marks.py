@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
+from threading import Thread
 
 import pytest
 from alembic import command
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, select, text, true
 
 from hub import catalog
+from hub.catalog.conditions import Condition
 from hub.catalog.search import AdapterFilter, ordering
-from hub.catalog.search_marks import MARKS, bear_marks
+from hub.catalog.search_marks import MARKS, MOST_LEXEMES, _bearing, bear_marks
 from hub.catalog.search_plan import Wish, ways_to
 from hub.catalog.search_terms import LEXEMES
-from infra.database import migration_config, reading, writing
+from infra.database import migration_config, reading, upgrade, writing
 from tests.databases import open_database
 from tests.hub.test_search import Shelf, filters
 from tests.servers import PostgresServer
@@ -74,6 +77,20 @@ def test_marks_pass_over_what_lacks_a_term(shelf: Shelf) -> None:
     assert having <= bearing < {name.lower() for name in shelf.newest}
 
 
+def test_searches_of_any_shape_leave_little_behind() -> None:
+    """Whoever searches chooses how many words each beginning stands for."""
+    for count in range(1, 200):
+        bear_marks([("word",) * (count % MOST_LEXEMES + 1), ("other",) * (count // MOST_LEXEMES + 1)])
+    assert 0 < _bearing.cache_info().currsize <= 64
+
+
+@pytest.mark.parametrize(("lexemes", "is_marked"), [(0, False), (1, True), (MOST_LEXEMES, True), (MOST_LEXEMES + 1, False)])
+def test_a_beginning_of_many_words_asks_for_no_marks(lexemes: int, is_marked: bool) -> None:
+    words = tuple(f"su{number}" for number in range(lexemes))
+    condition = Condition(kind="words", make_check=true, make_ids=lambda: select(1), term="'su':*", lexemes=words)
+    assert condition.is_marked is is_marked
+
+
 def test_marks_follow_what_becomes_of_a_listing(shelf: Shelf) -> None:
     with writing(shelf.engine) as connection:
         assert connection.execute(_WRONG).scalar_one() == 0
@@ -95,3 +112,36 @@ def test_what_was_published_before_is_marked(shelf: Shelf) -> None:
         assert connection.execute(_WRONG).scalar_one() == 0
         wanted = AdapterFilter(tags=("math",), method="lora")
         assert found_by_marks(connection, wanted) == expected_of(shelf, wanted)
+
+
+def test_what_is_published_while_others_are_marked_is_marked(shelf: Shelf) -> None:
+    """By a process that began before the upgrade, and ends its publication while that runs."""
+    with shelf.engine.connect().execution_options(writer=True) as connection, connection.begin():
+        command.downgrade(migration_config(connection), "0021")
+    marking = Thread(target=upgrade, args=(shelf.engine,))
+    with writing(shelf.engine) as connection:
+        connection.execute(text("UPDATE listings SET words = words || 'zebra'::tsvector"))
+        marking.start()
+        end = time.monotonic() + 30
+        while not _is_waiting(shelf) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert _is_waiting(shelf)
+    marking.join(timeout=30)
+    with reading(shelf.engine) as connection:
+        assert connection.execute(_WRONG).scalar_one() == 0
+
+
+def _is_waiting(shelf: Shelf) -> bool:
+    waiting = text("SELECT count(*) FROM pg_locks WHERE relation = 'listings'::regclass AND NOT granted")
+    with reading(shelf.engine) as connection:
+        return bool(connection.execute(waiting).scalar_one())
+
+
+def test_every_table_has_a_primary_key(shelf: Shelf) -> None:
+    """Else a PostgreSQL that is replicated by rows refuses to change or to delete any of it, and so to publish."""
+    without = (
+        "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace"
+        " AND oid NOT IN (SELECT indrelid FROM pg_index WHERE indisprimary)"
+    )
+    with reading(shelf.engine) as connection:
+        assert connection.execute(text(without)).scalars().all() == []

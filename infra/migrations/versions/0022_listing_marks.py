@@ -20,6 +20,8 @@ _FOLLOWED = (
     " RETURN NULL; END $$"
 )
 _MADE = (
+    # Whoever publishes waits until the trigger is there: else what is published while listings are marked would never be.
+    "LOCK TABLE listings IN SHARE ROW EXCLUSIVE MODE",
     # Two of 512 bits for each term. The hash stays the same in all versions of PostgreSQL, for partitions depend on it.
     "CREATE FUNCTION mark_terms(terms tsvector) RETURNS bytea LANGUAGE plpgsql IMMUTABLE STRICT AS $$"
     " DECLARE marks bytea := decode(repeat('00', 64), 'hex'); term text; hash bigint;"
@@ -29,7 +31,8 @@ _MADE = (
     " END LOOP; RETURN marks; END $$",
     'CREATE TABLE listing_words_marks (version_id integer NOT NULL, key varchar(193) COLLATE "C" NOT NULL, marks bytea NOT NULL)',
     _FILLED.replace("TERMS", _TERMS.replace("ROW", "listings")),
-    "CREATE UNIQUE INDEX listing_words_marks_version_id ON listing_words_marks (version_id) INCLUDE (marks)",
+    # A primary key, without which a replicated PostgreSQL refuses every change of a row.
+    "ALTER TABLE listing_words_marks ADD CONSTRAINT pk_listing_words_marks PRIMARY KEY (version_id) INCLUDE (marks)",
     "CREATE UNIQUE INDEX listing_words_marks_key ON listing_words_marks (key) INCLUDE (version_id, marks)",
     _FOLLOWED.replace("TERMS", _TERMS.replace("ROW", "NEW")),
     "CREATE TRIGGER listings_marked AFTER INSERT OR DELETE OR"
