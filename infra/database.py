@@ -43,7 +43,7 @@ _POSTGRES_ARGUMENTS = {
     "tcp_user_timeout": 20_000,
 }
 _LOG = structlog.get_logger("database")
-_MIGRATION_LOCK = 7_318_349_394_477_056
+MIGRATION_LOCK = 7_318_349_394_477_056
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -197,7 +197,8 @@ def upgrade(engine: Engine) -> None:
     """Bring the schema to this version of the code; safe to run from several processes at once."""
     with _named_errors(is_starting=True), engine.connect().execution_options(writer=True) as connection, connection.begin():
         if connection.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            connection.execute(text("SET LOCAL statement_timeout = 0"))  # one that is set for the role is meant for requests
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
         command.upgrade(migration_config(connection), "head")
 
 

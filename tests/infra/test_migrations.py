@@ -1,18 +1,20 @@
 """The migrations make exactly the tables that the code uses, on SQLite and on PostgreSQL, and can be undone."""
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, Table, inspect, select
+from sqlalchemy import Connection, Engine, Table, func, inspect, make_url, select
 
 from hub import catalog
 from infra import audit, auth
-from infra.database import METADATA, make_engine, migration_config, upgrade
+from infra.database import METADATA, MIGRATION_LOCK, make_engine, migration_config, upgrade
 from orchestrator.ledger import federation_tables, tables
+from tests.servers import PostgresServer
 
 MODULES = (audit, auth, catalog, tables, federation_tables)
 TABLES = {table.name for module in MODULES for table in vars(module).values() if isinstance(table, Table)}
@@ -108,3 +110,17 @@ def _insert_old_rows(connection: Connection) -> None:
     ]
     for statement in statements:
         connection.exec_driver_sql(statement)
+
+
+def test_upgrading_outlasts_the_time_that_a_role_gives_to_statements(postgres_server: PostgresServer) -> None:
+    """Else a hub whose requests are bounded so could never start again after an upgrade of a large catalog; here another one upgrades."""
+    url = make_url(postgres_server.new_database()).update_query_dict({"options": "-c statement_timeout=300"})
+    engine = make_engine(url.render_as_string(hide_password=False))
+    with ThreadPoolExecutor() as threads:
+        with engine.begin() as other:
+            other.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+            upgraded = threads.submit(upgrade, engine)
+            time.sleep(0.6)
+        upgraded.result()
+    assert tables_of(engine) == {*TABLES, "alembic_version"}
+    engine.dispose()
