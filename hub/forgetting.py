@@ -24,51 +24,39 @@ _PAUSE_SECONDS = 0.01
 
 @contextmanager
 def forgetting_words(engine: Engine, interval_seconds: float) -> Iterator[None]:
-    """Go through the words that the catalog keeps meanwhile, a little at each interval; 0 is never."""
+    """Go through the words that the catalog keeps meanwhile, a little at each interval; 0 is never.
+
+    At its end it waits for what is being looked at.
+    """
     if not interval_seconds:
         yield
         return
-    thread = WordsThread(engine, interval_seconds)
+    is_closing = threading.Event()
+    thread = threading.Thread(target=_go_through, args=(engine, interval_seconds, is_closing), name="forgetting", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        thread.close()
+        is_closing.set()
+        thread.join()
 
 
-class WordsThread:
-    """Goes through the words that the catalog keeps, again and again, until it is closed."""
+def _go_through(engine: Engine, interval_seconds: float, is_closing: threading.Event) -> None:
+    """Look at all words again and again."""
+    position = ""
+    while not is_closing.wait(interval_seconds):
+        try:
+            position = _look(engine, position, is_closing)
+        except WegeftError as error:
+            _LOG.warning("no words could be forgotten", reason=error.message)
+        except Exception:  # noqa: BLE001 - the thread must outlive whatever it meets
+            _LOG.exception("no words could be forgotten")
 
-    def __init__(self, engine: Engine, interval_seconds: float) -> None:
-        self._engine = engine
-        self._interval_seconds = interval_seconds
-        self._is_closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="forgetting", daemon=True)
 
-    def start(self) -> None:
-        """Begin, one interval from now."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """Finish what is being looked at, and end."""
-        self._is_closing.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-
-    def _run(self) -> None:
-        position = ""
-        while not self._is_closing.wait(self._interval_seconds):
-            try:
-                position = self._look(position)
-            except WegeftError as error:
-                _LOG.warning("no words could be forgotten", reason=error.message)
-            except Exception:  # noqa: BLE001 - the thread must outlive whatever it meets
-                _LOG.exception("no words could be forgotten")
-
-    def _look(self, position: str) -> str:
-        """Go on behind a word for a while; return where to go on, empty at the end."""
-        end = time.monotonic() + _SECONDS
-        while position := catalog.forget_words(self._engine, position, _WORDS):
-            if time.monotonic() >= end or self._is_closing.wait(_PAUSE_SECONDS):
-                break
-        return position
+def _look(engine: Engine, position: str, is_closing: threading.Event) -> str:
+    """Go on behind a word for a while; return where to go on, empty at the end."""
+    end = time.monotonic() + _SECONDS
+    while position := catalog.forget_words(engine, position, _WORDS):
+        if time.monotonic() >= end or is_closing.wait(_PAUSE_SECONDS):
+            break
+    return position

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event, text
 
+from cli import serve
+from cli.home import Home
 from hub import catalog, forgetting
 from hub.catalog import left_words
 from hub.catalog.search_terms import complete
 from infra.database import reading, writing
+from infra.settings import load_settings
 from tests.databases import open_database
 from tests.hub.serving import NOW
 from tests.hub.test_search import Shelf
@@ -213,6 +216,16 @@ def test_a_thread_goes_through_all_words_a_little_at_a_time(shelf: Shelf, monkey
             time.sleep(0.01)
     assert fails == []
     assert "zebra" in known(shelf)
+    assert "okapi" not in known(shelf)
+
+
+def test_a_hub_that_is_served_forgets_words(shelf: Shelf, tmp_path: Path) -> None:
+    url = shelf.engine.url.render_as_string(hide_password=False)
+    settings = load_settings(home=tmp_path, database_url=url, collect_seconds=0.05)
+    end = time.monotonic() + 20
+    with serve._assembled(settings, Home(tmp_path), "http://localhost", "hub"):
+        while "okapi" in known(shelf) and time.monotonic() < end:
+            time.sleep(0.01)
     assert "okapi" not in known(shelf)
 
 
